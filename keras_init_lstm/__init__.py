@@ -1,0 +1,24 @@
+"""LSTM layers for Keras 3 that own their initial state."""
+
+import keras
+
+from keras_init_lstm.initial_states import Fixed, Sampled, Trainable
+from keras_init_lstm.recurrent import InitStateLSTM
+from keras_init_lstm.streams import ResetStates, reset_states
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Fixed",
+    "InitStateLSTM",
+    "ResetStates",
+    "Sampled",
+    "Trainable",
+    "reset_states",
+]
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "keras_init_lstm works with the TensorFlow backend of Keras 3. "
+        f"Received: the backend {keras.backend.backend()!r}"
+    )

@@ -1,0 +1,416 @@
+"""Where a state starts, and how it is carried: the recurrent layers."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_init_lstm import initial_states
+
+
+class _CarriedState(keras.Variable):
+    """One state of a stream: what the next call of a stateful layer starts from.
+
+    Until something is assigned to it, it is fresh, and reads as the initial state
+    that the layer owns.
+    """
+
+    def __init__(self, layer, index, batch_size):
+        self._layer = layer
+        self._index = index
+        self._fresh = keras.Variable(
+            "ones", shape=(), dtype="bool", trainable=False, name="fresh"
+        )
+        super().__init__(
+            "zeros",
+            shape=(batch_size, layer.state_size[index]),
+            dtype=layer.variable_dtype,
+            trainable=False,
+            name="rnn_state",
+        )
+
+    @property
+    def value(self):
+        return self.or_start(self._layer._start(self._index, self.shape[0]))
+
+    def or_start(self, start):
+        """Returns what was carried, or `start` while the stream is fresh."""
+        carried = super().value
+        return ops.where(self._fresh, ops.cast(start, carried.dtype), carried)
+
+    def assign(self, value):
+        value = super().assign(value)
+        self._fresh.assign(False)
+        return value
+
+    def restart(self):
+        self._fresh.assign(True)
+
+    def __repr__(self):
+        return f"<Variable path={self.path}, dtype={self.dtype}, value={self.value}>"
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class InitStateLSTM(keras.layers.LSTM):
+    """Long short-term memory layer that owns its initial state.
+
+    It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
+    and a cell state c that the layer owns and repeats for each row of the batch,
+
+        InitStateLSTM(...)(x) == LSTM(...)(x, initial_state=[h0, c0])
+
+    with h0 and c0 the owned states tiled to `(batch, units)`. Without
+    `initial_state` it has the weights, the outputs and the summary of an `LSTM`.
+
+    Args:
+        units: Positive integer, dimensionality of the output space.
+        *args: The other arguments of `keras.layers.LSTM`, in its order.
+        initial_state: What each sequence starts from. One entry, used for both
+            states (each then owns its own variables), or a list of two, for h and
+            c. An entry is one of:
+
+            - `None` or `"zeros"`: zeros, as in `LSTM`.
+            - A number or an array of shape `(units,)`: `Fixed` at that value.
+            - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
+            - A `Fixed`, `Sampled` or `Trainable` object, which is copied; the
+              layer's own are in `layer.initial_state`.
+
+            Defaults to `None`.
+        **kwargs: The keyword arguments of `keras.layers.LSTM`.
+
+    Call arguments:
+        sequences: A tensor `(batch, timesteps, features)`.
+        initial_state: List of two tensors `(batch, units)` that are used instead of
+            the owned states, for this call; `None`, or `None` as an entry, keeps
+            the owned. As with `LSTM`, pass `mask` too if there is one: Keras hands
+            an implicit mask only to a layer called with a single tensor.
+        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is to be
+            skipped. Defaults to `None`.
+        training: Python boolean, whether the layer behaves in training mode. This
+            matters to dropout and to `Sampled`. Defaults to `False`.
+
+    Input shape:
+        `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
+        call; a stateful layer needs to know its batch size.
+
+    Output shape:
+        `(batch, timesteps, units)` with `return_sequences=True`, else
+        `(batch, units)`; with `return_state=True` followed by the last h and c,
+        each `(batch, units)`. The dtype is the layer's `compute_dtype`.
+
+    Raises:
+        ValueError: If `initial_state` is not as above, does not fit `units`, or is
+            not finite; if a state given at a call is not `(batch, units)`; if a
+            batch does not have the size of the stream that the layer carries.
+
+    Stateful streams:
+        With `stateful=True` the states are carried from call to call. After
+        construction and after a reset, every row starts from the owned initial
+        state, which gets its gradient from that call (`LSTM` in Keras 3 only ever
+        returns to zeros). `reset_states(states=[h, c])` starts from given states,
+        as it did in Keras 2. A state given at a call replaces the carried one, and
+        the stream goes on from the result. The carried states are not saved with
+        the model.
+
+    References:
+        [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)
+        for the LSTM.
+
+    Example:
+
+    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
+    >>> layer(np.zeros((32, 10, 8))).shape
+    TensorShape([32, 4])
+    >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables]
+    ['lstm_cell/kernel', 'lstm_cell/recurrent_kernel', 'lstm_cell/bias', 'h0/value', 'c0/value']
+    """
+
+    state_names = ("h0", "c0")
+
+    def __init__(self, units, *args, initial_state=None, **kwargs):
+        super().__init__(units, *args, **kwargs)
+        self.initial_state = self._own(initial_state)
+
+    def _own(self, entries):
+        if not isinstance(entries, (list, tuple)):
+            entries = [entries] * len(self.state_size)
+        entries = self._per_state(entries, "initial_state")
+        return [
+            self._own_entry(*entry)
+            for entry in zip(self.state_names, self.state_size, entries, strict=True)
+        ]
+
+    def _own_entry(self, name, units, entry):
+        given = initial_states.get(entry)
+        if given is None:
+            return None
+        config = {**given.get_config(), "name": name, "dtype": self.dtype_policy}
+        owned = type(given).from_config(config)
+        owned.trainable = given.trainable and self.trainable
+        owned.check(units)
+        return owned
+
+    def __call__(self, *args, **kwargs):
+        # Checked here, before anything is built, traced or carried.
+        sequences = args[0] if args else kwargs.get("sequences")
+        given = args[1] if len(args) > 1 else kwargs.get("initial_state")
+        self._check_call(sequences, given)
+        return super().__call__(*args, **kwargs)
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        batch_size = sequences_shape[0]
+        if self.stateful:
+            if self.states is None and batch_size is None:
+                raise ValueError(
+                    "With `stateful=True` the batch size must be known when the layer "
+                    "is built: pass `batch_size` to `Input`, or call "
+                    "`reset_states(states=...)` first. "
+                    f"Received: sequences of shape {tuple(sequences_shape)}"
+                )
+            self._check_stream(batch_size)
+        if not self.cell.built:
+            self.cell.build((batch_size, *sequences_shape[2:]))
+        self._build_initial_state()
+        if self.stateful and self.states is None:
+            self._create_states(batch_size)
+
+    def _build_initial_state(self):
+        if self.built:
+            return
+        for entry, units in zip(self.initial_state, self.state_size, strict=True):
+            if entry is not None and not entry.built:
+                entry.build((units,))
+
+    def _create_states(self, batch_size):
+        # Past `__setattr__`, which would make weights of them: as in Keras, the
+        # states of a stream are neither counted nor saved.
+        vars(self)["states"] = [
+            _CarriedState(self, index, batch_size)
+            for index in range(len(self.state_size))
+        ]
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        batch_size = ops.shape(sequences)[0]
+        if self.stateful:
+            self._check_stream(sequences.shape[0])
+        if initial_state is None:
+            initial_state = [None] * len(self.state_size)
+        states = []
+        for index, state in enumerate(initial_state):
+            if state is None:
+                state = self._start(index, batch_size, training)
+                if self.stateful:
+                    state = self.states[index].or_start(state)
+            states.append(state)
+        if self.stateful and sequences.shape[0] is None:
+            states = self._with_stream_check(states, batch_size)
+        return super().call(
+            sequences, initial_state=states, mask=mask, training=training
+        )
+
+    def _start(self, index, batch_size, training=False):
+        entry = self.initial_state[index]
+        if entry is None:
+            return ops.zeros((batch_size, self.state_size[index]), self.compute_dtype)
+        return entry.call(batch_size, training=training)
+
+    def get_initial_state(self, batch_size=None):
+        """Returns the owned initial states, as at inference.
+
+        Args:
+            batch_size: Integer, or scalar integer tensor.
+
+        Returns:
+            List of two tensors `(batch_size, units)` of dtype `compute_dtype`.
+        """
+        with keras.name_scope(self.name):
+            self._build_initial_state()
+        return [
+            ops.cast(self._start(index, batch_size), self.compute_dtype)
+            for index in range(len(self.state_size))
+        ]
+
+    def assign_initial_state(self, states):
+        """Overwrites the owned initial states.
+
+        Args:
+            states: List of two arrays, for h and c, each of shape `(units,)`, or
+                `(batch, units)`, of which the mean over the batch is taken: the
+                final states of one layer can start another. `None` as an entry
+                leaves that state. Of a `Sampled` state, the mean is overwritten.
+
+        Raises:
+            ValueError: If an array is of another shape or not finite, or if the
+                state is not owned (`initial_state=None`). Nothing is then changed.
+
+        Example:
+
+        >>> encoder = keras.layers.LSTM(4, return_state=True)
+        >>> _, h, c = encoder(np.ones((8, 5, 3)))
+        >>> decoder = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
+        >>> decoder.assign_initial_state([h, c])
+        """
+        assignments = []
+        for index, state in enumerate(self._per_state(states, "states")):
+            if state is None:
+                continue
+            entry = self.initial_state[index]
+            if entry is None:
+                raise ValueError(
+                    f"The layer owns no initial state {self.state_names[index]} to "
+                    "assign to, since it starts from zeros. Create the layer with "
+                    "`initial_state='fixed'` or another kind, or pass None here. "
+                    f"Received: states={states}"
+                )
+            array = self._array(index, state, "states", batch_size=None)
+            assignments.append((entry, array))
+        with keras.name_scope(self.name):
+            self._build_initial_state()
+        for entry, array in assignments:
+            entry.assign(array if array.ndim == 1 else array.mean(axis=0))
+
+    def reset_state(self):
+        """Lets the stream start afresh, from the owned initial state."""
+        for state in self.states or ():
+            state.restart()
+
+    def reset_states(self, states=None):
+        """Lets the stream start afresh, from the owned or from the given states.
+
+        Args:
+            states: List of two arrays `(batch, units)`, for h and c, that the next
+                call starts from, also if it is the first. `None` as an entry, or
+                for all, means the owned initial state. Defaults to `None`.
+
+        Raises:
+            ValueError: If the layer is not stateful, or if an array is not finite
+                or not of that shape, with the batch size of the stream. The
+                carried states are then as before.
+
+        Example:
+
+        >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
+        >>> layer.reset_states(states=[np.ones((2, 4)), np.zeros((2, 4))])
+        >>> layer.states[0].numpy().tolist()
+        [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+        """
+        if states is None:
+            self.reset_state()
+            return
+        if not self.stateful:
+            raise ValueError(
+                "Argument `states` is for a layer with `stateful=True`. "
+                f"{self.name} was created with stateful=False. Received: {states}"
+            )
+        states = self._per_state(states, "states")
+        batch_size = self.states[0].shape[0] if self.states else None
+        arrays = []
+        for index, state in enumerate(states):
+            if state is not None:
+                state = self._array(index, state, "states", batch_size, ndims=(2,))
+                batch_size = len(state)
+            arrays.append(state)
+        if self.states is None and batch_size is not None:
+            with keras.name_scope(self.name):
+                self._build_initial_state()
+                self._create_states(batch_size)
+        for state, array in zip(self.states or (), arrays, strict=False):
+            if array is None:
+                state.restart()
+            else:
+                state.assign(array)
+
+    def get_config(self):
+        entries = [
+            entry and keras.saving.serialize_keras_object(entry)
+            for entry in self.initial_state
+        ]
+        return {
+            **super().get_config(),
+            "implementation": self.cell.implementation,
+            "use_cudnn": self.use_cudnn,
+            "initial_state": entries if any(entries) else None,
+        }
+
+    def _per_state(self, states, argument):
+        if isinstance(states, (list, tuple)) and len(states) == len(self.state_size):
+            return states
+        expected = ", ".join(
+            f"{name} ({units} units)"
+            for name, units in zip(self.state_names, self.state_size, strict=True)
+        )
+        raise ValueError(
+            f"Argument `{argument}` must be a list with one entry for each of the "
+            f"{len(self.state_size)} states: {expected}. "
+            f"Received: {argument}={states}"
+        )
+
+    def _array(self, index, value, argument, batch_size, ndims=(1, 2)):
+        units = self.state_size[index]
+        name = f"{argument}[{index}]"
+        array = initial_states.finite_array(value, name, self.variable_dtype)
+        expected = [(units,), ("batch" if batch_size is None else batch_size, units)]
+        if (
+            array.ndim not in ndims
+            or array.shape[-1] != units
+            or (array.ndim == 2 and len(array) != (batch_size or len(array) or -1))
+        ):
+            shapes = " or ".join(str(expected[ndim - 1]) for ndim in ndims)
+            raise ValueError(
+                f"Argument `{name}` must be an array of shape {shapes}. "
+                f"Received: an array of shape {array.shape}"
+            )
+        return array
+
+    def _check_call(self, sequences, states):
+        for argument, value in (("sequences", sequences), ("initial_state", states)):
+            if any(map(initial_states.is_legacy, keras.tree.flatten(value))):
+                raise ValueError(
+                    f"Argument `{argument}` must be a tensor of Keras 3. "
+                    f"Received: {value} of the legacy package tf_keras"
+                )
+        if states is None:
+            return
+        batch_size = tuple(getattr(sequences, "shape", ())[:1]) or (None,)
+        self._per_state(states, "initial_state")
+        for index, state in enumerate(states):
+            if state is None:
+                continue
+            expected = (*batch_size, self.state_size[index])
+            shape = getattr(state, "shape", None)
+            if shape is not None:
+                shape = tuple(shape)
+            else:
+                shape = np.shape(state)
+            if len(shape) != 2 or any(
+                a is not None and b is not None and a != b
+                for a, b in zip(shape, expected, strict=True)
+            ):
+                raise ValueError(
+                    f"Argument `initial_state[{index}]` must be a tensor of shape "
+                    f"`(batch, units)` = {expected}. "
+                    f"Received: a tensor of shape {shape}"
+                )
+
+    def _check_stream(self, batch_size):
+        if self.states is None or batch_size is None:
+            return
+        expected = self.states[0].shape[0]
+        if batch_size != expected:
+            raise ValueError(
+                "A stateful layer carries one state for each sequence of a batch. "
+                f"Expected a batch size of {expected}, as in the stream so far. "
+                f"Received: sequences with a batch size of {batch_size}"
+            )
+
+    def _with_stream_check(self, states, batch_size):
+        """What `_check_stream()` does, where the batch size is known at run time."""
+        expected = self.states[0].shape[0]
+        check = tf.debugging.assert_equal(
+            batch_size,
+            expected,
+            message="A stateful layer carries one state for each sequence of a batch. "
+            f"Expected a batch size of {expected}, as in the stream so far.",
+        )
+        with tf.control_dependencies([check]):
+            return [tf.reshape(state, (batch_size, -1)) for state in states]
