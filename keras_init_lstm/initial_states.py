@@ -66,6 +66,9 @@ class InitialState(keras.layers.Layer):
         """Creates the variables. `state_shape` is `(units,)`."""
         (self.units,) = state_shape
 
+    def get_build_config(self):
+        return None  # The owner builds it.
+
     def call(self, batch_size, training=False):
         """Returns the state that a batch starts from.
 
@@ -411,6 +414,8 @@ def _array_or_initializer(value, argument):
     if not (isinstance(value, (str, dict)) or callable(value)):
         return finite_array(value, argument)
     try:
+        if is_legacy(value):
+            raise TypeError("not an initializer of Keras 3")
         return keras.initializers.get(value)
     except (TypeError, ValueError) as error:
         raise ValueError(

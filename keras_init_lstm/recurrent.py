@@ -40,7 +40,9 @@ class _CarriedState(keras.Variable):
 
     def assign(self, value):
         value = super().assign(value)
-        self._fresh.assign(False)
+        # Not before the value is there: a graph that fails must change nothing.
+        with tf.control_dependencies([value]):
+            self._fresh.assign(False)
         return value
 
     def restart(self):
@@ -193,6 +195,7 @@ class InitStateLSTM(keras.layers.LSTM):
         batch_size = ops.shape(sequences)[0]
         if self.stateful:
             self._check_stream(sequences.shape[0])
+            batch_size = self.states[0].shape[0]
         if initial_state is None:
             initial_state = [None] * len(self.state_size)
         states = []
@@ -203,7 +206,7 @@ class InitStateLSTM(keras.layers.LSTM):
                     state = self.states[index].or_start(state)
             states.append(state)
         if self.stateful and sequences.shape[0] is None:
-            states = self._with_stream_check(states, batch_size)
+            states = self._with_stream_check(states, tf.shape(sequences)[0])
         return super().call(
             sequences, initial_state=states, mask=mask, training=training
         )
@@ -393,24 +396,25 @@ class InitStateLSTM(keras.layers.LSTM):
                 )
 
     def _check_stream(self, batch_size):
-        if self.states is None or batch_size is None:
+        if self.states is None or batch_size in (None, self.states[0].shape[0]):
             return
-        expected = self.states[0].shape[0]
-        if batch_size != expected:
-            raise ValueError(
-                "A stateful layer carries one state for each sequence of a batch. "
-                f"Expected a batch size of {expected}, as in the stream so far. "
-                f"Received: sequences with a batch size of {batch_size}"
-            )
+        raise ValueError(
+            f"{self._stream_message()} "
+            f"Received: sequences with a batch size of {batch_size}"
+        )
 
     def _with_stream_check(self, states, batch_size):
         """What `_check_stream()` does, where the batch size is known at run time."""
-        expected = self.states[0].shape[0]
         check = tf.debugging.assert_equal(
-            batch_size,
-            expected,
-            message="A stateful layer carries one state for each sequence of a batch. "
-            f"Expected a batch size of {expected}, as in the stream so far.",
+            batch_size, self.states[0].shape[0], message=self._stream_message()
         )
+        # XLA drops the assertion; the shapes then fail where they do not fit.
         with tf.control_dependencies([check]):
             return [tf.reshape(state, (batch_size, -1)) for state in states]
+
+    def _stream_message(self):
+        return (
+            "A stateful layer carries one state for each sequence of a batch. "
+            f"Expected a batch size of {self.states[0].shape[0]}, as in the stream so "
+            "far."
+        )

@@ -1,0 +1,363 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+import properties
+from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
+from properties import assert_same, cases, flat, tiled_states
+
+
+class TestTheOneRule:
+    @given(cases())
+    def test_outputs_are_those_of_lstm_with_the_tiled_state(self, case):
+        layer = case.layer()
+        lstm = case.lstm(layer)
+        states = tiled_states(layer, case.batch)
+        got = layer(case.inputs, mask=case.mask)
+        assert_same(got, lstm(case.inputs, initial_state=states, mask=case.mask))
+
+    @given(cases(kinds=("zeros", "fixed", "trainable")), st.booleans())
+    def test_also_in_training_with_dropout(self, case, as_graph):
+        layer = case.layer()
+        lstm = case.lstm(layer)
+        states = tiled_states(layer, case.batch)
+
+        def call(layer, **kwargs):
+            return layer(case.inputs, mask=case.mask, training=True, **kwargs)
+
+        if as_graph:
+            call = tf.function(call)
+        assert_same(call(layer), call(lstm, initial_state=states))
+
+    @given(cases(dtypes=("float32", "float64"), dropout=False))
+    def test_outputs_are_those_of_the_equations(self, case):
+        layer = case.layer(return_state=True)
+        states = tiled_states(layer, case.batch)
+        expected = properties.numpy_lstm(case, layer, states)
+        for got, want in zip(
+            flat(layer(case.inputs, mask=case.mask)), expected, strict=True
+        ):
+            tolerance = case.tolerance * max(1.0, np.abs(want).max())
+            np.testing.assert_allclose(got, want, rtol=0, atol=10 * tolerance)
+
+    @given(cases())
+    def test_shapes_and_dtypes_are_known_before_the_call(self, case):
+        layer = case.layer()
+        lstm = case.lstm(layer)
+        timesteps = case.inputs.shape[1] if case.arguments["unroll"] else None
+        shape = (None, timesteps, case.inputs.shape[2])
+        assert layer.compute_output_shape(shape) == lstm.compute_output_shape(shape)
+        symbolic = keras.KerasTensor(shape, dtype=layer.compute_dtype)
+        for got, want, real in zip(
+            keras.tree.flatten(layer(symbolic)),
+            keras.tree.flatten(lstm(symbolic)),
+            flat(layer(case.inputs)),
+            strict=True,
+        ):
+            assert (got.shape, got.dtype) == (want.shape, want.dtype)
+            assert got.dtype == keras.backend.standardize_dtype(real.dtype)
+
+    @given(cases(dtypes=("float32", "float64")))
+    def test_gradients_are_those_of_lstm_with_the_tiled_state(self, case):
+        layer = case.layer(initial_state=["trainable", "trainable"])
+        layer.assign_initial_state(np.random.normal(size=(2, case.units)).tolist())
+        lstm = case.lstm(layer)
+        inputs = tf.constant(case.inputs, layer.compute_dtype)
+        states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
+        weights = [w.value for w in layer.cell.weights]
+        values = [entry.value.value for entry in layer.initial_state]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, mask=case.mask, training=True)
+            loss = sum(tf.reduce_sum(o**2) for o in keras.tree.flatten(outputs))
+        got = tape.gradient(loss, [inputs, *weights, *values])
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, *states])
+            outputs = lstm(inputs, initial_state=states, mask=case.mask, training=True)
+            loss = sum(tf.reduce_sum(o**2) for o in keras.tree.flatten(outputs))
+        want = tape.gradient(
+            loss,
+            [inputs, *(w.value for w in lstm.cell.weights), *states],
+            unconnected_gradients="zero",
+        )
+        want[-2:] = [tf.reduce_sum(g, axis=0) for g in want[-2:]]
+        scale = max(1.0, *(np.abs(g).max() for g in flat(want)))
+        assert_same(got, want, tolerance=10 * case.tolerance * scale)
+
+    @given(cases(dtypes=["float64"], dropout=False, activation="tanh",
+                 recurrent_activation="sigmoid"))  # smooth, for the differences
+    def test_gradients_of_the_states_are_finite_differences(self, case):
+        layer = case.layer(initial_state="trainable")
+
+        def loss():
+            outputs = layer(case.inputs, mask=case.mask)
+            return sum(tf.reduce_sum(o**2) for o in keras.tree.flatten(outputs))
+
+        values = [entry.value for entry in layer.initial_state]
+        with tf.GradientTape() as tape:
+            value = loss()
+        gradients = tape.gradient(value, [v.value for v in values])
+        step = 1e-6
+        for variable, gradient in zip(values, gradients, strict=True):
+            for unit in range(case.units):
+                change = step * np.eye(case.units)[unit]
+                start = variable.numpy()
+                variable.assign(start + change)
+                above = loss()
+                variable.assign(start - change)
+                below = loss()
+                variable.assign(start)
+                np.testing.assert_allclose(
+                    gradient[unit], (above - below) / (2 * step), rtol=1e-5, atol=1e-7
+                )
+
+    def test_mixed_precision_adds_up_the_gradient_in_float32(self):
+        # 4096 rows of 1 + 2**-8 add up to 4112; in bfloat16 the sum gets stuck.
+        layer = InitStateLSTM(1, initial_state="trainable", dtype="mixed_bfloat16")
+        with tf.GradientTape() as tape:
+            state = tf.cast(layer.get_initial_state(4096)[0], "float32")
+            loss = tf.reduce_sum(state * (1 + 2**-7))
+        gradient = tape.gradient(loss, layer.initial_state[0].value.value)
+        assert float(gradient[0]) == 4096 * (1 + 2**-7)
+
+    @given(cases(), st.data())
+    def test_an_explicit_state_wins_over_the_owned(self, case, data):
+        layer = case.layer()
+        lstm = case.lstm(layer)
+        explicit = [
+            data.draw(st.none() | properties.arrays(case.batch, case.units))
+            for _ in range(2)
+        ]
+        expected = [
+            owned if given is None else given
+            for given, owned in zip(
+                explicit, tiled_states(layer, case.batch), strict=True
+            )
+        ]
+        got = layer(case.inputs, initial_state=explicit, mask=case.mask)
+        assert_same(got, lstm(case.inputs, initial_state=expected, mask=case.mask))
+
+    def test_an_implicit_mask_is_the_explicit_one(self):
+        tokens = np.array([[1, 2, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0], [1, 1, 1, 1]])
+        embedding = keras.layers.Embedding(3, 2, mask_zero=True)
+        layer = InitStateLSTM(3, initial_state=[0.5, -0.5], return_sequences=True)
+        embedded = embedding(tokens)
+        got = layer(embedded)
+        assert_same(got, layer(keras.ops.copy(embedded), mask=tokens != 0))
+        assert_same(got._keras_mask, tokens != 0)
+
+    @given(cases())
+    def test_output_masks_are_those_of_lstm(self, case):
+        layer = case.layer()
+        mask = None if case.mask is None else tf.constant(case.mask)
+        got = keras.tree.flatten(layer.compute_mask(case.inputs, mask))
+        want = keras.tree.flatten(case.lstm(layer).compute_mask(case.inputs, mask))
+        assert [id(m) for m in got] == [id(m) for m in want]
+
+
+class TestRowsAndSteps:
+    @given(cases(kinds=("zeros", "fixed", "trainable"), dropout=False), st.data())
+    def test_rows_do_not_see_each_other(self, case, data):
+        layer = case.layer()
+        whole = flat(layer(case.inputs, mask=case.mask))
+        rows = data.draw(st.permutations(range(case.batch)))
+        cut = data.draw(st.integers(0, case.batch))
+        for part in (rows, rows[:cut], rows[cut:]):
+            if part:
+                mask = None if case.mask is None else case.mask[part]
+                got = layer(case.inputs[part], mask=mask)
+                assert_same(got, [o[part] for o in whole], tolerance=case.tolerance)
+
+    @given(cases(dropout=False, go_backwards=False, zero_output_for_mask=True,
+                 return_sequences=True, return_state=True), st.data())
+    def test_a_sequence_in_two_pieces_is_the_whole(self, case, data):
+        layer = case.layer()
+        outputs, *states = flat(layer(case.inputs, mask=case.mask))
+        cut = data.draw(st.integers(0, case.inputs.shape[1]))
+        carried, pieces = None, []
+        for part in (slice(0, cut), slice(cut, None)):
+            if case.inputs[:, part].shape[1]:
+                mask = None if case.mask is None else case.mask[:, part]
+                piece, *carried = layer(
+                    case.inputs[:, part], initial_state=carried, mask=mask
+                )
+                pieces.append(piece)
+        got = [np.concatenate(flat(pieces), axis=1), *carried]
+        scale = max(1.0, *(np.abs(o).max() for o in (outputs, *states)))
+        assert_same(got, [outputs, *states], tolerance=case.tolerance * scale)
+
+    @given(cases(dropout=False, go_backwards=False, zero_output_for_mask=True,
+                 return_sequences=True, unroll=False), st.data())
+    def test_a_stateful_layer_fed_in_chunks_is_one_pass(self, case, data):
+        layer = case.layer()
+        stream = case.layer(stateful=True)
+        stream.set_weights(layer.get_weights())
+        call = tf.function(stream, reduce_retracing=True) if data.draw(
+            st.booleans()
+        ) else stream
+        timesteps = case.inputs.shape[1]
+        cuts = sorted(data.draw(st.sets(st.integers(1, timesteps))) | {0, timesteps})
+        pieces = []
+        for start, stop in zip(cuts, cuts[1:], strict=False):
+            mask = None if case.mask is None else case.mask[:, start:stop]
+            piece = call(case.inputs[:, start:stop], mask=mask)
+            pieces.append(flat(piece)[0])
+        whole = flat(layer(case.inputs, mask=case.mask))[0]
+        scale = max(1.0, np.abs(whole).max())
+        assert_same(
+            np.concatenate(pieces, axis=1), whole, tolerance=case.tolerance * scale
+        )
+
+
+class TestWithoutInitialState:
+    @pytest.mark.parametrize("initial_state", [None, "zeros", [None, "zeros"]])
+    def test_it_is_an_lstm(self, initial_state):
+        x = np.random.normal(size=(3, 5, 2)).astype("float32")
+        layer = InitStateLSTM(4, initial_state=initial_state, name="lstm")
+        lstm = keras.layers.LSTM(4, name="lstm")
+        assert isinstance(layer, keras.layers.LSTM)
+        layer(x), lstm(x)
+        assert [v.path for v in layer.variables] == [v.path for v in lstm.variables]
+        layer.set_weights(lstm.get_weights())
+        assert_same(layer(x), lstm(x))
+        lstm.set_weights([w + 1 for w in layer.get_weights()])
+        layer.set_weights(lstm.get_weights())
+        assert_same(layer(x), lstm(x))
+
+    def test_the_summary_is_that_of_lstm(self):
+        def summary(cls):
+            lines = []
+            model = keras.Sequential([keras.Input((5, 2)), cls(4, name="lstm")])
+            model.summary(print_fn=lambda line, **_: lines.append(line))
+            return "\n".join(lines[1:]).replace("InitStateLSTM", "LSTM")
+
+        def squeezed(text):
+            return [line.split() for line in text.replace("─", "").splitlines()]
+
+        assert "112" in summary(InitStateLSTM)
+        assert squeezed(summary(InitStateLSTM)) == squeezed(summary(keras.layers.LSTM))
+
+    def test_every_argument_keeps_its_name_place_and_default(self):
+        arguments = (3, "relu", "tanh", False, "ones", "zeros", "ones", False)
+        layer = InitStateLSTM(*arguments, dropout=0.25, initial_state="trainable")
+        lstm = keras.layers.LSTM(*arguments, dropout=0.25)
+        ours = layer.get_config()
+        for key, value in lstm.get_config().items():
+            assert ours[key] == value or key == "name"
+        with pytest.raises(TypeError):
+            InitStateLSTM(*[3] * 26, "trainable")
+
+
+class TestOwnership:
+    def test_each_state_owns_its_variables_and_names_them(self):
+        given_twice = Trainable("ones")
+        layer = InitStateLSTM(3, initial_state=given_twice, name="lstm")
+        layer.build((None, None, 2))
+        assert [w.path for w in layer.weights[3:]] == ["lstm/h0/value", "lstm/c0/value"]
+        assert given_twice not in layer.initial_state
+        other = InitStateLSTM(2, initial_state=[given_twice, given_twice])
+        other.build((None, None, 2))
+        assert len({id(w) for w in layer.weights + other.weights}) == 10
+
+    def test_states_built_before_the_layer_have_the_same_names(self):
+        layer = InitStateLSTM(3, initial_state=[Trainable("ones"), 0.5], name="lstm")
+        assert_same(layer.get_initial_state(2), [np.ones((2, 3), "f"),
+                                                 np.full((2, 3), 0.5, "f")])
+        layer.assign_initial_state([np.full(3, 2.0), None])
+        layer.build((None, None, 2))
+        assert [w.path for w in layer.weights[3:]] == ["lstm/h0/value", "lstm/c0/value"]
+        assert_same(layer.get_initial_state(1), [np.full((1, 3), 2, "f"),
+                                                 np.full((1, 3), 0.5, "f")])
+
+    @pytest.mark.parametrize("dtype", properties.DTYPES + ("float16", "bfloat16"))
+    @pytest.mark.parametrize("kind", ["fixed", "sampled", "trainable"])
+    def test_variables_are_under_the_dtype_policy_of_the_layer(self, kind, dtype):
+        layer = InitStateLSTM(3, initial_state=kind, dtype=dtype)
+        layer.build((None, None, 2))
+        assert {w.dtype for w in layer.weights} == {layer.variable_dtype}
+        outputs = layer(np.zeros((2, 4, 2)), training=True)
+        assert keras.backend.standardize_dtype(outputs.dtype) == layer.compute_dtype
+        states = layer.get_initial_state(2)
+        assert keras.backend.standardize_dtype(states[0].dtype) == layer.compute_dtype
+
+    def test_trainable_can_be_switched(self):
+        layer = InitStateLSTM(3, initial_state=[Trainable(), Sampled(trainable=True)])
+        layer.build((None, None, 2))
+        assert len(layer.trainable_weights) == 6
+        layer.initial_state[0].trainable = False
+        assert len(layer.trainable_weights) == 5
+        restored = InitStateLSTM.from_config(layer.get_config())
+        restored.build((None, None, 2))
+        assert [w.path.split("/")[1:] for w in restored.trainable_weights[3:]] == [
+            ["c0", "mean"],
+            ["c0", "stddev"],
+        ]
+        layer.trainable = False
+        assert not layer.trainable_weights
+        layer.trainable = True
+        assert len(layer.trainable_weights) == 6
+
+    def test_a_frozen_layer_has_frozen_states(self):
+        layer = InitStateLSTM(3, initial_state="trainable", trainable=False)
+        layer.build((None, None, 2))
+        assert not layer.trainable_weights
+        assert not layer.initial_state[0].trainable
+        layer.trainable = True
+        assert len(layer.trainable_weights) == 5
+
+    def test_unfreezing_a_model_does_not_make_a_given_state_learn(self):
+        layer = InitStateLSTM(3, initial_state=[Fixed(), Sampled()])
+        layer.build((None, None, 2))
+        layer.trainable = False
+        layer.trainable = True
+        assert len(layer.trainable_weights) == 3
+
+    def test_regularizer_and_constraint_act_on_the_value(self):
+        entry = Trainable(-2.0, regularizer=keras.regularizers.L2(0.5),
+                          constraint="non_neg")
+        layer = InitStateLSTM(3, initial_state=[entry, None])
+        layer.build((None, None, 2))
+        assert [float(loss) for loss in layer.losses] == [0.5 * 3 * 4]
+        optimizer = keras.optimizers.SGD(0.0)
+        optimizer.apply_gradients([(tf.zeros(3), layer.initial_state[0].value)])
+        np.testing.assert_array_equal(layer.initial_state[0].value, np.zeros(3))
+
+
+class TestAssign:
+    @given(cases(kinds=("fixed", "sampled", "trainable")), st.data())
+    def test_assigns_the_value_or_the_mean_over_the_batch(self, case, data):
+        layer = case.layer()
+        given = [
+            data.draw(
+                st.none()
+                | properties.arrays(case.units)
+                | properties.arrays(case.batch, case.units)
+            )
+            for _ in range(2)
+        ]
+        before = properties.owned_values(layer)
+        layer.assign_initial_state(given)
+        for got, value, old in zip(
+            properties.owned_values(layer), given, before, strict=True
+        ):
+            if value is None:
+                want = old
+            else:
+                want = value if value.ndim == 1 else value.mean(axis=0)
+            np.testing.assert_array_equal(got, np.asarray(want, got.dtype))
+        lstm = case.lstm(layer)
+        assert_same(
+            layer(case.inputs),
+            lstm(case.inputs, initial_state=tiled_states(layer, case.batch)),
+        )
+
+    def test_zeros_are_not_owned(self):
+        layer = InitStateLSTM(3, initial_state=["trainable", None])
+        with pytest.raises(ValueError, match="no initial state c0"):
+            layer.assign_initial_state([np.ones(3), np.ones(3)])
+        assert_same(layer.get_initial_state(1), [np.zeros((1, 3), "f")] * 2)
+        layer.assign_initial_state([np.ones(3), None])
+        assert float(layer.get_initial_state(1)[0][0, 0]) == 1

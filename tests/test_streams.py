@@ -1,0 +1,356 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import properties
+from keras_init_lstm import InitStateLSTM, ResetStates, Sampled, reset_states
+from properties import assert_same
+
+BATCH, UNITS, FEATURES = 3, 2, 2
+states = properties.arrays(BATCH, UNITS)
+optional_states = st.tuples(st.none() | states, st.none() | states).map(list)
+inputs = st.integers(1, 4).flatmap(
+    lambda timesteps: properties.arrays(BATCH, timesteps, FEATURES)
+)
+
+
+def inputs_of(batch, timesteps=4):
+    return np.random.normal(size=(batch, timesteps, FEATURES)).astype("float32")
+
+
+class Stream(RuleBasedStateMachine):
+    """A stateful layer against an LSTM that is handed its state at every call.
+
+    `carried` is what the stream carries, `None` where it starts afresh.
+    """
+
+    @initialize(
+        entries=properties.initial_states(UNITS),
+        as_graph=st.booleans(),
+        given=st.none() | optional_states,
+    )
+    def start(self, entries, as_graph, given):
+        self.layer = InitStateLSTM(
+            UNITS, initial_state=entries, stateful=True, return_state=True
+        )
+        self.carried = [None, None]
+        if given is not None:
+            self.reset(given)
+        self.layer.build((BATCH, None, FEATURES))
+        self.lstm = keras.layers.LSTM(UNITS, return_state=True)
+        self.lstm.build((None, None, FEATURES))
+        self.lstm.set_weights(self.layer.get_weights()[:3])
+        self.call_layer = self.layer
+        if as_graph:
+            self.call_layer = tf.function(
+                self.layer, reduce_retracing=True, autograph=False
+            )
+        self.fresh = properties.owned_values
+
+    def expected(self):
+        owned = properties.tiled_states(self.layer, BATCH)
+        return [
+            start if carried is None else carried
+            for start, carried in zip(owned, self.carried, strict=True)
+        ]
+
+    @rule(x=inputs)
+    def call(self, x):
+        want = self.lstm(x, initial_state=self.expected())
+        assert_same(self.call_layer(x), want, tolerance=1e-6)
+        self.carried = [s.numpy() for s in want[1:]]
+
+    @rule(x=inputs, given=optional_states)
+    def call_with_explicit_states(self, x, given):
+        explicit = [
+            carried if state is None else state
+            for state, carried in zip(given, self.expected(), strict=True)
+        ]
+        want = self.lstm(x, initial_state=explicit)
+        assert_same(self.layer(x, initial_state=given), want, tolerance=1e-6)
+        self.carried = [s.numpy() for s in want[1:]]
+
+    @rule(given=st.none() | optional_states)
+    def reset(self, given):
+        self.layer.reset_states(given)
+        self.carried = given or [None, None]
+
+    @rule()
+    def reset_state(self):
+        self.layer.reset_state()
+        self.carried = [None, None]
+
+    @rule(index=st.integers(0, 1), value=states)
+    def assign_to_states(self, index, value):
+        self.layer.states[index].assign(value)
+        self.carried[index] = value
+
+    @rule(value=properties.arrays(UNITS))
+    def assign_initial_state(self, value):
+        given = [entry and value for entry in self.layer.initial_state]
+        self.layer.assign_initial_state(given)
+
+    @rule(batch=st.integers(1, 5).filter(lambda n: n != BATCH))
+    def refused_batch(self, batch):
+        message = f"batch size of {BATCH}, as in the stream so far"
+        with pytest.raises(ValueError, match=message):
+            self.layer(inputs_of(batch))
+        if self.call_layer is not self.layer:
+            call = tf.function(
+                self.layer, input_signature=[tf.TensorSpec((None, None, FEATURES))]
+            )
+            with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+                call(inputs_of(batch))
+
+    @rule(
+        given=st.sampled_from(
+            [
+                np.zeros((BATCH, UNITS)),
+                [np.zeros((BATCH, UNITS))],
+                [np.zeros((BATCH, UNITS))] * 3,
+                [np.zeros((BATCH, UNITS)), np.zeros((BATCH + 1, UNITS))],
+                [np.zeros((1, UNITS))] * 2,
+                [np.zeros((BATCH, UNITS + 1)), None],
+                [None, np.zeros(UNITS)],
+                [None, np.zeros((1, BATCH, UNITS))],
+                [np.zeros((BATCH, UNITS)), "zeros"],
+            ]
+        )
+    )
+    def refused_states(self, given):
+        with pytest.raises(ValueError, match=r"`initial_state.*`.*Received"):
+            self.layer(inputs_of(BATCH), initial_state=given)
+        with pytest.raises(ValueError, match=r"`states.*`.*Received"):
+            self.layer.reset_states(given)
+        with pytest.raises(ValueError, match=r"`states\[1\]`.*finite"):
+            self.layer.reset_states([np.ones((BATCH, UNITS)),
+                                     np.full((BATCH, UNITS), np.nan)])
+
+    @invariant()
+    def states_show_what_comes_next(self):
+        for state, want in zip(self.layer.states, self.expected(), strict=True):
+            np.testing.assert_allclose(state.numpy(), want, rtol=0, atol=1e-6)
+
+
+TestStream = Stream.TestCase
+TestStream.settings = settings(max_examples=15, stateful_step_count=15)
+
+
+class TestStateful:
+    def test_before_the_first_call(self):
+        layer = InitStateLSTM(2, initial_state=[0.5, None], stateful=True)
+        assert layer.states is None
+        layer.reset_state()
+        layer.reset_states([None, None])
+        assert layer.states is None
+        layer.reset_states([None, np.ones((3, 2))])
+        assert_same(layer.states, [np.full((3, 2), 0.5, "f"), np.ones((3, 2), "f")])
+        with pytest.raises(ValueError, match="Expected a batch size of 3"):
+            layer(inputs_of(2))
+        with pytest.raises(ValueError, match=r"`states\[0\]`.*\(3, 2\).*\(2, 2\)"):
+            layer.reset_states([np.ones((2, 2)), None])
+        with pytest.raises(ValueError, match=r"`states\[1\]`.*\(3, 2\).*\(2, 2\)"):
+            InitStateLSTM(2, stateful=True).reset_states(
+                [np.ones((3, 2)), np.ones((2, 2))]
+            )
+
+    def test_the_given_states_give_the_batch_size(self):
+        layer = InitStateLSTM(2, stateful=True)
+        message = r"batch size must be known.*\(None, None, 2\)"
+        with pytest.raises(ValueError, match=message):
+            layer.build((None, None, 2))
+        layer.reset_states([np.ones((3, 2))] * 2)
+        layer.build((None, None, 2))
+        assert layer(inputs_of(3)).shape == (3, 2)
+
+    def test_states_are_for_stateful_layers(self):
+        layer = InitStateLSTM(2)
+        layer(inputs_of(3))
+        assert layer.states is None
+        layer.reset_state()
+        layer.reset_states()
+        with pytest.raises(ValueError, match="`states`.*stateful=False"):
+            layer.reset_states([np.ones((3, 2))] * 2)
+
+    def test_states_are_no_weights(self):
+        layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
+        layer(inputs_of(3))
+        assert [w.path.split("/", 1)[1] for w in layer.weights] == [
+            "lstm_cell/kernel", "lstm_cell/recurrent_kernel", "lstm_cell/bias",
+            "h0/value", "c0/value",
+        ]
+        assert not any("rnn_state" in v.path for v in layer.variables)
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_the_first_batch_of_a_stream_has_the_gradient(self, jit_compile):
+        layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
+        layer(inputs_of(BATCH))
+        layer.reset_state()
+        lstm = keras.layers.LSTM(UNITS)
+        lstm(inputs_of(BATCH))
+        lstm.set_weights(layer.get_weights()[:3])
+
+        @tf.function(jit_compile=jit_compile)
+        def gradients(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x, training=True) ** 2)
+            values = [entry.value.value for entry in layer.initial_state]
+            return tape.gradient(loss, values)
+
+        x = inputs_of(BATCH)
+        zeros = [tf.zeros((BATCH, UNITS))] * 2
+        with tf.GradientTape() as tape:
+            tape.watch(zeros[:1])
+            state = [tf.identity(s) for s in zeros]
+            tape.watch(state)
+            loss = tf.reduce_sum(lstm(x, initial_state=state) ** 2)
+        want = [tf.reduce_sum(g, axis=0) for g in tape.gradient(loss, state)]
+        assert_same(gradients(x), want, tolerance=1e-5)
+        assert all((g.numpy() == 0).all() for g in gradients(x))
+        layer.reset_states()
+        assert_same(gradients(x), want, tolerance=1e-5)
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_a_sampled_state_is_drawn_anew_at_each_reset(self, jit_compile):
+        layer = InitStateLSTM(UNITS, initial_state=Sampled(seed=1), stateful=True)
+        layer.build((BATCH, None, FEATURES))
+
+        @tf.function(jit_compile=jit_compile)
+        def call(x):
+            return layer(x, training=True)
+
+        x, outputs = inputs_of(BATCH), []
+        for _ in range(2):
+            layer.reset_state()
+            outputs.append(call(x).numpy())
+        assert (outputs[0] != outputs[1]).all()
+        carried = [s.numpy() for s in layer.states]
+        lstm = keras.layers.LSTM(UNITS)
+        lstm(x)
+        lstm.set_weights(layer.get_weights()[:3])
+        assert_same(call(x), lstm(x, initial_state=carried), tolerance=1e-6)
+
+    def test_mixed_precision_carries_in_the_dtype_of_the_variables(self):
+        layer = InitStateLSTM(
+            2, initial_state="trainable", stateful=True, dtype="mixed_bfloat16"
+        )
+        lstm = keras.layers.LSTM(2, stateful=True, dtype="mixed_bfloat16")
+        layer(inputs_of(3)), lstm(inputs_of(3))
+        lstm.set_weights(layer.get_weights()[:3])
+        layer.reset_state(), lstm.reset_state()
+        for _ in range(3):
+            x = inputs_of(3)
+            assert_same(layer(x), lstm(x))
+        assert_same(layer.states, lstm.states)
+
+    def test_legacy_inputs_are_named_as_such(self):
+        for call in (
+            lambda: InitStateLSTM(2)(tf_keras.Input((3, 2))),
+            lambda: InitStateLSTM(2)(inputs_of(1), initial_state=[
+                tf_keras.Input((2,)), tf_keras.Input((2,))]),
+            lambda: reset_states(tf_keras.Sequential()),
+        ):
+            with pytest.raises(ValueError, match="legacy package tf_keras"):
+                call()
+
+
+def nested_model():
+    """Stateful layers in a nested model, in Bidirectional, in a subclassed layer."""
+
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.rnn = {"inner": layer(return_sequences=True)}
+
+        def build(self, shape):
+            self.rnn["inner"].build(shape)
+
+        def call(self, x):
+            return self.rnn["inner"](x)
+
+    def layer(**kwargs):
+        return InitStateLSTM(
+            UNITS, initial_state=[0.25, -0.5], stateful=True, **kwargs
+        )
+
+    def sequence(*layers):
+        return keras.Sequential([keras.Input((4, FEATURES), batch_size=BATCH), *layers])
+
+    return sequence(
+        keras.layers.Bidirectional(layer(return_sequences=True)),
+        keras.layers.Dense(FEATURES),
+        sequence(Block(), keras.layers.Dense(FEATURES), layer(return_sequences=True)),
+        keras.layers.GRU(UNITS, stateful=True),
+        keras.layers.Dropout(0.5),
+    )
+
+
+def stream_states(model):
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.RNN) and layer.stateful
+    ]
+    assert len(layers) == 5
+    return [s.numpy() for layer in layers for s in layer.states]
+
+
+class TestResetStates:
+    def test_function_resets_every_stateful_layer(self):
+        model = nested_model()
+        fresh = stream_states(model)
+        model(inputs_of(BATCH))
+        carried = stream_states(model)
+        assert all((a != b).any() for a, b in zip(fresh, carried, strict=True))
+        reset_states(model)
+        assert_same(stream_states(model), fresh)
+
+    @pytest.mark.parametrize("not_a_model", [None, 1, "model", [keras.layers.LSTM(1)]])
+    def test_function_wants_a_model(self, not_a_model):
+        with pytest.raises(ValueError, match="`model` must be a model or layer"):
+            reset_states(not_a_model)
+
+    def test_a_model_without_streams_is_left_alone(self):
+        reset_states(keras.Sequential([keras.Input((2, 2)), InitStateLSTM(2)]))
+        reset_states(InitStateLSTM(2, stateful=True))
+
+    @pytest.mark.parametrize("run", ["fit", "evaluate", "predict"])
+    def test_callback_makes_every_run_the_first(self, run):
+        model = nested_model()
+        model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
+        x, y = inputs_of(4 * BATCH), np.zeros((4 * BATCH, UNITS))
+        data = (x,) if run == "predict" else (x, y)
+        options = {"batch_size": BATCH, "verbose": 0}
+        if run == "fit":
+            options |= {"shuffle": False, "epochs": 3}
+
+        def results(callbacks):
+            if run == "fit":
+                history = model.fit(*data, **options, callbacks=callbacks)
+                return history.history["loss"]
+            call = getattr(model, run)
+            return [call(*data, **options, callbacks=callbacks) for _ in range(3)]
+
+        model.layers[-1].rate = 0.0
+        first, second, third = results([ResetStates()])
+        assert_same([second, third], [first, first], tolerance=1e-6)
+        without = results([])
+        assert np.any(np.asarray(without[1]) != np.asarray(first))
+
+    def test_validation_in_fit_and_the_epoch_after_it_start_afresh(self):
+        model = nested_model()
+        model.layers[-1].rate = 0.0
+        model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
+        x, y = inputs_of(2 * BATCH), np.zeros((2 * BATCH, UNITS))
+        history = model.fit(
+            x, y, epochs=2, batch_size=BATCH, shuffle=False, verbose=0,
+            validation_data=(x, y), validation_batch_size=BATCH,
+            callbacks=[ResetStates()],
+        ).history
+        losses = [*history["loss"], *history["val_loss"]]
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
