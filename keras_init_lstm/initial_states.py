@@ -7,11 +7,17 @@ changes.
 
 import math
 import random
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from numpy.typing import ArrayLike
+
+# What a variable starts from: an array `()` or `(units,)`, or a Keras initializer.
+Start: TypeAlias = "np.ndarray | Callable"
 
 _PACKAGE = "keras_init_lstm"
 
@@ -37,15 +43,15 @@ class InitialState(keras.layers.Layer):
     """Base class of the kinds of initial state.
 
     The recurrent layer that owns the object names it (`h0`, `c0`), gives it its
-    own dtype policy and builds it. A subclass implements `build()` and `call()`,
-    `get_config()` if its constructor takes arguments, `check()` if they can be
-    wrong for a number of units, and `assign()` if its value is not `self.value`.
+    own dtype policy and builds it. A subclass implements `call()`; `build()` if it
+    has variables; `get_config()` if its constructor takes arguments, and `check()`
+    if they can be wrong for a number of units.
 
     Args:
         **kwargs: Base layer arguments, such as `name`, `dtype` and `trainable`.
 
     Example:
-
+    >>> from keras_init_lstm.initial_states import InitialState
     >>> @keras.saving.register_keras_serializable()
     ... class PerRow(InitialState):
     ...     '''Row `i` of the batch starts from the number `i`.'''
@@ -59,17 +65,20 @@ class InitialState(keras.layers.Layer):
     [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
     """
 
-    def check(self, units):
+    # The variable `(units,)` that `assign_initial_state()` overwrites, if any.
+    assignable: keras.Variable | None = None
+
+    def check(self, units: int) -> None:
         """Raises a `ValueError` if the constructor's arguments do not fit `units`."""
 
-    def build(self, state_shape):
+    def build(self, state_shape: tuple[int]) -> None:
         """Creates the variables. `state_shape` is `(units,)`."""
         (self.units,) = state_shape
 
-    def get_build_config(self):
+    def get_build_config(self) -> None:
         return None  # The owner builds it.
 
-    def call(self, batch_size, training=False):
+    def call(self, batch_size: Any, training: bool = False) -> tf.Tensor:
         """Returns the state that a batch starts from.
 
         Args:
@@ -81,26 +90,12 @@ class InitialState(keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def assign(self, value):
-        """Overwrites the owned value with `value`, an array of shape `(units,)`."""
-        raise ValueError(
-            f"{type(self).__name__} (initial state `{self.name}`) owns no value "
-            "that could be assigned."
-        )
-
 
 class _OwnedValue(InitialState):
     """What `Fixed` and `Trainable` share: every row starts from `value (units,)`."""
 
-    def build(self, state_shape, start, **kwargs):
-        super().build(state_shape)
-        self.value = _add_variable(self, "value", start, **kwargs)
-
-    def call(self, batch_size, training=False):
+    def call(self, batch_size: Any, training: bool = False) -> tf.Tensor:
         return tile(self.value, batch_size)
-
-    def assign(self, value):
-        self.value.assign(value)
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
@@ -119,24 +114,27 @@ class Fixed(_OwnedValue):
         ValueError: If `value` is neither of these, or is not finite.
 
     Example:
-
-    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=[Fixed([0.5, 1.0]), None])
+    >>> start = keras_init_lstm.Fixed([0.5, 1.0])
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=[start, None])
     >>> h, c = layer.get_initial_state(batch_size=3)
     >>> h.numpy().tolist()
     [[0.5, 1.0], [0.5, 1.0], [0.5, 1.0]]
     """
 
-    def __init__(self, value="zeros", **kwargs):
+    def __init__(self, value: Any = "zeros", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._start = _array_or_initializer(value, "value")
 
-    def check(self, units):
+    def check(self, units: int) -> None:
         _check_array(self, "value", self._start, units)
 
-    def build(self, state_shape):
-        super().build(state_shape, self._start, trainable=False)
+    def build(self, state_shape: tuple[int]) -> None:
+        super().build(state_shape)
+        self.value = self.assignable = _add_variable(
+            self, "value", self._start, trainable=False
+        )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "value": _serialize(self._start)}
 
 
@@ -160,31 +158,39 @@ class Trainable(_OwnedValue):
         ValueError: If `initializer` is neither of these, or is not finite.
 
     Example:
-
-    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=Trainable("ones"))
+    >>> start = keras_init_lstm.Trainable(regularizer="l2")
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=start)
     >>> outputs = layer(np.zeros((8, 5, 3)))
     >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables[-2:]]
     ['h0/value', 'c0/value']
     """
 
-    def __init__(self, initializer="zeros", regularizer=None, constraint=None, **kwargs):
+    def __init__(
+        self,
+        initializer: Any = "zeros",
+        regularizer: Any = None,
+        constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self._start = _array_or_initializer(initializer, "initializer")
         self.regularizer = keras.regularizers.get(regularizer)
         self.constraint = keras.constraints.get(constraint)
 
-    def check(self, units):
+    def check(self, units: int) -> None:
         _check_array(self, "initializer", self._start, units)
 
-    def build(self, state_shape):
-        super().build(
-            state_shape,
+    def build(self, state_shape: tuple[int]) -> None:
+        super().build(state_shape)
+        self.value = self.assignable = _add_variable(
+            self,
+            "value",
             self._start,
             regularizer=self.regularizer,
             constraint=self.constraint,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "initializer": _serialize(self._start),
@@ -225,7 +231,6 @@ class Sampled(InitialState):
             or `seed` is not one of the values above.
 
     Example:
-
     >>> layer = keras_init_lstm.InitStateLSTM(
     ...     64, initial_state=[Sampled(0.5, 0.1, seed=1), Sampled(0.2, 0.3, seed=1)]
     ... )
@@ -237,14 +242,14 @@ class Sampled(InitialState):
 
     def __init__(
         self,
-        mean=0.0,
-        stddev=1.0,
-        distribution="normal",
-        trainable=False,
-        at_inference="mean",
-        seed=None,
-        **kwargs,
-    ):
+        mean: ArrayLike = 0.0,
+        stddev: ArrayLike = 1.0,
+        distribution: str = "normal",
+        trainable: bool = False,
+        at_inference: str = "mean",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self._mean = finite_array(mean, "mean")
         self._stddev = finite_array(stddev, "stddev")
@@ -266,13 +271,15 @@ class Sampled(InitialState):
         self.at_inference = at_inference
         self.seed = seed
 
-    def check(self, units):
+    def check(self, units: int) -> None:
         _check_array(self, "mean", self._mean, units)
         _check_array(self, "stddev", self._stddev, units)
 
-    def build(self, state_shape):
+    def build(self, state_shape: tuple[int]) -> None:
         super().build(state_shape)
-        self.mean = _add_variable(self, "mean", self._mean, trainable=self.learned)
+        self.mean = self.assignable = _add_variable(
+            self, "mean", self._mean, trainable=self.learned
+        )
         self.stddev = _add_variable(
             self,
             "stddev",
@@ -286,7 +293,7 @@ class Sampled(InitialState):
             seed = random.Random(f"{seed} {self.name}").getrandbits(31)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, batch_size, training=False):
+    def call(self, batch_size: Any, training: bool = False) -> tf.Tensor:
         if not (training or self.at_inference == "sample"):
             return tile(self.mean, batch_size)
         noise = _STANDARD_DRAWS[self.distribution](
@@ -296,22 +303,19 @@ class Sampled(InitialState):
         )
         return self.mean + self.stddev * noise
 
-    def assign(self, value):
-        self.mean.assign(value)
-
     # Keras saves the weights of a layer but not its seed generator, so that a run
     # resumed from a checkpoint would not draw what the unbroken run draws.
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         store["seed_generator_state"] = self.seed_generator.state
 
-    def load_own_variables(self, store):
-        store = {key: store[key] for key in store.keys()}
+    def load_own_variables(self, store: Any) -> None:
+        store = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
         seed_generator_state = store.pop("seed_generator_state")
         super().load_own_variables(store)
         self.seed_generator.state.assign(seed_generator_state)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "mean": _serialize(self._mean),
@@ -324,7 +328,7 @@ class Sampled(InitialState):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Sampled":
         config = dict(config)
         frozen = config.pop("frozen", False)
         initial_state = cls(**config)
@@ -335,7 +339,7 @@ class Sampled(InitialState):
 _NAMES = {"fixed": Fixed, "sampled": Sampled, "trainable": Trainable}
 
 
-def get(entry):
+def get(entry: Any) -> InitialState | None:
     """Returns the object that an entry of `initial_state` stands for.
 
     Args:
@@ -368,12 +372,12 @@ def get(entry):
         ) from error
 
 
-def tile(value, batch_size):
+def tile(value: keras.Variable, batch_size: Any) -> tf.Tensor:
     """Repeats `value (units,)` for each row: `(batch_size, units)`."""
     return ops.broadcast_to(value, (batch_size, *value.shape))
 
 
-def finite_array(value, argument, dtype="float64"):
+def finite_array(value: Any, argument: str, dtype: str = "float64") -> np.ndarray:
     """Returns `value` as a new float64 array that is finite in `dtype`.
 
     float64 holds every value of the narrower float types, so no bit is lost.
@@ -399,18 +403,18 @@ def finite_array(value, argument, dtype="float64"):
     return array
 
 
-def is_legacy(value):
+def is_legacy(value: Any) -> bool:
     """Whether `value` is an object of `tf_keras`, the legacy Keras 2 package."""
     return any(c.__module__.split(".")[0] == "tf_keras" for c in type(value).__mro__)
 
 
-def _show(value):
+def _show(value: Any) -> str:
     if is_legacy(value):
         return f"{value} (a legacy tf_keras object; this package works with Keras 3)"
     return f"{value!r} (of type {type(value).__name__})"
 
 
-def _array_or_initializer(value, argument):
+def _array_or_initializer(value: Any, argument: str) -> Start:
     if not (isinstance(value, (str, dict)) or callable(value)):
         return finite_array(value, argument)
     try:
@@ -424,16 +428,18 @@ def _array_or_initializer(value, argument):
         ) from error
 
 
-def _serialize(start):
+def _serialize(start: Start) -> Any:
     if isinstance(start, np.ndarray):
         return start.tolist()
     return keras.initializers.serialize(start)
 
 
-def _add_variable(layer, name, start, **kwargs):
+def _add_variable(
+    layer: InitialState, name: str, start: Start, **kwargs: Any
+) -> keras.Variable:
     if isinstance(start, np.ndarray):
 
-        def initializer(shape, dtype=None):
+        def initializer(shape: tuple[int], dtype: Any = None) -> tf.Tensor:
             return ops.convert_to_tensor(np.broadcast_to(start, shape), dtype)
 
     else:
@@ -449,7 +455,7 @@ def _add_variable(layer, name, start, **kwargs):
     )
 
 
-def _check_array(layer, argument, start, units):
+def _check_array(layer: InitialState, argument: str, start: Start, units: int) -> None:
     if not isinstance(start, np.ndarray):
         return
     if start.shape not in ((), (units,)):
@@ -461,7 +467,7 @@ def _check_array(layer, argument, start, units):
     finite_array(start, argument, layer.variable_dtype)
 
 
-def _check_choice(argument, value, choices):
+def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
     if value not in tuple(choices):
         raise ValueError(
             f"Argument `{argument}` must be one of {sorted(choices)}. "

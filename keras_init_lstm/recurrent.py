@@ -1,5 +1,8 @@
 """Where a state starts, and how it is carried: the recurrent layers."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -15,7 +18,7 @@ class _CarriedState(keras.Variable):
     that the layer owns.
     """
 
-    def __init__(self, layer, index, batch_size):
+    def __init__(self, layer: "InitStateLSTM", index: int, batch_size: int) -> None:
         self._layer = layer
         self._index = index
         self._fresh = keras.Variable(
@@ -30,25 +33,25 @@ class _CarriedState(keras.Variable):
         )
 
     @property
-    def value(self):
+    def value(self) -> tf.Tensor:
         return self.or_start(self._layer._start(self._index, self.shape[0]))
 
-    def or_start(self, start):
+    def or_start(self, start: tf.Tensor) -> tf.Tensor:
         """Returns what was carried, or `start` while the stream is fresh."""
         carried = super().value
         return ops.where(self._fresh, ops.cast(start, carried.dtype), carried)
 
-    def assign(self, value):
+    def assign(self, value: Any) -> tf.Tensor:
         value = super().assign(value)
         # Not before the value is there: a graph that fails must change nothing.
         with tf.control_dependencies([value]):
             self._fresh.assign(False)
         return value
 
-    def restart(self):
+    def restart(self) -> None:
         self._fresh.assign(True)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Variable path={self.path}, dtype={self.dtype}, value={self.value}>"
 
 
@@ -119,21 +122,22 @@ class InitStateLSTM(keras.layers.LSTM):
         for the LSTM.
 
     Example:
-
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
     >>> layer(np.zeros((32, 10, 8))).shape
     TensorShape([32, 4])
-    >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables]
-    ['lstm_cell/kernel', 'lstm_cell/recurrent_kernel', 'lstm_cell/bias', 'h0/value', 'c0/value']
+    >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables[-2:]]
+    ['h0/value', 'c0/value']
     """
 
     state_names = ("h0", "c0")
 
-    def __init__(self, units, *args, initial_state=None, **kwargs):
+    def __init__(
+        self, units: int, *args: Any, initial_state: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(units, *args, **kwargs)
         self.initial_state = self._own(initial_state)
 
-    def _own(self, entries):
+    def _own(self, entries: Any) -> list[initial_states.InitialState | None]:
         if not isinstance(entries, (list, tuple)):
             entries = [entries] * len(self.state_size)
         entries = self._per_state(entries, "initial_state")
@@ -142,7 +146,9 @@ class InitStateLSTM(keras.layers.LSTM):
             for entry in zip(self.state_names, self.state_size, entries, strict=True)
         ]
 
-    def _own_entry(self, name, units, entry):
+    def _own_entry(
+        self, name: str, units: int, entry: Any
+    ) -> initial_states.InitialState | None:
         given = initial_states.get(entry)
         if given is None:
             return None
@@ -152,46 +158,55 @@ class InitStateLSTM(keras.layers.LSTM):
         owned.check(units)
         return owned
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Checked here, before anything is built, traced or carried.
         sequences = args[0] if args else kwargs.get("sequences")
         given = args[1] if len(args) > 1 else kwargs.get("initial_state")
         self._check_call(sequences, given)
         return super().__call__(*args, **kwargs)
 
-    def build(self, sequences_shape, initial_state_shape=None):
+    def build(
+        self,
+        sequences_shape: tuple[int | None, ...],
+        initial_state_shape: Any = None,
+    ) -> None:
         batch_size = sequences_shape[0]
-        if self.stateful:
-            if self.states is None and batch_size is None:
+        self._check_stream(batch_size)
+        if self.stateful and self.states is None:
+            if batch_size is None:
                 raise ValueError(
                     "With `stateful=True` the batch size must be known when the layer "
                     "is built: pass `batch_size` to `Input`, or call "
                     "`reset_states(states=...)` first. "
                     f"Received: sequences of shape {tuple(sequences_shape)}"
                 )
-            self._check_stream(batch_size)
+            self._create_states(batch_size)
         if not self.cell.built:
             self.cell.build((batch_size, *sequences_shape[2:]))
         self._build_initial_state()
-        if self.stateful and self.states is None:
-            self._create_states(batch_size)
 
-    def _build_initial_state(self):
+    def _build_initial_state(self) -> None:
         if self.built:
             return
         for entry, units in zip(self.initial_state, self.state_size, strict=True):
             if entry is not None and not entry.built:
                 entry.build((units,))
 
-    def _create_states(self, batch_size):
+    def _create_states(self, batch_size: int) -> None:
         # Past `__setattr__`, which would make weights of them: as in Keras, the
         # states of a stream are neither counted nor saved.
-        vars(self)["states"] = [
+        self.__dict__["states"] = [
             _CarriedState(self, index, batch_size)
             for index in range(len(self.state_size))
         ]
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
+    def call(
+        self,
+        sequences: tf.Tensor,
+        initial_state: Any = None,
+        mask: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> Any:
         batch_size = ops.shape(sequences)[0]
         if self.stateful:
             self._check_stream(sequences.shape[0])
@@ -211,13 +226,13 @@ class InitStateLSTM(keras.layers.LSTM):
             sequences, initial_state=states, mask=mask, training=training
         )
 
-    def _start(self, index, batch_size, training=False):
+    def _start(self, index: int, batch_size: Any, training: bool = False) -> tf.Tensor:
         entry = self.initial_state[index]
         if entry is None:
             return ops.zeros((batch_size, self.state_size[index]), self.compute_dtype)
         return entry.call(batch_size, training=training)
 
-    def get_initial_state(self, batch_size=None):
+    def get_initial_state(self, batch_size: Any = None) -> list[tf.Tensor]:
         """Returns the owned initial states, as at inference.
 
         Args:
@@ -233,7 +248,7 @@ class InitStateLSTM(keras.layers.LSTM):
             for index in range(len(self.state_size))
         ]
 
-    def assign_initial_state(self, states):
+    def assign_initial_state(self, states: Sequence[Any]) -> None:
         """Overwrites the owned initial states.
 
         Args:
@@ -247,37 +262,37 @@ class InitStateLSTM(keras.layers.LSTM):
                 state is not owned (`initial_state=None`). Nothing is then changed.
 
         Example:
-
         >>> encoder = keras.layers.LSTM(4, return_state=True)
         >>> _, h, c = encoder(np.ones((8, 5, 3)))
         >>> decoder = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
         >>> decoder.assign_initial_state([h, c])
         """
+        with keras.name_scope(self.name):
+            self._build_initial_state()
         assignments = []
         for index, state in enumerate(self._per_state(states, "states")):
             if state is None:
                 continue
             entry = self.initial_state[index]
-            if entry is None:
+            if entry is None or entry.assignable is None:
                 raise ValueError(
-                    f"The layer owns no initial state {self.state_names[index]} to "
-                    "assign to, since it starts from zeros. Create the layer with "
-                    "`initial_state='fixed'` or another kind, or pass None here. "
-                    f"Received: states={states}"
+                    f"The layer owns no value of {self.state_names[index]} to assign "
+                    "to. Create it with `initial_state='fixed'` or another kind that "
+                    f"has one, or pass None here. Received: states={states}"
                 )
-            array = self._array(index, state, "states", batch_size=None)
-            assignments.append((entry, array))
-        with keras.name_scope(self.name):
-            self._build_initial_state()
-        for entry, array in assignments:
-            entry.assign(array if array.ndim == 1 else array.mean(axis=0))
+            units = self.state_size[index]
+            array = self._array(f"states[{index}]", state, (units,), (None, units))
+            value = array if array.ndim == 1 else array.mean(axis=0)
+            assignments.append((entry.assignable, value))
+        for variable, value in assignments:
+            variable.assign(value)
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         """Lets the stream start afresh, from the owned initial state."""
         for state in self.states or ():
             state.restart()
 
-    def reset_states(self, states=None):
+    def reset_states(self, states: Sequence[Any] | None = None) -> None:
         """Lets the stream start afresh, from the owned or from the given states.
 
         Args:
@@ -291,7 +306,6 @@ class InitStateLSTM(keras.layers.LSTM):
                 carried states are then as before.
 
         Example:
-
         >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
         >>> layer.reset_states(states=[np.ones((2, 4)), np.zeros((2, 4))])
         >>> layer.states[0].numpy().tolist()
@@ -310,7 +324,8 @@ class InitStateLSTM(keras.layers.LSTM):
         arrays = []
         for index, state in enumerate(states):
             if state is not None:
-                state = self._array(index, state, "states", batch_size, ndims=(2,))
+                shape = (batch_size, self.state_size[index])
+                state = self._array(f"states[{index}]", state, shape)
                 batch_size = len(state)
             arrays.append(state)
         if self.states is None and batch_size is not None:
@@ -323,7 +338,7 @@ class InitStateLSTM(keras.layers.LSTM):
             else:
                 state.assign(array)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         entries = [
             entry and keras.saving.serialize_keras_object(entry)
             for entry in self.initial_state
@@ -335,7 +350,7 @@ class InitStateLSTM(keras.layers.LSTM):
             "initial_state": entries if any(entries) else None,
         }
 
-    def _per_state(self, states, argument):
+    def _per_state(self, states: Any, argument: str) -> Sequence[Any]:
         if isinstance(states, (list, tuple)) and len(states) == len(self.state_size):
             return states
         expected = ", ".join(
@@ -348,24 +363,19 @@ class InitStateLSTM(keras.layers.LSTM):
             f"Received: {argument}={states}"
         )
 
-    def _array(self, index, value, argument, batch_size, ndims=(1, 2)):
-        units = self.state_size[index]
-        name = f"{argument}[{index}]"
-        array = initial_states.finite_array(value, name, self.variable_dtype)
-        expected = [(units,), ("batch" if batch_size is None else batch_size, units)]
-        if (
-            array.ndim not in ndims
-            or array.shape[-1] != units
-            or (array.ndim == 2 and len(array) != (batch_size or len(array) or -1))
-        ):
-            shapes = " or ".join(str(expected[ndim - 1]) for ndim in ndims)
+    def _array(
+        self, argument: str, value: Any, *shapes: tuple[int | None, ...]
+    ) -> np.ndarray:
+        array = initial_states.finite_array(value, argument, self.variable_dtype)
+        if array.size == 0 or not any(_fits(array.shape, shape) for shape in shapes):
             raise ValueError(
-                f"Argument `{name}` must be an array of shape {shapes}. "
+                f"Argument `{argument}` must be an array of shape "
+                f"{' or '.join(map(_shape_text, shapes))}. "
                 f"Received: an array of shape {array.shape}"
             )
         return array
 
-    def _check_call(self, sequences, states):
+    def _check_call(self, sequences: Any, states: Any) -> None:
         for argument, value in (("sequences", sequences), ("initial_state", states)):
             if any(map(initial_states.is_legacy, keras.tree.flatten(value))):
                 raise ValueError(
@@ -374,28 +384,19 @@ class InitStateLSTM(keras.layers.LSTM):
                 )
         if states is None:
             return
-        batch_size = tuple(getattr(sequences, "shape", ())[:1]) or (None,)
-        self._per_state(states, "initial_state")
-        for index, state in enumerate(states):
+        batch_size = (*getattr(sequences, "shape", ()), None)[0]
+        for index, state in enumerate(self._per_state(states, "initial_state")):
             if state is None:
                 continue
-            expected = (*batch_size, self.state_size[index])
-            shape = getattr(state, "shape", None)
-            if shape is not None:
-                shape = tuple(shape)
-            else:
-                shape = np.shape(state)
-            if len(shape) != 2 or any(
-                a is not None and b is not None and a != b
-                for a, b in zip(shape, expected, strict=True)
-            ):
+            expected = (batch_size, self.state_size[index])
+            shape = tuple(state.shape if hasattr(state, "shape") else np.shape(state))
+            if not _fits(shape, expected):
                 raise ValueError(
                     f"Argument `initial_state[{index}]` must be a tensor of shape "
-                    f"`(batch, units)` = {expected}. "
-                    f"Received: a tensor of shape {shape}"
+                    f"{_shape_text(expected)}. Received: a tensor of shape {shape}"
                 )
 
-    def _check_stream(self, batch_size):
+    def _check_stream(self, batch_size: int | None) -> None:
         if self.states is None or batch_size in (None, self.states[0].shape[0]):
             return
         raise ValueError(
@@ -403,7 +404,9 @@ class InitStateLSTM(keras.layers.LSTM):
             f"Received: sequences with a batch size of {batch_size}"
         )
 
-    def _with_stream_check(self, states, batch_size):
+    def _with_stream_check(
+        self, states: list[tf.Tensor], batch_size: tf.Tensor
+    ) -> list[tf.Tensor]:
         """What `_check_stream()` does, where the batch size is known at run time."""
         check = tf.debugging.assert_equal(
             batch_size, self.states[0].shape[0], message=self._stream_message()
@@ -412,9 +415,22 @@ class InitStateLSTM(keras.layers.LSTM):
         with tf.control_dependencies([check]):
             return [tf.reshape(state, (batch_size, -1)) for state in states]
 
-    def _stream_message(self):
+    def _stream_message(self) -> str:
         return (
             "A stateful layer carries one state for each sequence of a batch. "
             f"Expected a batch size of {self.states[0].shape[0]}, as in the stream so "
             "far."
         )
+
+
+def _fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether two shapes, `None` for what is unknown, can be the same."""
+    return len(shape) == len(expected) and all(
+        a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
+    )
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return str(tuple("batch" if size is None else size for size in shape)).replace(
+        "'batch'", "batch"
+    )

@@ -1,11 +1,13 @@
 """Where a stream ends: starting every stateful layer of a model afresh."""
 
+from typing import Any
+
 import keras
 
 from keras_init_lstm.initial_states import is_legacy
 
 
-def reset_states(model):
+def reset_states(model: keras.layers.Layer) -> None:
     """Resets every stateful layer of a model, as Keras 2's `Model.reset_states()` did.
 
     Layers of nested models and of wrappers such as `Bidirectional` are found too.
@@ -19,7 +21,6 @@ def reset_states(model):
         ValueError: If `model` is not a model or layer of Keras 3.
 
     Example:
-
     >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=0.5, stateful=True)
     >>> model = keras.Sequential([keras.Input((3, 1), batch_size=1), layer])
     >>> outputs = model(np.ones((1, 3, 1)))
@@ -47,7 +48,6 @@ class ResetStates(keras.callbacks.Callback):
     each `predict()` that is given the callback.
 
     Example:
-
     >>> model = keras.Sequential([
     ...     keras.Input((3, 1), batch_size=2),
     ...     keras_init_lstm.InitStateLSTM(4, initial_state="trainable", stateful=True),
@@ -60,11 +60,11 @@ class ResetStates(keras.callbacks.Callback):
     ... )
     """
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         reset_states(self.model)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Any = None) -> None:
         reset_states(self.model)
 
-    def on_predict_begin(self, logs=None):
+    def on_predict_begin(self, logs: Any = None) -> None:
         reset_states(self.model)

@@ -2,9 +2,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import hypothesis  # noqa: E402
-import keras  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import keras
+import pytest
 
 hypothesis.settings.register_profile(
     "default",
@@ -16,8 +16,16 @@ hypothesis.settings.register_profile(
 )
 # `HYPOTHESIS_PROFILE=search pytest` looks for new counterexamples.
 hypothesis.settings.register_profile(
-    "search", parent=hypothesis.settings.get_profile("default"),
-    derandomize=False, max_examples=500,
+    "search",
+    parent=hypothesis.settings.get_profile("default"),
+    derandomize=False,
+    max_examples=500,
+)
+# For mutation testing, where a failure says enough by itself.
+hypothesis.settings.register_profile(
+    "mutants",
+    parent=hypothesis.settings.get_profile("default"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -128,8 +128,9 @@ class Stream(RuleBasedStateMachine):
         with pytest.raises(ValueError, match=r"`states.*`.*Received"):
             self.layer.reset_states(given)
         with pytest.raises(ValueError, match=r"`states\[1\]`.*finite"):
-            self.layer.reset_states([np.ones((BATCH, UNITS)),
-                                     np.full((BATCH, UNITS), np.nan)])
+            self.layer.reset_states(
+                [np.ones((BATCH, UNITS)), np.full((BATCH, UNITS), np.nan)]
+            )
 
     @invariant()
     def states_show_what_comes_next(self):
@@ -181,8 +182,11 @@ class TestStateful:
         layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
         layer(inputs_of(3))
         assert [w.path.split("/", 1)[1] for w in layer.weights] == [
-            "lstm_cell/kernel", "lstm_cell/recurrent_kernel", "lstm_cell/bias",
-            "h0/value", "c0/value",
+            "lstm_cell/kernel",
+            "lstm_cell/recurrent_kernel",
+            "lstm_cell/bias",
+            "h0/value",
+            "c0/value",
         ]
         assert not any("rnn_state" in v.path for v in layer.variables)
 
@@ -251,8 +255,9 @@ class TestStateful:
     def test_legacy_inputs_are_named_as_such(self):
         for call in (
             lambda: InitStateLSTM(2)(tf_keras.Input((3, 2))),
-            lambda: InitStateLSTM(2)(inputs_of(1), initial_state=[
-                tf_keras.Input((2,)), tf_keras.Input((2,))]),
+            lambda: InitStateLSTM(2)(
+                inputs_of(1), initial_state=[tf_keras.Input((2,)), tf_keras.Input((2,))]
+            ),
             lambda: reset_states(tf_keras.Sequential()),
         ):
             with pytest.raises(ValueError, match="legacy package tf_keras"):
@@ -274,9 +279,7 @@ def nested_model():
             return self.rnn["inner"](x)
 
     def layer(**kwargs):
-        return InitStateLSTM(
-            UNITS, initial_state=[0.25, -0.5], stateful=True, **kwargs
-        )
+        return InitStateLSTM(UNITS, initial_state=[0.25, -0.5], stateful=True, **kwargs)
 
     def sequence(*layers):
         return keras.Sequential([keras.Input((4, FEATURES), batch_size=BATCH), *layers])
@@ -348,8 +351,14 @@ class TestResetStates:
         model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
         x, y = inputs_of(2 * BATCH), np.zeros((2 * BATCH, UNITS))
         history = model.fit(
-            x, y, epochs=2, batch_size=BATCH, shuffle=False, verbose=0,
-            validation_data=(x, y), validation_batch_size=BATCH,
+            x,
+            y,
+            epochs=2,
+            batch_size=BATCH,
+            shuffle=False,
+            verbose=0,
+            validation_data=(x, y),
+            validation_batch_size=BATCH,
             callbacks=[ResetStates()],
         ).history
         losses = [*history["loss"], *history["val_loss"]]

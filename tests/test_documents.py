@@ -1,0 +1,95 @@
+"""What the documents print runs: docstrings, and the README against a built wheel."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import keras_init_lstm
+
+ROOT = pathlib.Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+MODULES = [m.name for m in pkgutil.iter_modules(keras_init_lstm.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(f"keras_init_lstm.{name}")
+    names = {"keras": keras, "np": np, "keras_init_lstm": keras_init_lstm}
+    result = doctest.testmod(module, extraglobs=names)
+    assert result.attempted and not result.failed
+
+
+def test_every_public_name_has_an_example():
+    for name in keras_init_lstm.__all__:
+        assert ">>> " in getattr(keras_init_lstm, name).__doc__, name
+
+
+def test_readme_against_the_wheel(tmp_path):
+    assert len(BLOCKS) >= 10
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            tmp_path,
+            ROOT,
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    assert "keras_init_lstm/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_init_lstm"}
+    # In an empty folder, and isolated from this checkout.
+    script = "\n".join(
+        [
+            "import sys",
+            f"sys.path.insert(0, {str(tmp_path / 'installed')!r})",
+            *BLOCKS,
+            "import keras_init_lstm",
+            "print(keras_init_lstm.__file__)",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "sequential/init_state_lstm/h0/value (64,)"
+    assert lines[-1].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("backend", ["jax"])
+def test_another_backend_is_refused(backend):
+    # With a stand-in for the other backend, whose packages need not be installed.
+    script = (
+        "import keras; keras.backend.backend = lambda: 'jax'; import keras_init_lstm"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (
+        "ImportError: keras_init_lstm works with the TensorFlow backend" in done.stderr
+    )
+    assert f"Received: the backend '{backend}'" in done.stderr
