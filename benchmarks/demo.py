@@ -47,6 +47,8 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "encodings
 
 
 def parse_args(argv):
+    """Returns the options and the text they name, or exits with what is wrong."""
+
     def positive(text):
         if not text.isdecimal() or int(text) < 1:
             raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
@@ -139,6 +141,7 @@ def cut(text, length, count, seed):
 
 
 def build_model(kind, units, seed):
+    """Returns a compiled model that starts each sequence from the kind of state."""
     # The seed of every draw of an initial state is given, so that none is taken from
     # the global generator: the other weights are the same for each kind.
     initial_state = {
@@ -218,6 +221,7 @@ def finding(losses):
 
 
 def save_picture(path, losses, title):
+    """Draws the loss, and its difference to zero, at each timestep."""
     fig = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = fig.subplots(1, 2)
     for ax, rows in ((left, losses), (right, relative(losses))):
@@ -230,7 +234,7 @@ def save_picture(path, losses, title):
             )
         ax.set_xlabel("timestep")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(title="initial state")
+    left.legend(title="initial state")
     left.set_ylabel("test loss [nats per character]")
     right.set_ylabel("difference to zero, paired by seed [%]")
     right.axhline(0, color=COLORS["zero"], linewidth=1)

@@ -163,7 +163,14 @@ class InitStateLSTM(keras.layers.LSTM):
         sequences = args[0] if args else kwargs.get("sequences")
         given = args[1] if len(args) > 1 else kwargs.get("initial_state")
         self._check_call(sequences, given)
+        if given is not None and not self.built:
+            # Keras 3.12 and before build no layer that is given None among tensors.
+            self.build(tuple(sequences.shape))
         return super().__call__(*args, **kwargs)
+
+    def compute_output_spec(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        # Nor does it take their shapes, on which the outputs do not depend.
+        return super().compute_output_spec(sequences)
 
     def build(
         self,

@@ -103,7 +103,7 @@ def test_rare_characters_share_an_id(demo):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["--text", "no_such_file"], "no_such_file"),
         (["--text", __file__, "--length", "100000"], "too short"),
