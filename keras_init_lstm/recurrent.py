@@ -160,7 +160,7 @@ class InitStateLSTM(keras.layers.LSTM):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Checked here, before anything is built, traced or carried.
-        sequences = args[0] if args else kwargs.get("sequences")
+        sequences: Any = args[0] if args else kwargs.get("sequences")
         given = args[1] if len(args) > 1 else kwargs.get("initial_state")
         self._check_call(sequences, given)
         if given is not None and not self.built:
