@@ -239,11 +239,15 @@ class InitStateLSTM(keras.layers.LSTM):
             return ops.zeros((batch_size, self.state_size[index]), self.compute_dtype)
         return entry.call(batch_size, training=training)
 
-    def get_initial_state(self, batch_size: Any = None) -> list[tf.Tensor]:
-        """Returns the owned initial states, as at inference.
+    def get_initial_state(
+        self, batch_size: Any = None, training: bool = False
+    ) -> list[tf.Tensor]:
+        """Returns the owned initial states of a batch.
 
         Args:
             batch_size: Integer, or scalar integer tensor.
+            training: Python boolean, whether as in training (a `Sampled` state is
+                then drawn) or as at inference. Defaults to `False`.
 
         Returns:
             List of two tensors `(batch_size, units)` of dtype `compute_dtype`.
@@ -251,7 +255,7 @@ class InitStateLSTM(keras.layers.LSTM):
         with keras.name_scope(self.name):
             self._build_initial_state()
         return [
-            ops.cast(self._start(index, batch_size), self.compute_dtype)
+            ops.cast(self._start(index, batch_size, training), self.compute_dtype)
             for index in range(len(self.state_size))
         ]
 

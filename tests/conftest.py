@@ -26,6 +26,7 @@ hypothesis.settings.register_profile(
     "mutants",
     parent=hypothesis.settings.get_profile("default"),
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    max_examples=15,
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

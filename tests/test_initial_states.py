@@ -102,6 +102,14 @@ class TestSampled:
         assert (draws != mean).all()
         assert (draws[0] != draws[1]).all()
 
+    def test_the_layer_shows_what_rows_start_from(self):
+        layer = InitStateLSTM(2, initial_state=[Sampled([1.0, 2.0]), None])
+        h, c = layer.get_initial_state(3)
+        assert_same([h, c], [np.array([[1, 2]] * 3, "f"), np.zeros((3, 2), "f")])
+        h, c = layer.get_initial_state(3, training=True)
+        assert len(np.unique(h)) == 6
+        assert_same(c, np.zeros((3, 2), "f"))
+
     def test_zero_stddev_is_the_mean(self):
         np.testing.assert_array_equal(
             drawn(Sampled([1.0, 2.0], 0.0), 2, 2), [[1, 2], [1, 2]]
