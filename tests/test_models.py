@@ -290,6 +290,65 @@ class TestWrappers:
         assert layer(x, training=True).shape == (BATCH, 3, UNITS)
 
 
+class TestSituations:
+    """What people ask for, as the README shows it."""
+
+    x = inputs_of(BATCH, TIMESTEPS, FEATURES)
+
+    def lstm(self, layer, **kwargs):
+        lstm = layers.LSTM(UNITS, **kwargs)
+        lstm.build(self.x.shape)
+        lstm.set_weights(layer.cell.get_weights())
+        return lstm
+
+    def test_zeros_passed_explicitly(self):
+        layer = InitStateLSTM(UNITS, initial_state=["zeros", "zeros"])
+        got = layer(self.x)
+        zeros = np.zeros((BATCH, UNITS))
+        lstm = self.lstm(layer)
+        assert_same(got, lstm(self.x))
+        assert_same(got, lstm(self.x, initial_state=[zeros, zeros]))
+        assert_same(got, layer(self.x, initial_state=[zeros, zeros]))
+
+    def test_states_drawn_from_a_normal_distribution_each(self):
+        layer = InitStateLSTM(
+            UNITS, initial_state=[Sampled(0.5, 0.1, seed=1), Sampled(0.2, 0.3, seed=1)]
+        )
+        h, c = layer.get_initial_state(10_000, training=True)
+        # Standard errors are at most 0.3 / sqrt(20,000) = 0.002; this is 6 of them.
+        moments = [np.mean(h), np.std(h), np.mean(c), np.std(c)]
+        np.testing.assert_allclose(moments, [0.5, 0.1, 0.2, 0.3], atol=0.013)
+        assert (layer(self.x, training=True).numpy() != layer(self.x).numpy()).all()
+
+    def test_a_stateful_layer_given_its_states_before_its_first_call(self):
+        layer = InitStateLSTM(UNITS, stateful=True)
+        states = list(inputs_of(2, BATCH, UNITS))
+        layer.reset_states(states=states)
+        assert_same(layer.states, states)
+        for _ in range(2):
+            got = layer(self.x)
+            lstm = self.lstm(layer, return_state=True)
+            want, *states = lstm(self.x, initial_state=states)
+            assert_same(got, want)
+            assert_same(layer.states, states)
+
+    def test_final_states_of_an_encoder_start_a_decoder(self):
+        source, target = (keras.Input((None, FEATURES)) for _ in range(2))
+        encoder = layers.LSTM(UNITS, return_state=True)
+        decoder = InitStateLSTM(UNITS, initial_state="trainable")
+        _, h, c = encoder(source)
+        model = keras.Model([source, target], decoder(target, initial_state=[h, c]))
+        got = model.predict([self.x, self.x[:, ::-1]], verbose=0)
+        _, h, c = encoder(self.x)
+        want = self.lstm(decoder)(self.x[:, ::-1], initial_state=[h, c])
+        assert_same(got, want, tolerance=1e-6)
+        other = InitStateLSTM(UNITS, initial_state="trainable")
+        other.assign_initial_state([h, c])
+        tiled = [np.tile(np.mean(s, axis=0), (BATCH, 1)) for s in (h, c)]
+        got = other(self.x)
+        assert_same(got, self.lstm(other)(self.x, initial_state=tiled), tolerance=1e-6)
+
+
 class TestShapes:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("training", [False, True])

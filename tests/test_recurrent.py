@@ -131,6 +131,22 @@ class TestTheOneRule:
         gradient = tape.gradient(loss, layer.initial_state[0].value.value)
         assert float(gradient[0]) == 4096 * (1 + 2**-7)
 
+    @given(cases(kinds=["sampled"], dropout=False))
+    def test_in_training_with_the_states_drawn(self, case):
+        entries = [
+            Sampled(seed=case.arguments["seed"]) if isinstance(entry, str) else entry
+            for entry in keras.tree.flatten(case.initial_state)
+        ] * 2
+        for entry in entries:
+            entry.seed = case.arguments["seed"]
+        layer = case.layer(initial_state=entries[:2])
+        twin = case.layer(initial_state=entries[:2])
+        lstm = case.lstm(layer)
+        for _ in range(2):
+            states = twin.get_initial_state(case.batch, training=True)
+            got = layer(case.inputs, mask=case.mask, training=True)
+            assert_same(got, lstm(case.inputs, initial_state=states, mask=case.mask))
+
     @given(cases(), st.data())
     def test_an_explicit_state_wins_over_the_owned(self, case, data):
         layer = case.layer()
@@ -145,8 +161,10 @@ class TestTheOneRule:
                 explicit, tiled_states(layer, case.batch), strict=True
             )
         ]
+        want = lstm(case.inputs, initial_state=expected, mask=case.mask)
         got = layer(case.inputs, initial_state=explicit, mask=case.mask)
-        assert_same(got, lstm(case.inputs, initial_state=expected, mask=case.mask))
+        assert_same(got, want)
+        assert_same(layer(case.inputs, explicit, case.mask), want)
 
     def test_an_implicit_mask_is_the_explicit_one(self):
         tokens = np.array([[1, 2, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0], [1, 1, 1, 1]])

@@ -23,6 +23,20 @@ def inputs_of(batch, timesteps=4):
     return np.random.normal(size=(batch, timesteps, FEATURES)).astype("float32")
 
 
+@st.composite
+def bad_states(draw):
+    """Explicit states of a wrong length, rank, number of units or batch size."""
+    shape = st.lists(st.integers(1, 4), max_size=4).filter(
+        lambda s: s != [BATCH, UNITS]
+    )
+    wrong = draw(shape.map(np.zeros) | st.sampled_from(["zeros", np.zeros((0, UNITS))]))
+    right = np.zeros((BATCH, UNITS))
+    return draw(
+        st.sampled_from([[wrong, right], [right, wrong], [None, wrong], (wrong, None)])
+        | st.sampled_from([right, wrong, [], [right], [None], [right] * 3, {}, "zeros"])
+    )
+
+
 class Stream(RuleBasedStateMachine):
     """A stateful layer against an LSTM that is handed its state at every call.
 
@@ -107,30 +121,22 @@ class Stream(RuleBasedStateMachine):
             with pytest.raises(tf.errors.InvalidArgumentError, match=message):
                 call(inputs_of(batch))
 
-    @rule(
-        given=st.sampled_from(
-            [
-                np.zeros((BATCH, UNITS)),
-                [np.zeros((BATCH, UNITS))],
-                [np.zeros((BATCH, UNITS))] * 3,
-                [np.zeros((BATCH, UNITS)), np.zeros((BATCH + 1, UNITS))],
-                [np.zeros((1, UNITS))] * 2,
-                [np.zeros((BATCH, UNITS + 1)), None],
-                [None, np.zeros(UNITS)],
-                [None, np.zeros((1, BATCH, UNITS))],
-                [np.zeros((BATCH, UNITS)), "zeros"],
-            ]
-        )
-    )
+    @rule(given=bad_states())
     def refused_states(self, given):
-        with pytest.raises(ValueError, match=r"`initial_state.*`.*Received"):
-            self.layer(inputs_of(BATCH), initial_state=given)
-        with pytest.raises(ValueError, match=r"`states.*`.*Received"):
+        for call in (
+            lambda: self.layer(inputs_of(BATCH), initial_state=given),
+            lambda: self.layer(inputs_of(BATCH), given),
+            lambda: self.layer.reset_states(given),
+        ):
+            with pytest.raises(ValueError, match=r"`(initial_state|states).*Received"):
+                call()
+
+    @rule(index=st.integers(0, 1), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
+    def refused_states_that_are_not_finite(self, index, bad):
+        given = [np.ones((BATCH, UNITS)), np.ones((BATCH, UNITS))]
+        given[index][-1, -1] = bad
+        with pytest.raises(ValueError, match=rf"`states\[{index}\]`.*finite"):
             self.layer.reset_states(given)
-        with pytest.raises(ValueError, match=r"`states\[1\]`.*finite"):
-            self.layer.reset_states(
-                [np.ones((BATCH, UNITS)), np.full((BATCH, UNITS), np.nan)]
-            )
 
     @invariant()
     def states_show_what_comes_next(self):
