@@ -68,6 +68,21 @@ class InitialState(keras.layers.Layer):
     # The variable `(units,)` that `assign_initial_state()` overwrites, if any.
     assignable: keras.Variable | None = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "InitialState":
+        initial_state = super().__new__(cls, *args, **kwargs)
+        object.__setattr__(initial_state, "_arguments", (args, kwargs))
+        return initial_state
+
+    def copy(self, **kwargs: Any) -> "InitialState":
+        """Returns an unbuilt object of the same arguments, but for `kwargs`.
+
+        Unlike a way through `get_config()`, it takes any callable as an initializer.
+        """
+        args, given = self._arguments
+        copied = type(self)(*args, **{**given, **kwargs})
+        copied.trainable = self.trainable
+        return copied
+
     def check(self, units: int) -> None:
         """Raises a `ValueError` if the constructor's arguments do not fit `units`."""
 
@@ -221,8 +236,9 @@ class Sampled(InitialState):
         at_inference: What a row starts from when the layer is not training:
             `"mean"`, or `"sample"` for a draw. Defaults to `"mean"`.
         seed: Python integer that makes the draws reproducible. The states of one
-            layer draw independently of each other also when they share a seed.
-            Defaults to `None`.
+            layer draw independently of each other also when they share a seed; two
+            layers with the same seed draw the same, as with `Dropout`, and so do the
+            two directions of a `Bidirectional`. Defaults to `None`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     Raises:
@@ -307,13 +323,15 @@ class Sampled(InitialState):
     # resumed from a checkpoint would not draw what the unbroken run draws.
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        store["seed_generator_state"] = self.seed_generator.state
+        if self.built:
+            store["seed_generator_state"] = self.seed_generator.state
 
     def load_own_variables(self, store: Any) -> None:
         store = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
-        seed_generator_state = store.pop("seed_generator_state")
+        seed_generator_state = store.pop("seed_generator_state", None)
         super().load_own_variables(store)
-        self.seed_generator.state.assign(seed_generator_state)
+        if seed_generator_state is not None:
+            self.seed_generator.state.assign(seed_generator_state)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -366,8 +384,9 @@ def get(entry: Any) -> InitialState | None:
     except ValueError as error:
         raise ValueError(
             "An entry of `initial_state` must be None, 'zeros', a finite number, a "
-            f"finite array of shape `(units,)`, one of {sorted(_NAMES)}, or an "
-            "object such as `Fixed(...)`, `Sampled(...)` or `Trainable(...)`. "
+            f"finite array of shape `(units,)`, one of {sorted(_NAMES)}, or an object "
+            "such as `Fixed(value)`, `Sampled(mean, stddev)` or "
+            "`Trainable(initializer)`. "
             f"Received: {_show(entry)}"
         ) from error
 
@@ -409,6 +428,8 @@ def is_legacy(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
+    if tf.is_symbolic_tensor(value):
+        return f"{value} (a symbolic tensor; only values known now can be checked)"
     if is_legacy(value):
         return f"{value} (a legacy tf_keras object; this package works with Keras 3)"
     return f"{value!r} (of type {type(value).__name__})"
@@ -464,7 +485,7 @@ def _check_array(layer: InitialState, argument: str, start: Start, units: int) -
             f"array of shape `(units,)` = ({units},). "
             f"Received: an array of shape {start.shape}"
         )
-    finite_array(start, argument, layer.variable_dtype)
+    finite_array(start, argument, layer.compute_dtype)
 
 
 def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:

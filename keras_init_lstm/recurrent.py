@@ -34,7 +34,11 @@ class _CarriedState(keras.Variable):
 
     @property
     def value(self) -> tf.Tensor:
-        return self.or_start(self._layer._start(self._index, self.shape[0]))
+        return self.or_start(self._layer._shown_start(self._index, self.shape[0]))
+
+    def tf_variables(self) -> list[tf.Variable]:
+        """The two variables of TensorFlow behind it."""
+        return [super().value, self._fresh.value]
 
     def or_start(self, start: tf.Tensor) -> tf.Tensor:
         """Returns what was carried, or `start` while the stream is fresh."""
@@ -135,27 +139,35 @@ class InitStateLSTM(keras.layers.LSTM):
         self, units: int, *args: Any, initial_state: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(units, *args, **kwargs)
-        self.initial_state = self._own(initial_state)
+        if not isinstance(initial_state, (list, tuple)):
+            initial_state = [initial_state] * len(self.state_size)
+        entries = self._per_state(initial_state, "initial_state")
+        # As attributes, since both Keras and TensorFlow find the entries of their
+        # files by the names of attributes; in a list they would have none.
+        for name, units, entry in zip(
+            self.state_names, self.state_size, entries, strict=True
+        ):
+            setattr(self, name, self._own(name, units, entry))
 
-    def _own(self, entries: Any) -> list[initial_states.InitialState | None]:
-        if not isinstance(entries, (list, tuple)):
-            entries = [entries] * len(self.state_size)
-        entries = self._per_state(entries, "initial_state")
-        return [
-            self._own_entry(*entry)
-            for entry in zip(self.state_names, self.state_size, entries, strict=True)
-        ]
+    @property
+    def initial_state(self) -> list[initial_states.InitialState | None]:
+        """The objects that own the initial states of h and c; `None` for zeros."""
+        return [getattr(self, name) for name in self.state_names]
 
-    def _own_entry(
+    def _own(
         self, name: str, units: int, entry: Any
     ) -> initial_states.InitialState | None:
-        given = initial_states.get(entry)
-        if given is None:
-            return None
-        config = {**given.get_config(), "name": name, "dtype": self.dtype_policy}
-        owned = type(given).from_config(config)
+        try:
+            given = initial_states.get(entry)
+            if given is None:
+                return None
+            owned = given.copy(name=name, dtype=self.dtype_policy)
+            owned.check(units)
+        except ValueError as error:
+            raise ValueError(
+                f"Argument `initial_state`, for {name}: {error}"
+            ) from error
         owned.trainable = given.trainable and self.trainable
-        owned.check(units)
         return owned
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,7 +175,7 @@ class InitStateLSTM(keras.layers.LSTM):
         sequences: Any = args[0] if args else kwargs.get("sequences")
         given = args[1] if len(args) > 1 else kwargs.get("initial_state")
         self._check_call(sequences, given)
-        if given is not None and not self.built:
+        if given is not None and not self.built and _rank(sequences) == 3:
             # Keras 3.12 and before build no layer that is given None among tensors.
             self.build(tuple(sequences.shape))
         return super().__call__(*args, **kwargs)
@@ -179,33 +191,36 @@ class InitStateLSTM(keras.layers.LSTM):
     ) -> None:
         batch_size = sequences_shape[0]
         self._check_stream(batch_size)
-        if self.stateful and self.states is None:
+        if self.stateful:
             if batch_size is None:
                 raise ValueError(
                     "With `stateful=True` the batch size must be known when the layer "
-                    "is built: pass `batch_size` to `Input`, or call "
-                    "`reset_states(states=...)` first. "
+                    "is built: pass `batch_size` to `Input`. "
                     f"Received: sequences of shape {tuple(sequences_shape)}"
                 )
-            self._create_states(batch_size)
+            if self.states is None:
+                self._create_states(batch_size)
         if not self.cell.built:
             self.cell.build((batch_size, *sequences_shape[2:]))
         self._build_initial_state()
 
     def _build_initial_state(self) -> None:
-        if self.built:
-            return
         for entry, units in zip(self.initial_state, self.state_size, strict=True):
             if entry is not None and not entry.built:
                 entry.build((units,))
 
     def _create_states(self, batch_size: int) -> None:
         # Past `__setattr__`, which would make weights of them: as in Keras, the
-        # states of a stream are neither counted nor saved.
+        # states of a stream are neither counted nor saved with the model.
         self.__dict__["states"] = [
             _CarriedState(self, index, batch_size)
             for index in range(len(self.state_size))
         ]
+        # For what TensorFlow saves, `tf.train.Checkpoint` and SavedModel, which must
+        # know of every variable: Keras does not look into a module.
+        self._stream = tf.Module()
+        for state, name in zip(self.states, self.state_names, strict=True):
+            setattr(self._stream, name, state.tf_variables())
 
     def call(
         self,
@@ -217,18 +232,21 @@ class InitStateLSTM(keras.layers.LSTM):
         batch_size = ops.shape(sequences)[0]
         if self.stateful:
             self._check_stream(sequences.shape[0])
-            batch_size = self.states[0].shape[0]
         if initial_state is None:
             initial_state = [None] * len(self.state_size)
         states = []
         for index, state in enumerate(initial_state):
-            if state is None:
+            if state is not None:
+                state = self._with_shape_check(index, state, batch_size)
+            elif self.stateful:
+                carried = self.states[index]
+                start = self._start(index, carried.shape[0], training)
+                state = carried.or_start(start)
+            else:
                 state = self._start(index, batch_size, training)
-                if self.stateful:
-                    state = self.states[index].or_start(state)
             states.append(state)
         if self.stateful and sequences.shape[0] is None:
-            states = self._with_stream_check(states, tf.shape(sequences)[0])
+            states = self._with_stream_check(states, batch_size)
         return super().call(
             sequences, initial_state=states, mask=mask, training=training
         )
@@ -239,8 +257,15 @@ class InitStateLSTM(keras.layers.LSTM):
             return ops.zeros((batch_size, self.state_size[index]), self.compute_dtype)
         return entry.call(batch_size, training=training)
 
+    def _shown_start(self, index: int, batch_size: int) -> tf.Tensor:
+        """What a fresh stream reads as: to look must not draw from a random stream."""
+        entry = self.initial_state[index]
+        if entry is None or entry.assignable is None:
+            return self._start(index, batch_size)
+        return initial_states.tile(entry.assignable, batch_size)
+
     def get_initial_state(
-        self, batch_size: Any = None, training: bool = False
+        self, batch_size: Any, training: bool = False
     ) -> list[tf.Tensor]:
         """Returns the owned initial states of a batch.
 
@@ -400,11 +425,11 @@ class InitStateLSTM(keras.layers.LSTM):
             if state is None:
                 continue
             expected = (batch_size, self.state_size[index])
-            shape = tuple(state.shape if hasattr(state, "shape") else np.shape(state))
-            if not _fits(shape, expected):
+            if not (hasattr(state, "shape") and _fits(tuple(state.shape), expected)):
                 raise ValueError(
                     f"Argument `initial_state[{index}]` must be a tensor of shape "
-                    f"{_shape_text(expected)}. Received: a tensor of shape {shape}"
+                    f"{_shape_text(expected)}. Received: {state} (of type "
+                    f"{type(state).__name__}, shape {getattr(state, 'shape', None)})"
                 )
 
     def _check_stream(self, batch_size: int | None) -> None:
@@ -415,16 +440,31 @@ class InitStateLSTM(keras.layers.LSTM):
             f"Received: sequences with a batch size of {batch_size}"
         )
 
-    def _with_stream_check(
-        self, states: list[tf.Tensor], batch_size: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """What `_check_stream()` does, where the batch size is known at run time."""
+    # What the two checks above do, for sizes that are known at run time only. XLA
+    # drops the assertions but not the reshaping, which then fails when it compiles.
+
+    def _with_shape_check(
+        self, index: int, state: tf.Tensor, batch_size: Any
+    ) -> tf.Tensor:
+        shape = (batch_size, self.state_size[index])
+        if isinstance(batch_size, int) and tuple(state.shape) == shape:
+            return state
         check = tf.debugging.assert_equal(
-            batch_size, self.states[0].shape[0], message=self._stream_message()
+            tf.shape(state),
+            shape,
+            f"Argument `initial_state[{index}]` must be a tensor `(batch, units)`.",
         )
-        # XLA drops the assertion; the shapes then fail where they do not fit.
         with tf.control_dependencies([check]):
-            return [tf.reshape(state, (batch_size, -1)) for state in states]
+            return tf.reshape(state, shape)
+
+    def _with_stream_check(
+        self, states: list[tf.Tensor], batch_size: Any
+    ) -> list[tf.Tensor]:
+        check = tf.debugging.assert_equal(
+            batch_size, self.states[0].shape[0], self._stream_message()
+        )
+        with tf.control_dependencies([check]):
+            return [tf.reshape(s, (batch_size, s.shape[1])) for s in states]
 
     def _stream_message(self) -> str:
         return (
@@ -432,6 +472,10 @@ class InitStateLSTM(keras.layers.LSTM):
             f"Expected a batch size of {self.states[0].shape[0]}, as in the stream so "
             "far."
         )
+
+
+def _rank(tensor: Any) -> int:
+    return len(getattr(tensor, "shape", ()))
 
 
 def _fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:

@@ -191,6 +191,15 @@ class TestConfig:
         layer = InitStateLSTM(8, initial_state=Trainable("random_normal"))
         assert all((s.numpy() != 0).all() for s in layer.get_initial_state(1))
 
+    def test_what_keras_cannot_serialize_may_be_given(self):
+        def initializer(shape, dtype=None):
+            return keras.ops.full(shape, 0.5, dtype)
+
+        entry = Trainable(initializer, lambda value: keras.ops.sum(value**2))
+        layer = InitStateLSTM(2, initial_state=entry)
+        assert_same(layer.get_initial_state(1), [np.full((1, 2), 0.5, "f")] * 2)
+        assert [float(loss) for loss in layer.losses] == [0.5, 0.5]
+
     def test_tensors_and_variables_are_arrays(self):
         for value in (
             tf.constant([1.0, 2.0]),
@@ -310,6 +319,20 @@ class TestBadInput:
         with pytest.raises(ValueError, match="finite in dtype float16"):
             InitStateLSTM(2, initial_state=1e30, dtype="float16")
         InitStateLSTM(2, initial_state=1e39, dtype="float64")
+        with pytest.raises(ValueError, match="finite in dtype float16"):
+            InitStateLSTM(2, initial_state=1e5, dtype="mixed_float16")
+
+    def test_messages_name_the_state(self):
+        with pytest.raises(ValueError, match="`initial_state`, for c0: .*shape"):
+            InitStateLSTM(8, initial_state=[0.0, np.zeros((1, 8))])
+
+    def test_symbolic_tensors_are_named_as_such(self):
+        layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
+
+        for method in (layer.assign_initial_state, layer.reset_states):
+            call = tf.function(lambda state, method=method: method([state, state]))
+            with pytest.raises(ValueError, match=r"`states\[0\]`.*symbolic tensor"):
+                call(tf.ones((3, 2)))
 
     def test_legacy_objects_are_named_as_such(self):
         for legacy in (

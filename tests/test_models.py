@@ -1,5 +1,7 @@
 """The layer in models, as users build, train, save and load them."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -451,6 +453,63 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         )
         assert done.stdout.split() == [f.name for f in folders], done.stderr
 
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("built", [False, True])
+    def test_copies(self, kind, built, tmp_path):
+        layer = InitStateLSTM(UNITS, initial_state=KINDS[kind])
+        model = keras.Sequential([layer])
+        x = inputs_of(BATCH, TIMESTEPS, FEATURES)
+        if built:
+            want = model(x)
+        model.save(tmp_path / "model.keras")
+        for each in (
+            keras.models.load_model(tmp_path / "model.keras"),
+            copy.deepcopy(model),
+            pickle.loads(pickle.dumps(model)),
+            keras.Sequential([copy.deepcopy(layer)]),
+        ):
+            got = each(x)
+            assert got.shape == (BATCH, UNITS)
+            if built and each.layers[0].name == layer.name:
+                each.set_weights(model.get_weights())
+                assert_same(each(x), want)
+
+    def test_a_weights_file_knows_the_states_by_name(self, tmp_path):
+        def model(h, c):
+            layer = InitStateLSTM(UNITS, initial_state=[h, c])
+            return keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
+
+        model(Trainable("ones"), 5.0).save_weights(tmp_path / "model.weights.h5")
+        other = model(7.0, Trainable())
+        other.load_weights(tmp_path / "model.weights.h5")
+        states = other.layers[0].get_initial_state(1)
+        assert_same(states, [np.ones((1, UNITS), "f"), np.full((1, UNITS), 5, "f")])
+        for crossed in ((None, 7.0), (7.0, "sampled"), ("sampled", 7.0)):
+            model(7.0, None).save_weights(tmp_path / "model.weights.h5")
+            other = model(*crossed)
+            with pytest.raises(ValueError, match="could not be loaded|expected"):
+                other.load_weights(tmp_path / "model.weights.h5")
+
+    @pytest.mark.parametrize("stateful", [False, True])
+    def test_a_checkpoint_of_tensorflow_holds_every_state(self, tmp_path, stateful):
+        def new():
+            return keras.Sequential(
+                [
+                    keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH),
+                    InitStateLSTM(UNITS, initial_state="trainable", stateful=stateful),
+                ]
+            )
+
+        model, other = new(), new()
+        for weight in model.weights:
+            weight.assign(np.random.normal(size=weight.shape))
+        x = inputs_of(BATCH, TIMESTEPS, FEATURES)
+        model(x)
+        path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+        tf.train.Checkpoint(model=other).restore(path).assert_consumed()
+        assert_same(other.get_weights(), model.get_weights())
+        assert_same(other(x), model(x))
+
     def test_a_loaded_model_goes_on_with_the_random_stream(self, tmp_path):
         model, x = next(models_to_save())
         model(x, training=True)
@@ -523,3 +582,17 @@ for folder in map(pathlib.Path, sys.argv[1:]):
                 model.export(tmp_path / "model", verbose=False)
                 exported = tf.saved_model.load(str(tmp_path / "model"))
                 assert_same(exported.serve(x), want, tolerance=1e-6)
+
+    def test_a_saved_model_carries_its_stream(self, tmp_path):
+        *_, (model, x), _ = models_to_save()
+        reference = copy.deepcopy(model)
+        reference.set_weights(model.get_weights())
+        model.layers[0].reset_state()
+        call = tf.function(model, input_signature=[tf.TensorSpec(x.shape)])
+        tf.saved_model.save(
+            model, str(tmp_path), signatures=call.get_concrete_function()
+        )
+        loaded = tf.saved_model.load(str(tmp_path))
+        for _ in range(2):
+            got = loaded.signatures["serving_default"](tf.constant(x))
+            assert_same(got, reference(x), tolerance=1e-6)

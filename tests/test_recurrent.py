@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import properties
 from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm.initial_states import get
 from properties import assert_same, cases, flat, tiled_states
 
 
@@ -133,12 +134,11 @@ class TestTheOneRule:
 
     @given(cases(kinds=["sampled"], dropout=False))
     def test_in_training_with_the_states_drawn(self, case):
+        seed = {"seed": case.arguments["seed"]}
         entries = [
-            Sampled(seed=case.arguments["seed"]) if isinstance(entry, str) else entry
+            Sampled.from_config({**get(entry).get_config(), **seed})
             for entry in keras.tree.flatten(case.initial_state)
         ] * 2
-        for entry in entries:
-            entry.seed = case.arguments["seed"]
         layer = case.layer(initial_state=entries[:2])
         twin = case.layer(initial_state=entries[:2])
         lstm = case.lstm(layer)
@@ -377,6 +377,39 @@ class TestOwnership:
         optimizer = keras.optimizers.SGD(0.0)
         optimizer.apply_gradients([(tf.zeros(3), layer.initial_state[0].value)])
         np.testing.assert_array_equal(layer.initial_state[0].value, np.zeros(3))
+
+
+class TestRefusedCalls:
+    @pytest.mark.parametrize("stateful", [False, True])
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 2), (3, 5, 3)])
+    def test_the_first_call_leaves_the_layer_as_it_was(self, shape, stateful):
+        layer = InitStateLSTM(2, stateful=stateful)
+        with pytest.raises(ValueError, match="ndim=3|`initial_state"):
+            layer(np.ones(shape), initial_state=[np.ones((4, 2))] * 2)
+        assert not layer.built
+        assert layer.states is None
+        assert layer(np.ones((2, 5, 3))).shape == (2, 2)
+
+    @pytest.mark.parametrize("stateful", [False, True])
+    @pytest.mark.parametrize("shape", [(4, 4), (8, 2), (1, 2), (2, 4), (1, 8), (4, 1)])
+    def test_a_state_whose_shape_is_known_at_run_time(self, shape, stateful):
+        layer = InitStateLSTM(2, stateful=stateful)
+        x = np.ones((4, 5, 3), "float32")
+        layer(x)
+        carried = [s.numpy() for s in layer.states or ()]
+        unknown = tf.TensorSpec((None, None))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, 3)), unknown])
+        def call(x, state):
+            return layer(x, initial_state=[state, None])
+
+        message = r"`initial_state\[0\]` must be a tensor `\(batch, units\)`"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            call(x, np.ones(shape, "float32"))
+        assert_same(list(layer.states or ()), carried)
+        want = layer(x, initial_state=[np.ones((4, 2)), None])
+        layer.reset_states([None, carried[1]] if stateful else None)
+        assert_same(call(x, np.ones((4, 2), "float32")), want, tolerance=1e-6)
 
 
 class TestAssign:

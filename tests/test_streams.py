@@ -166,13 +166,13 @@ class TestStateful:
                 [np.ones((3, 2)), np.ones((2, 2))]
             )
 
-    def test_the_given_states_give_the_batch_size(self):
+    def test_the_batch_size_must_be_known(self):
         layer = InitStateLSTM(2, stateful=True)
-        message = r"batch size must be known.*\(None, None, 2\)"
-        with pytest.raises(ValueError, match=message):
-            layer.build((None, None, 2))
-        layer.reset_states([np.ones((3, 2))] * 2)
-        layer.build((None, None, 2))
+        for _ in range(2):
+            message = r"batch size must be known.*\(None, None, 2\)"
+            with pytest.raises(ValueError, match=message):
+                layer.build((None, None, 2))
+            layer.reset_states([np.ones((3, 2))] * 2)
         assert layer(inputs_of(3)).shape == (3, 2)
 
     def test_states_are_for_stateful_layers(self):
@@ -244,6 +244,20 @@ class TestStateful:
         lstm(x)
         lstm.set_weights(layer.get_weights()[:3])
         assert_same(call(x), lstm(x, initial_state=carried), tolerance=1e-6)
+
+    def test_to_look_at_a_fresh_stream_draws_nothing(self):
+        def outputs(look):
+            entry = Sampled([1.0, 2.0], seed=1, at_inference="sample")
+            layer = InitStateLSTM(2, initial_state=entry, stateful=True)
+            layer.cell.build((3, 2))
+            layer.cell.set_weights([np.ones(w.shape) for w in layer.cell.weights])
+            layer.build((3, None, 2))
+            if look:
+                assert "[1. 2.]" in repr(layer.states)
+                assert_same(layer.states[0], np.array([[1, 2]] * 3, "float32"))
+            return layer(np.ones((3, 4, 2)))
+
+        assert_same(outputs(look=True), outputs(look=False))
 
     def test_mixed_precision_carries_in_the_dtype_of_the_variables(self):
         layer = InitStateLSTM(
