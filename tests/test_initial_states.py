@@ -108,6 +108,7 @@ class TestSampled:
         assert_same([h, c], [np.array([[1, 2]] * 3, "f"), np.zeros((3, 2), "f")])
         h, c = layer.get_initial_state(3, training=True)
         assert len(np.unique(h)) == 6
+        np.testing.assert_array_equal(layer.initial_state[0].call(1), [[1, 2]])
         assert_same(c, np.zeros((3, 2), "f"))
 
     def test_zero_stddev_is_the_mean(self):

@@ -195,6 +195,7 @@ class TestStateful:
             "c0/value",
         ]
         assert not any("rnn_state" in v.path for v in layer.variables)
+        assert not any(state.trainable for state in layer.states)
 
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_the_first_batch_of_a_stream_has_the_gradient(self, jit_compile):
@@ -341,6 +342,16 @@ class TestResetStates:
     def test_a_model_without_streams_is_left_alone(self):
         reset_states(keras.Sequential([keras.Input((2, 2)), InitStateLSTM(2)]))
         reset_states(InitStateLSTM(2, stateful=True))
+
+    def test_only_layers_that_are_stateful_and_can_be_reset(self):
+        class Other(keras.layers.Layer):
+            stateful = True
+
+        class Counter(keras.layers.Layer):
+            def reset_state(self):
+                raise AssertionError("not stateful")
+
+        reset_states(keras.Sequential([Other(), Counter()]))
 
     @pytest.mark.parametrize("run", ["fit", "evaluate", "predict"])
     def test_callback_makes_every_run_the_first(self, run):
