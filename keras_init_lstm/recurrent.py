@@ -229,24 +229,20 @@ class InitStateLSTM(keras.layers.LSTM):
         mask: tf.Tensor | None = None,
         training: bool = False,
     ) -> Any:
-        batch_size = ops.shape(sequences)[0]
         if self.stateful:
-            self._check_stream(sequences.shape[0])
+            sequences = self._with_stream_check(sequences)
+        batch_size = ops.shape(sequences)[0]
         if initial_state is None:
             initial_state = [None] * len(self.state_size)
         states = []
         for index, state in enumerate(initial_state):
             if state is not None:
                 state = self._with_shape_check(index, state, batch_size)
-            elif self.stateful:
-                carried = self.states[index]
-                start = self._start(index, carried.shape[0], training)
-                state = carried.or_start(start)
             else:
                 state = self._start(index, batch_size, training)
+                if self.stateful:
+                    state = self.states[index].or_start(state)
             states.append(state)
-        if self.stateful and sequences.shape[0] is None:
-            states = self._with_stream_check(states, batch_size)
         return super().call(
             sequences, initial_state=states, mask=mask, training=training
         )
@@ -436,42 +432,39 @@ class InitStateLSTM(keras.layers.LSTM):
         if self.states is None or batch_size in (None, self.states[0].shape[0]):
             return
         raise ValueError(
-            f"{self._stream_message()} "
-            f"Received: sequences with a batch size of {batch_size}"
+            "A stateful layer carries one state for each sequence of a batch. "
+            f"Expected a batch size of {self.states[0].shape[0]}, as in the stream so "
+            f"far. Received: sequences with a batch size of {batch_size}"
         )
 
-    # What the two checks above do, for sizes that are known at run time only. XLA
-    # drops the assertions but not the reshaping, which then fails when it compiles.
+    # The same two checks for sizes that are known at run time only. `ensure_shape`
+    # makes all that follows wait for it, so that a refused call carries nothing over.
+    # A control dependency does not: TensorFlow's optimizer drops it.
+
+    def _with_stream_check(self, sequences: tf.Tensor) -> tf.Tensor:
+        self._check_stream(sequences.shape[0])
+        if sequences.shape[0] is not None:
+            return sequences
+        shape = (self.states[0].shape[0], *sequences.shape[1:])
+        return tf.ensure_shape(sequences, shape, name="batch_size_of_the_stream")
 
     def _with_shape_check(
         self, index: int, state: tf.Tensor, batch_size: Any
     ) -> tf.Tensor:
-        shape = (batch_size, self.state_size[index])
-        if isinstance(batch_size, int) and tuple(state.shape) == shape:
-            return state
-        check = tf.debugging.assert_equal(
-            tf.shape(state),
-            shape,
-            f"Argument `initial_state[{index}]` must be a tensor `(batch, units)`.",
+        shape = (
+            batch_size if isinstance(batch_size, int) else None,
+            self.state_size[index],
         )
-        with tf.control_dependencies([check]):
-            return tf.reshape(state, shape)
-
-    def _with_stream_check(
-        self, states: list[tf.Tensor], batch_size: Any
-    ) -> list[tf.Tensor]:
-        check = tf.debugging.assert_equal(
-            batch_size, self.states[0].shape[0], self._stream_message()
-        )
-        with tf.control_dependencies([check]):
-            return [tf.reshape(s, (batch_size, s.shape[1])) for s in states]
-
-    def _stream_message(self) -> str:
-        return (
-            "A stateful layer carries one state for each sequence of a batch. "
-            f"Expected a batch size of {self.states[0].shape[0]}, as in the stream so "
-            "far."
-        )
+        if tuple(state.shape) != shape:
+            state = tf.ensure_shape(state, shape, name=f"initial_state_{index}")
+        if shape[0] is None:
+            # Without it, a state for one sequence is repeated for the whole batch.
+            tf.debugging.assert_equal(
+                tf.shape(state)[0],
+                batch_size,
+                f"Argument `initial_state[{index}]` has another batch size.",
+            )
+        return state
 
 
 def _rank(tensor: Any) -> int:
