@@ -37,8 +37,9 @@ class _CarriedState(keras.Variable):
         return self.or_start(self._layer._shown_start(self._index, self.shape[0]))
 
     def tf_variables(self) -> list[tf.Variable]:
-        """The two variables of TensorFlow behind it."""
-        return [super().value, self._fresh.value]
+        """The variables of TensorFlow behind it; none while Keras defers them."""
+        values = (super().value, self._fresh.value)
+        return [value for value in values if isinstance(value, tf.Variable)]
 
     def or_start(self, start: tf.Tensor) -> tf.Tensor:
         """Returns what was carried, or `start` while the stream is fresh."""
@@ -439,7 +440,7 @@ class InitStateLSTM(keras.layers.LSTM):
 
     # The same two checks for sizes that are known at run time only. `ensure_shape`
     # makes all that follows wait for it, so that a refused call carries nothing over.
-    # A control dependency does not: TensorFlow's optimizer drops it.
+    # A control dependency on an assertion does not: TensorFlow's optimizer drops it.
 
     def _with_stream_check(self, sequences: tf.Tensor) -> tf.Tensor:
         self._check_stream(sequences.shape[0])

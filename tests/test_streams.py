@@ -203,7 +203,7 @@ class TestStateful:
     def test_a_graph_refuses_a_batch_before_it_carries_anything(
         self, batch, jit_compile
     ):
-        layer = InitStateLSTM(UNITS, stateful=True)
+        layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
         layer.build((BATCH, None, FEATURES))
         unknown = [tf.TensorSpec((None, None, FEATURES))]
         call = tf.function(layer, input_signature=unknown, jit_compile=jit_compile)
@@ -214,6 +214,10 @@ class TestStateful:
             with pytest.raises(tf.errors.InvalidArgumentError):
                 call(inputs_of(batch))
             assert_same(layer.states, [g.astype("float32") for g in given])
+            layer.reset_states()
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                call(inputs_of(batch))
+            assert_same(layer.states, [np.full((BATCH, UNITS), 0.5, "float32")] * 2)
 
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_the_first_batch_of_a_stream_has_the_gradient(self, jit_compile):
@@ -340,6 +344,29 @@ def stream_states(model):
     ]
     assert len(layers) == 5
     return [s.numpy() for layer in layers for s in layer.states]
+
+
+class Subclassed(keras.Model):
+    """Built by `fit()`, where Keras defers the creation of variables."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def call(self, x, training=False):
+        return self.rnn(x, training=training)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_stateful_layer_in_a_subclassed_model(dtype):
+    layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True, dtype=dtype)
+    model = Subclassed(layer)
+    model.compile("sgd", "mse")
+    x, y = inputs_of(2 * BATCH), np.zeros((2 * BATCH, UNITS))
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    assert all((state.numpy() != 0.5).any() for state in layer.states)
+    reset_states(model)
+    assert_same(layer.states, [np.full((BATCH, UNITS), 0.5, "float32")] * 2)
 
 
 class TestResetStates:
