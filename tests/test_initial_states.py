@@ -196,7 +196,11 @@ class TestConfig:
         def initializer(shape, dtype=None):
             return keras.ops.full(shape, 0.5, dtype)
 
-        entry = Trainable(initializer, lambda value: keras.ops.sum(value**2))
+        class Squares(keras.regularizers.Regularizer):
+            def __call__(self, value):
+                return keras.ops.sum(value**2)
+
+        entry = Trainable(initializer, Squares())
         layer = InitStateLSTM(2, initial_state=entry)
         assert_same(layer.get_initial_state(1), [np.full((1, 2), 0.5, "f")] * 2)
         assert [float(loss) for loss in layer.losses] == [0.5, 0.5]
