@@ -12,6 +12,13 @@ from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
 from keras_init_lstm.initial_states import get
 from properties import assert_same, cases, flat, tiled_states
 
+# Of the names in `keras.activations`, those that are no activations of an LSTM: three
+# helpers, one that halves its input, and one that needs more arguments.
+EVERY_ACTIVATION = sorted(
+    {name for name in dir(keras.activations) if not name.startswith("_")}
+    - {"get", "serialize", "deserialize", "glu", "threshold"}
+)
+
 
 class TestTheOneRule:
     @given(cases())
@@ -131,6 +138,18 @@ class TestTheOneRule:
             loss = tf.reduce_sum(state * (1 + 2**-7))
         gradient = tape.gradient(loss, layer.initial_state[0].value.value)
         assert float(gradient[0]) == 4096 * (1 + 2**-7)
+
+    @pytest.mark.parametrize("name", EVERY_ACTIVATION)
+    def test_with_every_activation_of_keras(self, name):
+        arguments = {"activation": name, "recurrent_activation": name}
+        layer = InitStateLSTM(4, initial_state=[0.5, "trainable"], **arguments)
+        lstm = keras.layers.LSTM(4, **arguments)
+        x = np.random.normal(size=(3, 5, 2))
+        got = layer(x)
+        lstm.build(x.shape)
+        lstm.set_weights(layer.cell.get_weights())
+        states = tiled_states(layer, 3)
+        assert_same(got, lstm(x, initial_state=states))
 
     @given(cases(kinds=["sampled"], dropout=False))
     def test_in_training_with_the_states_drawn(self, case):
