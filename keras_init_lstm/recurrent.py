@@ -168,7 +168,8 @@ class InitStateLSTM(keras.layers.LSTM):
             raise ValueError(
                 f"Argument `initial_state`, for {name}: {error}"
             ) from error
-        owned.trainable = given.trainable and self.trainable
+        if not self.trainable:
+            owned.trainable = False
         return owned
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

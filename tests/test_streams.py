@@ -64,7 +64,6 @@ class Stream(RuleBasedStateMachine):
             self.call_layer = tf.function(
                 self.layer, reduce_retracing=True, autograph=False
             )
-        self.fresh = properties.owned_values
 
     def expected(self):
         owned = properties.tiled_states(self.layer, BATCH)
@@ -238,7 +237,6 @@ class TestStateful:
         x = inputs_of(BATCH)
         zeros = [tf.zeros((BATCH, UNITS))] * 2
         with tf.GradientTape() as tape:
-            tape.watch(zeros[:1])
             state = [tf.identity(s) for s in zeros]
             tape.watch(state)
             loss = tf.reduce_sum(lstm(x, initial_state=state) ** 2)
