@@ -24,6 +24,13 @@ TOLERANCES = {
     "mixed_bfloat16": 1e-1,
     "mixed_float16": 1e-2,
 }
+# What the fused loop is for.
+FUSED = {
+    "activation": "tanh",
+    "recurrent_activation": "sigmoid",
+    "unroll": False,
+    "recurrent_dropout": 0,
+}
 KINDS = ("zeros", "fixed", "sampled", "trainable")
 
 seeds = st.integers(0, 2**31 - 1)
@@ -132,6 +139,10 @@ class Case:
     def tolerance(self):
         return TOLERANCES[self.arguments["dtype"]]
 
+    def assert_same(self, got, expected):
+        """To the last bit; the fused loop rounds in another order."""
+        assert_same(got, expected, self.tolerance if self.arguments["use_fused"] else 0)
+
     def layer(self, **kwargs):
         """The layer under test, built, with every weight drawn at random."""
         layer = InitStateLSTM(
@@ -145,7 +156,9 @@ class Case:
 
     def lstm(self, layer, **kwargs):
         """An independent `keras.layers.LSTM` with the same arguments and weights."""
-        lstm = keras.layers.LSTM(**{**self.arguments, **kwargs})
+        arguments = {**self.arguments, **kwargs}
+        del arguments["use_fused"]
+        lstm = keras.layers.LSTM(**arguments)
         lstm.build(self.inputs.shape)
         lstm.set_weights([w.numpy() for w in layer.cell.weights])
         return lstm
@@ -170,8 +183,11 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, **fixed):
         "zero_output_for_mask": draw(st.booleans()),
         "dtype": draw(st.sampled_from(dtypes)),
         "seed": draw(seeds),
+        "use_fused": draw(st.booleans()),
         **fixed,
     }
+    if arguments["use_fused"]:
+        arguments.update(FUSED)
     rng = np.random.default_rng(draw(seeds))
     return Case(
         arguments=arguments,

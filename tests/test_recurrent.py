@@ -27,7 +27,7 @@ class TestTheOneRule:
         lstm = case.lstm(layer)
         states = tiled_states(layer, case.batch)
         got = layer(case.inputs, mask=case.mask)
-        assert_same(got, lstm(case.inputs, initial_state=states, mask=case.mask))
+        case.assert_same(got, lstm(case.inputs, initial_state=states, mask=case.mask))
 
     @given(cases(kinds=("zeros", "fixed", "trainable")), st.booleans())
     def test_also_in_training_with_dropout(self, case, as_graph):
@@ -40,7 +40,7 @@ class TestTheOneRule:
 
         if as_graph:
             call = tf.function(call)
-        assert_same(call(layer), call(lstm, initial_state=states))
+        case.assert_same(call(layer), call(lstm, initial_state=states))
 
     @given(cases(dtypes=("float32", "float64"), dropout=False))
     def test_outputs_are_those_of_the_equations(self, case):
@@ -164,7 +164,9 @@ class TestTheOneRule:
         for _ in range(2):
             states = twin.get_initial_state(case.batch, training=True)
             got = layer(case.inputs, mask=case.mask, training=True)
-            assert_same(got, lstm(case.inputs, initial_state=states, mask=case.mask))
+            case.assert_same(
+                got, lstm(case.inputs, initial_state=states, mask=case.mask)
+            )
 
     @given(cases(), st.data())
     def test_an_explicit_state_wins_over_the_owned(self, case, data):
@@ -182,8 +184,8 @@ class TestTheOneRule:
         ]
         want = lstm(case.inputs, initial_state=expected, mask=case.mask)
         got = layer(case.inputs, initial_state=explicit, mask=case.mask)
-        assert_same(got, want)
-        assert_same(layer(case.inputs, explicit, case.mask), want)
+        case.assert_same(got, want)
+        case.assert_same(layer(case.inputs, explicit, case.mask), want)
 
     def test_an_implicit_mask_is_the_explicit_one(self):
         tokens = np.array([[1, 2, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0], [1, 1, 1, 1]])
@@ -445,7 +447,7 @@ class TestAssign:
                 want = value if value.ndim == 1 else value.mean(axis=0)
             np.testing.assert_array_equal(got, np.asarray(want, got.dtype))
         lstm = case.lstm(layer)
-        assert_same(
+        case.assert_same(
             layer(case.inputs),
             lstm(case.inputs, initial_state=tiled_states(layer, case.batch)),
         )

@@ -1,0 +1,248 @@
+"""The fused loop where it differs from Keras's: when it runs, and what is compiled."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_init_lstm import InitStateLSTM, fused
+from properties import assert_same, cases, flat, tiled_states
+
+TIMESTEPS, FEATURES, UNITS = 10, 3, 4
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """One entry for each time that the fused loop was called or traced."""
+    calls = []
+
+    def lstm(sequences, *args, **kwargs):
+        calls.append(sequences.shape)
+        return real(sequences, *args, **kwargs)
+
+    real = fused.lstm
+    monkeypatch.setattr(fused, "lstm", lstm)
+    return calls
+
+
+def batch(rows=4, timesteps=TIMESTEPS, features=FEATURES):
+    rng = np.random.default_rng(rows + timesteps)
+    return rng.normal(size=(rows, timesteps, features)).astype("float32")
+
+
+def gradients(layer, x, states=None, order=1, **kwargs):
+    """The gradients of a loss, up to the given order, of the weights and the input."""
+    x = tf.cast(x, layer.compute_dtype)
+    watched = [x, *(w.value for w in layer.cell.weights)]
+    kwargs |= {} if states is None else {"initial_state": states}
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        outputs = layer(x, **kwargs)
+        loss = sum(tf.reduce_sum(o**3) for o in keras.tree.flatten(outputs))
+        found = []
+        for _ in range(order):
+            derivatives = tape.gradient(loss, watched)
+            found += derivatives
+            loss = sum(tf.reduce_sum(d**2) for d in derivatives)
+    return found
+
+
+class TestGradients:
+    @given(
+        cases(
+            kinds=("zeros", "fixed", "trainable"),
+            dtypes=["float64"],
+            dropout=False,
+            use_fused=True,
+        ),
+        st.booleans(),
+    )
+    def test_of_second_order_are_those_of_lstm(self, case, training):
+        layer = case.layer()
+        states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
+        call = {"order": 2, "mask": case.mask, "training": training}
+        got = gradients(layer, case.inputs, **call)
+        want = gradients(case.lstm(layer), case.inputs, states, **call)
+        scale = max(1.0, *(np.abs(g).max() for g in flat(want)))
+        assert_same(got, want, tolerance=1e-9 * scale)
+
+
+class TestBatches:
+    @given(st.integers(1, 5000), st.integers(1, 5000))
+    def test_their_sizes_are_rounded_up_to_few(self, rows, other):
+        rounded = fused._round_up(rows)
+        assert rows <= rounded <= max(1.25 * rows, 8)
+        assert fused._round_up(rounded) == rounded
+        assert int(fused._round_up(tf.constant(rows))) == rounded
+        assert (fused._round_up(other) >= rounded) or other < rounded
+
+    def test_few_sizes_are_compiled(self):
+        assert len({fused._round_up(rows) for rows in range(1025)}) == 8 + 4 * 7
+
+    @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+    @pytest.mark.parametrize("rows", [1, 2, 7, 33, 50])
+    def test_of_any_size_with_many_units_are_those_of_lstm(self, rows, known):
+        units = fused._UNITS_FOR_BLOCKS
+        layer = InitStateLSTM(units, return_state=True, use_fused=True)
+        lstm = keras.layers.LSTM(units, return_state=True)
+        x = batch(50)[:rows]
+        signature = None if known else [tf.TensorSpec((None, *x.shape[1:]))]
+        got = []
+        for each in (layer, lstm):
+            each.build(x.shape)
+            each.set_weights(layer.get_weights())
+
+            @tf.function(input_signature=signature)
+            def call(x, each=each):
+                return each(x), gradients(each, x, training=True)
+
+            got.append(call(x))
+        assert_same(*got, tolerance=1e-4)
+
+
+class TestWhenItRuns:
+    def test_in_fit_evaluate_and_predict(self, taken):
+        model = keras.Sequential([keras.Input((None, FEATURES)), InitStateLSTM(UNITS)])
+        model.compile("sgd", "mse")
+        assert not taken
+        model.fit(batch(), np.zeros((4, UNITS)), verbose=0)
+        assert len(taken) == 1
+        model.evaluate(batch(), np.zeros((4, UNITS)), verbose=0)
+        assert len(taken) == 2
+        model.predict(batch(), verbose=0)
+        assert len(taken) == 3
+
+    @pytest.mark.parametrize(
+        ("arguments", "timesteps", "kwargs", "expected"),
+        [
+            ({}, TIMESTEPS, {}, True),
+            ({"use_fused": False}, TIMESTEPS, {}, False),
+            ({"use_fused": True}, 1, {}, True),
+            ({}, 7, {}, False),
+            ({"unroll": True}, TIMESTEPS, {}, False),
+            ({"activation": "relu"}, TIMESTEPS, {}, False),
+            ({"recurrent_activation": "hard_sigmoid"}, TIMESTEPS, {}, False),
+            ({"implementation": 1}, TIMESTEPS, {"training": True}, True),
+            (
+                {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
+                TIMESTEPS,
+                {"training": True},
+                False,
+            ),
+            ({"dtype": "mixed_bfloat16"}, TIMESTEPS, {}, False),
+            ({"dtype": "mixed_bfloat16", "use_fused": True}, TIMESTEPS, {}, True),
+            ({"dropout": 0.5}, TIMESTEPS, {"training": True}, True),
+            ({"recurrent_dropout": 0.5}, TIMESTEPS, {"training": True}, False),
+            ({"recurrent_dropout": 0.5}, TIMESTEPS, {}, True),
+        ],
+        ids=str,
+    )
+    def test_in_an_eager_call(self, taken, arguments, timesteps, kwargs, expected):
+        InitStateLSTM(UNITS, **arguments)(batch(timesteps=timesteps), **kwargs)
+        assert bool(taken) == expected
+
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("timesteps", [None, TIMESTEPS])
+    @pytest.mark.parametrize("use_fused", ["auto", True])
+    def test_in_a_function_of_the_user(self, taken, training, timesteps, use_fused):
+        layer = InitStateLSTM(UNITS, use_fused=use_fused)
+        spec = tf.TensorSpec((None, timesteps, FEATURES))
+        call = tf.function(
+            lambda x: layer(x, training=training), input_signature=[spec]
+        )
+        got = call(batch())
+        known = timesteps is not None
+        assert bool(taken) == (use_fused is True or (training and known))
+        lstm = keras.layers.LSTM(UNITS)
+        lstm.build((None, None, FEATURES))
+        lstm.set_weights(layer.get_weights())
+        assert_same(got, lstm(batch()), tolerance=1e-6)
+
+    def test_the_known_part_of_the_shape_is_kept(self):
+        layer = InitStateLSTM(UNITS, return_sequences=True, use_fused=True)
+        layer(batch(rows=2)), layer(batch(rows=3, timesteps=TIMESTEPS + 1))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, TIMESTEPS, FEATURES))])
+        def call(x):
+            y = layer(x)
+            assert y.shape == (None, TIMESTEPS, UNITS)
+            return y
+
+        assert call(batch()).shape == (4, TIMESTEPS, UNITS)
+
+    def test_for_few_numbers_of_timesteps(self, taken):
+        layer = InitStateLSTM(UNITS)
+        for timesteps in range(10, 25):
+            layer(batch(timesteps=timesteps))
+        assert [shape[1] for shape in taken] == list(range(10, 18))
+        layer(batch(timesteps=12))
+        assert len(taken) == 9
+
+    def test_not_beside_a_gpu(self, taken, monkeypatch):
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+        fused.available.cache_clear()
+        try:
+            InitStateLSTM(UNITS)(batch())
+            assert not taken
+        finally:
+            fused.available.cache_clear()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("value", ["fast", None, 1.5])
+    def test_another_value(self, value):
+        with pytest.raises(ValueError, match="`use_fused` must be .* Received: "):
+            InitStateLSTM(UNITS, use_fused=value)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"activation": "relu"}, "activations other than tanh and sigmoid"),
+            ({"recurrent_activation": None}, "activations other than tanh and sigmoid"),
+            ({"unroll": True}, "unroll=True"),
+            (
+                {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
+                "dropout with implementation=1",
+            ),
+            ({"recurrent_dropout": 0.5}, "recurrent_dropout"),
+        ],
+    )
+    def test_what_it_cannot_do(self, arguments, message):
+        layer = InitStateLSTM(
+            UNITS, use_fused=True, stateful=True, initial_state=0.5, **arguments
+        )
+        with pytest.raises(ValueError, match=f"{message}.*Received: use_fused=True"):
+            layer(batch(), training=True)
+        assert_same(layer.states[0], np.full((4, UNITS), 0.5, "float32"))
+
+
+class TestExports:
+    @pytest.fixture
+    def model(self):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, return_sequences=True)
+        model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
+        model.predict(batch(), verbose=0)
+        model(batch())
+        return model
+
+    def test_a_saved_model_holds_nothing_compiled(self, model, taken, tmp_path):
+        model.export(tmp_path / "model", verbose=False)
+        tf.saved_model.save(model, tmp_path / "other")
+        assert not taken
+        for name in ("model", "other"):
+            files = (tmp_path / name / "saved_model.pb").read_bytes()
+            assert b"_XlaMustCompile" not in files
+            loaded = tf.saved_model.load(tmp_path / name)
+            serve = loaded.signatures["serving_default"]
+            want = model.predict(batch(), verbose=0)
+            (got,) = serve(tf.constant(batch())).values()
+            assert_same(got, want, tolerance=1e-6)
+
+    def test_an_onnx_file_holds_one_lstm(self, model, tmp_path):
+        onnx = pytest.importorskip("onnx")
+        model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+        nodes = onnx.load(tmp_path / "model.onnx").graph.node
+        assert [n.op_type for n in nodes].count("LSTM") == 1
+        assert "Loop" not in {n.op_type for n in nodes}
