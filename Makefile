@@ -1,10 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test
+.PHONY: bench demo test
 
 demo: .venv/ready
 	$(BIN)/python benchmarks/demo.py
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench.py
 
 test: .venv/ready
 	$(BIN)/ruff check

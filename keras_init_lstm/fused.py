@@ -82,7 +82,7 @@ def lstm(
         batch_size = tf.shape(sequences)[0]
     else:
         blocks = max(1, min(blocks, batch_size // 8))
-    rows = _round_up(-(-batch_size // blocks))
+    rows = rounded_up(-(-batch_size // blocks))
     missing = rows * blocks - batch_size
 
     def split(tensor: tf.Tensor) -> list[tf.Tensor]:
@@ -104,12 +104,15 @@ def lstm(
     return tf.ensure_shape(hs, [*sequences.shape[:2], units]), h, c
 
 
-def _round_up(rows: Any) -> Any:
+def rounded_up(rows: Any) -> Any:
     """The next of 1..8, 10, 12, 14, 16, 20, ...: each size is compiled once.
 
     With four sizes in each octave, batches of any size need few compilations, and
-    less than a quarter of the rows is added (none to a power of two).
+    less than a quarter of the rows is added (none to a power of two). Takes an
+    integer, a tensor, or `None` for an unknown number.
     """
+    if rows is None:
+        return None
     if isinstance(rows, int):
         rows = max(rows, 1)
         step = 1 << max((rows - 1).bit_length() - 3, 0)

@@ -14,8 +14,8 @@ from keras_init_lstm import fused, initial_states
 _REPLICA_CONTEXT = tf.distribute.ReplicaContext
 # With fewer, the loop is too small a part of a step for its compilation to pay.
 _FEWEST_TIMESTEPS = 8
-# Each number of timesteps is compiled anew, in about half a second.
-_MOST_TIMESTEPS = 8
+# Each is compiled anew, in some tenths of a second.
+_MOST_SHAPES = 8
 
 
 class _CarriedState(keras.Variable):
@@ -138,8 +138,9 @@ class InitStateLSTM(keras.layers.LSTM):
         without `recurrent_dropout` (nor `dropout` with `implementation=1`), on the
         CPU. Otherwise, and where a GPU is present, Keras's own loop runs. `"auto"`
         also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a number
-        of timesteps that is unknown in a graph, and more than eight such numbers in
-        one layer, since each is compiled anew (batch sizes are rounded up to few);
+        of timesteps that is unknown in a graph; what comes after the first eight
+        different numbers of timesteps, or shapes of eager batches, since each is
+        compiled anew (batch sizes are rounded up to few);
         and inference in a `tf.function` of one's own, which may be an export. So
         `fit`, `evaluate`, `predict` and eager calls take the fused loop, while a
         SavedModel, TFLite or ONNX file holds a plain LSTM.
@@ -173,7 +174,7 @@ class InitStateLSTM(keras.layers.LSTM):
                 f"Received: use_fused={use_fused}"
             )
         self.use_fused = use_fused
-        self._fused_timesteps: set[int] = set()
+        self._fused_shapes: set[tuple[int | None, int]] = set()
         if not isinstance(initial_state, (list, tuple)):
             initial_state = [initial_state] * len(self.state_size)
         entries = self._per_state(initial_state, "initial_state")
@@ -356,9 +357,10 @@ class InitStateLSTM(keras.layers.LSTM):
         in_keras = type(tf.distribute.get_replica_context()) is _REPLICA_CONTEXT
         if tf.inside_function() and not (training or in_keras):
             return False
-        if len(self._fused_timesteps) < _MOST_TIMESTEPS:
-            self._fused_timesteps.add(timesteps)
-        return timesteps in self._fused_timesteps
+        compiled = (fused.rounded_up(sequences.shape[0]), timesteps)
+        if len(self._fused_shapes) < _MOST_SHAPES:
+            self._fused_shapes.add(compiled)
+        return compiled in self._fused_shapes
 
     def _start(self, index: int, batch_size: Any, training: bool = False) -> tf.Tensor:
         entry = self.initial_state[index]

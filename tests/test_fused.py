@@ -72,14 +72,14 @@ class TestGradients:
 class TestBatches:
     @given(st.integers(1, 5000), st.integers(1, 5000))
     def test_their_sizes_are_rounded_up_to_few(self, rows, other):
-        rounded = fused._round_up(rows)
+        rounded = fused.rounded_up(rows)
         assert rows <= rounded <= max(1.25 * rows, 8)
-        assert fused._round_up(rounded) == rounded
-        assert int(fused._round_up(tf.constant(rows))) == rounded
-        assert (fused._round_up(other) >= rounded) or other < rounded
+        assert fused.rounded_up(rounded) == rounded
+        assert int(fused.rounded_up(tf.constant(rows))) == rounded
+        assert (fused.rounded_up(other) >= rounded) or other < rounded
 
     def test_few_sizes_are_compiled(self):
-        assert len({fused._round_up(rows) for rows in range(1025)}) == 8 + 4 * 7
+        assert len({fused.rounded_up(rows) for rows in range(1025)}) == 8 + 4 * 7
 
     @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
     @pytest.mark.parametrize("rows", [1, 2, 7, 33, 50])
@@ -179,6 +179,18 @@ class TestWhenItRuns:
         assert [shape[1] for shape in taken] == list(range(10, 18))
         layer(batch(timesteps=12))
         assert len(taken) == 9
+
+    def test_for_few_sizes_of_eager_batches(self, taken):
+        layer = InitStateLSTM(UNITS)
+        for rows in (*range(1, 10), 33, 100, 3):
+            layer(batch(rows))
+        assert [shape[0] for shape in taken] == [*range(1, 9), 3]
+
+    def test_for_batches_of_any_size_in_a_graph(self, taken):
+        model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), InitStateLSTM(4)])
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 33, 100):
+            model.predict(batch(rows), batch_size=rows, verbose=0)
+        assert 1 <= len(taken) <= 2
 
     def test_not_beside_a_gpu(self, taken, monkeypatch):
         monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
