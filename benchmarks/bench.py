@@ -765,7 +765,7 @@ def main(argv=None):
 
     results = {
         "command": " ".join(
-            ["python", __file__, *(sys.argv[1:] if argv is None else argv)]
+            ["benchmarks/bench.py", *(sys.argv[1:] if argv is None else argv)]
         ),
         "machine": machine(),
         "device": "GPU" if tf.config.list_logical_devices("GPU") else "CPU",
