@@ -30,6 +30,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from arguments import picture, positive
 from keras_init_lstm import InitStateLSTM
 
 tf.get_logger().setLevel("ERROR")  # It warns of the many functions that we trace.
@@ -694,11 +695,6 @@ def cores():
 def parse_args(argv):
     """Returns the options, or exits with what is wrong."""
 
-    def positive(text):
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-        return int(text)
-
     def shape(text):
         sizes = text.split("x")
         if len(sizes) != 4:
@@ -740,11 +736,7 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
     args.shapes = args.shapes or (QUICK_GRID if args.quick else GRID)
-    if args.output.is_dir() or not args.output.suffix:
-        args.output /= "bench.png"
-    if args.output.suffix.lower() != ".png":
-        parser.error(f"--output must end in .png, got {args.output}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output = picture(parser, args.output, "bench.png")
     if args.device == "gpu" and not tf.config.list_physical_devices("GPU"):
         parser.error("--device gpu: TensorFlow finds no GPU")
     return args

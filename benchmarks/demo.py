@@ -23,6 +23,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
+from arguments import picture, positive
 from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
 
 STDDEV = 0.1
@@ -47,12 +48,6 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "encodings
 
 def parse_args(argv):
     """Returns the options and the text they name, or exits with what is wrong."""
-
-    def positive(text):
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-        return int(text)
-
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -74,12 +69,8 @@ def parse_args(argv):
     for name, (kind, default, text) in options.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     args = parser.parse_args(argv)
-    if args.output.is_dir() or not args.output.suffix:
-        args.output /= "demo.png"
-    if args.output.suffix.lower() != ".png":
-        parser.error(f"--output must end in .png, got {args.output}")
+    args.output = picture(parser, args.output, "demo.png")
     try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.files, args.train_text, args.test_text = read_text(args.text)
     except OSError as error:
         parser.error(str(error))
