@@ -10,8 +10,6 @@ from keras import ops
 
 from keras_init_lstm import fused, initial_states
 
-# Outside of a strategy TensorFlow's is a subclass.
-_REPLICA_CONTEXT = tf.distribute.ReplicaContext
 # With fewer, the loop is too small a part of a step for its compilation to pay.
 _FEWEST_TIMESTEPS = 8
 # Each is compiled anew, in some tenths of a second.
@@ -310,14 +308,17 @@ class InitStateLSTM(keras.layers.LSTM):
             tf.convert_to_tensor(self.cell.bias) if self.use_bias else None,
             training=bool(training),
         )
+        if not self.return_sequences:
+            # Not the end of `outputs`, which need then not be put together.
+            outputs = h[:, None]
         if mask is not None:
             # What Keras puts out where nothing was read: the output before, if any.
             read = mask
             if not self.zero_output_for_mask:
                 read = tf.cumsum(tf.cast(mask, "int32"), axis=1) > 0
+            if not self.return_sequences:
+                read = read[:, -1:]
             outputs = tf.where(read[:, :, None], outputs, tf.zeros_like(outputs))
-        if not self.return_sequences:
-            outputs = outputs[:, -1:]
         return outputs[:, -1], outputs, [h, c]
 
     def _takes_fused(self, sequences: tf.Tensor, training: bool) -> bool:
@@ -353,8 +354,10 @@ class InitStateLSTM(keras.layers.LSTM):
         ):
             return False
         # An exporter traces like the user of a `tf.function`, and finds no LSTM in a
-        # compiled loop. Keras's `evaluate` and `predict` trace within a replica.
-        in_keras = type(tf.distribute.get_replica_context()) is _REPLICA_CONTEXT
+        # compiled loop. Keras's `evaluate` and `predict` trace within a replica, whose
+        # context outside of one is of a subclass.
+        context = tf.distribute.get_replica_context()
+        in_keras = type(context) is tf.distribute.ReplicaContext
         if tf.inside_function() and not (training or in_keras):
             return False
         compiled = (fused.rounded_up(sequences.shape[0]), timesteps)
