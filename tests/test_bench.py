@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -370,9 +371,14 @@ def test_contenders_take_turns_in_fewer_rounds_if_slow(bench, monkeypatch):
 
 
 def test_peak_memory(bench, capsys):
-    before = bench["peak_bytes"]()
-    block = np.ones(2**27, "uint8")
-    assert bench["peak_bytes"]() - before > 0.9 * block.size
+    # In a process of its own, as in the benchmark: the peak of this one may lie above
+    # what it holds now, from the tests before.
+    script = (
+        "import bench, numpy; before = bench.peak_bytes(); "
+        "block = numpy.ones(2**27, 'uint8'); "
+        "assert bench.peak_bytes() - before > 0.9 * block.size"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=BENCH.parent, check=True)
 
     bench["main"](["--peak-memory", "LSTM", "--shapes", "2x3x4x5"])
     # The kernel counts roughly.
