@@ -1,16 +1,23 @@
-"""LSTM layers for Keras 3 that own their initial state."""
+"""Recurrent layers for Keras 3 that own their initial state."""
 
 import keras
 
+from keras_init_lstm.conditional import Conditional, InitStateBidirectional
 from keras_init_lstm.initial_states import Fixed, Sampled, Trainable
-from keras_init_lstm.recurrent import InitStateLSTM
+from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
+from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.streams import ResetStates, reset_states
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Conditional",
     "Fixed",
+    "InitStateBidirectional",
+    "InitStateGRU",
     "InitStateLSTM",
+    "InitStateRNN",
+    "InitStateSimpleRNN",
     "ResetStates",
     "Sampled",
     "Trainable",

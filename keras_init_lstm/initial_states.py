@@ -68,6 +68,9 @@ class InitialState(keras.layers.Layer):
     # The variable `(units,)` that `assign_initial_state()` overwrites, if any.
     assignable: keras.Variable | None = None
 
+    # Whether `call()` takes the `context` that the layer was called with.
+    takes_context = False
+
     def __new__(cls, *args: Any, **kwargs: Any) -> "InitialState":
         initial_state = super().__new__(cls, *args, **kwargs)
         object.__setattr__(initial_state, "_arguments", (args, kwargs))
@@ -494,3 +497,17 @@ def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
             f"Argument `{argument}` must be one of {sorted(choices)}. "
             f"Received: {argument}={_show(value)}"
         )
+
+
+def fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether two shapes, `None` for what is unknown, can be the same."""
+    return len(shape) == len(expected) and all(
+        a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
+    )
+
+
+def shape_text(shape: tuple[int | None, ...]) -> str:
+    """A shape as it is written in messages, with `batch` for what is unknown."""
+    return str(tuple("batch" if size is None else size for size in shape)).replace(
+        "'batch'", "batch"
+    )
