@@ -27,6 +27,9 @@ def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     >>> copied is dense, bool((copied.kernel.numpy() == dense.kernel.numpy()).all())
     (False, True)
     """
+    if not isinstance(layer, keras.layers.Layer):
+        # An operation of a Functional model, such as a sum: it owns nothing.
+        return type(layer).from_config(layer.get_config())
     try:
         if isinstance(layer, (keras.Function, keras.Sequential)) and layer.built:
             copied = keras.models.clone_model(layer, clone_function=copy_layer)

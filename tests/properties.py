@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from hypothesis import strategies as st
 
-from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
+import keras_init_lstm
+from keras_init_lstm import Conditional, Fixed, Sampled, Trainable
 
 ACTIVATIONS = {
     "tanh": np.tanh,
@@ -32,6 +33,45 @@ FUSED = {
     "recurrent_dropout": 0,
 }
 KINDS = ("zeros", "fixed", "sampled", "trainable")
+ALL_KINDS = (*KINDS, "conditional")
+# An LSTM more often than each of the others.
+LAYERS = ("LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
+CONTEXT_FEATURES = 2
+
+
+@keras.saving.register_keras_serializable()
+class TwoSpeedCell(keras.layers.Layer):
+    """A cell as users write them: two states of different sizes, a start of its own."""
+
+    starts = (0.0, 0.25)
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.state_size = [units, units + 1]
+        self.output_size = units
+
+    def build(self, shape):
+        fast, slow = self.state_size
+        self.kernel = self.add_weight(shape=(shape[-1] + fast + slow, fast))
+        self.recurrent_kernel = self.add_weight(shape=(fast, slow))
+
+    def call(self, inputs, states):
+        fast, slow = states
+        joined = keras.ops.concatenate([inputs, fast, slow], axis=-1)
+        fast = keras.ops.tanh(keras.ops.matmul(joined, self.kernel))
+        slow = 0.5 * slow + keras.ops.matmul(fast, self.recurrent_kernel)
+        return fast, [fast, slow]
+
+    def get_initial_state(self, batch_size=None):
+        return [
+            keras.ops.full((batch_size, size), start, self.compute_dtype)
+            for size, start in zip(self.state_size, self.starts, strict=True)
+        ]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
 
 seeds = st.integers(0, 2**31 - 1)
 values = st.floats(-1, 1, width=32)
@@ -53,6 +93,15 @@ def entries(units, kinds=KINDS):
         seeds.map(lambda seed: keras.initializers.RandomUniform(-1, 1, seed=seed)),
     )
     spread = st.floats(0, 1, width=32)
+    dense = st.builds(
+        keras.layers.Dense,
+        st.just(units),
+        use_bias=st.booleans(),
+        activation=st.sampled_from([None, "tanh"]),
+        kernel_initializer=seeds.map(
+            lambda seed: keras.initializers.RandomUniform(-1, 1, seed=seed)
+        ),
+    )
     by_kind = {
         "zeros": st.sampled_from([None, "zeros"]),
         "fixed": st.one_of(
@@ -83,16 +132,20 @@ def entries(units, kinds=KINDS):
                 constraint=st.sampled_from([None, "non_neg", "unit_norm"]),
             ),
         ),
+        "conditional": dense.map(Conditional),
     }
     return st.one_of([by_kind[kind] for kind in kinds])
 
 
-def initial_states(units, kinds=KINDS):
-    return st.one_of(
-        entries(units, kinds),
-        st.lists(entries(units, kinds), min_size=2, max_size=2),
-        st.tuples(entries(units, kinds), entries(units, kinds)),
-    )
+def initial_states(state_size, kinds=KINDS):
+    """An entry for each state, nested as `state_size`, or one entry for all."""
+    if isinstance(state_size, int):
+        return entries(state_size, kinds)
+    nested = st.tuples(*(initial_states(size, kinds) for size in state_size))
+    either = st.one_of(nested, nested.map(list))
+    if len(set(keras.tree.flatten(state_size))) == 1:
+        either |= entries(keras.tree.flatten(state_size)[0], kinds)
+    return either
 
 
 @st.composite
@@ -122,10 +175,12 @@ def masks(draw, batch, timesteps):
 class Case:
     """A layer's arguments, and a batch for it."""
 
+    name: str
     arguments: dict
     initial_state: object
     inputs: np.ndarray
     mask: np.ndarray | None
+    context: np.ndarray
 
     @property
     def batch(self):
@@ -141,32 +196,92 @@ class Case:
 
     def assert_same(self, got, expected):
         """To the last bit; the fused loop rounds in another order."""
-        assert_same(got, expected, self.tolerance if self.arguments["use_fused"] else 0)
+        fused = self.arguments.get("use_fused")
+        assert_same(got, expected, self.tolerance if fused else 0)
+
+    def make(self, package, arguments):
+        """An unbuilt layer of this package, or of `keras.layers`."""
+        if self.name in ("stacked", "custom"):
+            name = "RNN"
+            given = {key: arguments[key] for key in CELL if key in arguments}
+            arguments = {k: v for k, v in arguments.items() if k not in CELL}
+            arguments["dtype"] = given["dtype"]
+            arguments["cell"] = cell(self.name, given)
+        else:
+            name = self.name
+        prefix = "" if package is keras.layers else "InitState"
+        return getattr(package, f"{prefix}{name}")(**arguments)
 
     def layer(self, **kwargs):
         """The layer under test, built, with every weight drawn at random."""
-        layer = InitStateLSTM(
-            **{**self.arguments, "initial_state": self.initial_state, **kwargs}
-        )
-        layer.build(self.inputs.shape)
+        arguments = {**self.arguments, "initial_state": self.initial_state, **kwargs}
+        layer = self.make(keras_init_lstm, arguments)
+        layer.build(self.inputs.shape, context_shape=self.context.shape)
         rng = np.random.default_rng(self.arguments["seed"])
         weights = [w.numpy() for w in layer.cell.weights]
         layer.cell.set_weights([rng.normal(0, 0.5, w.shape) for w in weights])
         return layer
 
-    def lstm(self, layer, **kwargs):
-        """An independent `keras.layers.LSTM` with the same arguments and weights."""
-        arguments = {**self.arguments, **kwargs}
-        del arguments["use_fused"]
-        lstm = keras.layers.LSTM(**arguments)
-        lstm.build(self.inputs.shape)
-        lstm.set_weights([w.numpy() for w in layer.cell.weights])
-        return lstm
+    def call(self, layer, rows=slice(None), **kwargs):
+        """Calls a layer with the batch, or rows of it, and the context it takes."""
+        if getattr(layer, "takes_context", False):
+            kwargs["context"] = self.context[rows]
+        if self.mask is not None:
+            kwargs["mask"] = self.mask[rows]
+        return layer(self.inputs[rows], **kwargs)
+
+    def states(self, layer):
+        """What the one rule speaks of: for each state, an array `(batch, units)`."""
+        starts = getattr(layer.cell, "starts", [0.0] * len(layer.state_units))
+        states = []
+        for entry, units, start in zip(
+            layer.initial_state, layer.state_units, starts, strict=True
+        ):
+            if isinstance(entry, Conditional):
+                weights = [w.numpy() for w in entry.encoder.weights]
+                state = self.context @ weights[0] + sum(weights[1:])
+                tanh = entry.encoder.activation is keras.activations.tanh
+                states.append(np.tanh(state) if tanh else state)
+            else:
+                value = np.full(units, start) if entry is None else value_of(entry)
+                states.append(np.tile(value, (self.batch, 1)))
+        return keras.tree.pack_sequence_as(layer.state_size, states)
+
+    def reference(self, layer, **kwargs):
+        """The layer of Keras with the same arguments and weights."""
+        kwargs = {**self.arguments, **kwargs}
+        kwargs.pop("use_fused", None)
+        reference = self.make(keras.layers, kwargs)
+        reference.build(self.inputs.shape)
+        reference.set_weights([w.numpy() for w in layer.cell.weights])
+        return reference
+
+
+CELL = ("units", "activation", "recurrent_activation", "use_bias", "dtype", "seed")
+CELL += ("dropout", "recurrent_dropout")
+
+
+def state_size(name, units):
+    return {
+        "LSTM": [units, units],
+        "stacked": [[units, units], units + 1],
+        "custom": [units, units + 1],
+    }.get(name, [units])
+
+
+def cell(name, given):
+    """Two cells of Keras, or one of a user's own."""
+    if name == "custom":
+        return TwoSpeedCell(given["units"], dtype=given["dtype"])
+    upper = {**given, "units": given["units"] + 1}
+    cells = [keras.layers.LSTMCell(**given), keras.layers.GRUCell(**upper)]
+    return keras.layers.StackedRNNCells(cells, dtype=given["dtype"])
 
 
 @st.composite
-def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, **fixed):
-    """Cases over the whole configuration of the layer; `fixed` sets arguments."""
+def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fixed):
+    """Cases over the whole configuration of the layers; `fixed` sets arguments."""
+    name = draw(st.sampled_from(layers))
     units = draw(st.integers(1, 4))
     batch, timesteps, features = (draw(st.integers(1, n)) for n in (5, 6, 3))
     arguments = {
@@ -183,17 +298,24 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, **fixed):
         "zero_output_for_mask": draw(st.booleans()),
         "dtype": draw(st.sampled_from(dtypes)),
         "seed": draw(seeds),
-        "use_fused": draw(st.booleans()),
         **fixed,
     }
-    if arguments["use_fused"]:
+    if name == "LSTM":
+        arguments.setdefault("use_fused", draw(st.booleans()))
+    if name == "GRU":
+        arguments["reset_after"] = draw(st.booleans())
+    if name == "SimpleRNN":
+        del arguments["recurrent_activation"]
+    if arguments.get("use_fused"):
         arguments.update(FUSED)
     rng = np.random.default_rng(draw(seeds))
     return Case(
+        name=name,
         arguments=arguments,
-        initial_state=draw(initial_states(units, kinds)),
+        initial_state=draw(initial_states(state_size(name, units), kinds)),
         inputs=rng.normal(size=(batch, timesteps, features)).astype("float32"),
         mask=draw(masks(batch, timesteps)),
+        context=rng.normal(size=(batch, CONTEXT_FEATURES)).astype("float32"),
     )
 
 
@@ -212,18 +334,20 @@ def assert_same(got, expected, tolerance=0.0):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def value_of(entry):
+    """The `(units,)` value that rows start from at inference."""
+    return getattr(entry, "value", getattr(entry, "mean", None)).numpy()
+
+
 def owned_values(layer):
-    """The `(units,)` values that rows start from at inference, read one by one."""
     return [
-        np.zeros(layer.units)
-        if entry is None
-        else getattr(entry, "value", getattr(entry, "mean", None)).numpy()
-        for entry in layer.initial_state
+        np.zeros(units) if entry is None else value_of(entry)
+        for entry, units in zip(layer.initial_state, layer.state_units, strict=True)
     ]
 
 
 def tiled_states(layer, batch):
-    """What the one rule speaks of, tiled with NumPy: two arrays `(batch, units)`."""
+    """The states of an LSTM as the one rule speaks of them, tiled with NumPy."""
     return [np.tile(value, (batch, 1)) for value in owned_values(layer)]
 
 

@@ -16,7 +16,8 @@ import pytest
 import keras_init_lstm
 
 ROOT = pathlib.Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MODULES = [m.name for m in pkgutil.iter_modules(keras_init_lstm.__path__)]
 
 
@@ -78,6 +79,26 @@ def test_readme_against_the_wheel(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "sequential/init_state_lstm/h0/value (64,)"
     assert lines[-1].startswith(str(tmp_path))
+
+
+SETUP, COMPARISON = re.search(
+    r"## What people used before.*?```python\n(.*?)```(.*?)\n## ",
+    README,
+    re.DOTALL,
+).groups()
+CODE = re.findall(r"\| `(.*)` \|\n", COMPARISON)
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_every_capability_of_what_people_used_before(code):
+    keras.utils.set_random_seed(1)
+    scope = {"keras": keras, "np": np}
+    exec(f"from keras_init_lstm import *\n{SETUP}", scope)
+    outputs = eval(code, scope).numpy()
+    assert outputs.shape[0] == 4
+    # All rows are given the same sequence, so that only their start can differ.
+    same = [(outputs[0] == row).all() for row in outputs[1:]]
+    assert set(same) == {"context" not in code and "initial_state=[h" not in code}
 
 
 @pytest.mark.parametrize("backend", ["jax"])

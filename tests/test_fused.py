@@ -64,7 +64,7 @@ class TestGradients:
         states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
         call = {"order": 2, "mask": case.mask, "training": training}
         got = gradients(layer, case.inputs, **call)
-        want = gradients(case.lstm(layer), case.inputs, states, **call)
+        want = gradients(case.reference(layer), case.inputs, states, **call)
         scale = max(1.0, *(np.abs(g).max() for g in flat(want)))
         assert_same(got, want, tolerance=1e-9 * scale)
 

@@ -4,13 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import properties
-from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
-from keras_init_lstm.initial_states import get
-from properties import assert_same, cases, flat, tiled_states
+from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
+from properties import ALL_KINDS, LAYERS, assert_same, cases, flat, tiled_states
 
 # Of the names in `keras.activations`, those that are no activations of an LSTM: three
 # helpers, one that halves its input, and one that needs more arguments.
@@ -21,26 +20,29 @@ EVERY_ACTIVATION = sorted(
 
 
 class TestTheOneRule:
-    @given(cases())
-    def test_outputs_are_those_of_lstm_with_the_tiled_state(self, case):
+    @settings(max_examples=80)
+    @given(cases(ALL_KINDS, layers=LAYERS))
+    def test_outputs_are_those_of_keras_with_the_tiled_state(self, case):
         layer = case.layer()
-        lstm = case.lstm(layer)
-        states = tiled_states(layer, case.batch)
-        got = layer(case.inputs, mask=case.mask)
-        case.assert_same(got, lstm(case.inputs, initial_state=states, mask=case.mask))
+        states = case.states(layer)
+        want = case.call(case.reference(layer), initial_state=states)
+        if conditional(layer):  # The product of the encoder is NumPy's in `states`.
+            assert_same(case.call(layer), want, case.tolerance)
+        else:
+            case.assert_same(case.call(layer), want)
 
-    @given(cases(kinds=("zeros", "fixed", "trainable")), st.booleans())
+    @given(cases(("zeros", "fixed", "trainable"), layers=LAYERS), st.booleans())
     def test_also_in_training_with_dropout(self, case, as_graph):
         layer = case.layer()
-        lstm = case.lstm(layer)
-        states = tiled_states(layer, case.batch)
+        reference = case.reference(layer)
+        states = case.states(layer)
 
         def call(layer, **kwargs):
-            return layer(case.inputs, mask=case.mask, training=True, **kwargs)
+            return case.call(layer, training=True, **kwargs)
 
         if as_graph:
             call = tf.function(call)
-        case.assert_same(call(layer), call(lstm, initial_state=states))
+        case.assert_same(call(layer), call(reference, initial_state=states))
 
     @given(cases(dtypes=("float32", "float64"), dropout=False))
     def test_outputs_are_those_of_the_equations(self, case):
@@ -53,60 +55,84 @@ class TestTheOneRule:
             tolerance = case.tolerance * max(1.0, np.abs(want).max())
             np.testing.assert_allclose(got, want, rtol=0, atol=10 * tolerance)
 
-    @given(cases())
+    @given(cases(layers=LAYERS))
     def test_shapes_and_dtypes_are_known_before_the_call(self, case):
         layer = case.layer()
-        lstm = case.lstm(layer)
+        reference = case.reference(layer)
         timesteps = case.inputs.shape[1] if case.arguments["unroll"] else None
         shape = (None, timesteps, case.inputs.shape[2])
-        assert layer.compute_output_shape(shape) == lstm.compute_output_shape(shape)
+        assert layer.compute_output_shape(shape) == reference.compute_output_shape(
+            shape
+        )
         symbolic = keras.KerasTensor(shape, dtype=layer.compute_dtype)
         for got, want, real in zip(
             keras.tree.flatten(layer(symbolic)),
-            keras.tree.flatten(lstm(symbolic)),
+            keras.tree.flatten(reference(symbolic)),
             flat(layer(case.inputs)),
             strict=True,
         ):
             assert (got.shape, got.dtype) == (want.shape, want.dtype)
             assert got.dtype == keras.backend.standardize_dtype(real.dtype)
 
-    @given(cases(dtypes=("float32", "float64")))
-    def test_gradients_are_those_of_lstm_with_the_tiled_state(self, case):
-        layer = case.layer(initial_state=["trainable", "trainable"])
-        layer.assign_initial_state(np.random.normal(size=(2, case.units)).tolist())
-        lstm = case.lstm(layer)
+    @given(cases(("trainable", "conditional"), ("float32", "float64"), layers=LAYERS))
+    def test_gradients_are_those_of_keras_with_the_tiled_state(self, case):
+        layer = case.layer()
+        for entry in layer.initial_state:
+            entry.set_weights([np.random.normal(size=w.shape) for w in entry.weights])
+        reference = case.reference(layer)
         inputs = tf.constant(case.inputs, layer.compute_dtype)
-        states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
+        states = keras.tree.map_structure(
+            lambda state: tf.constant(state, layer.compute_dtype), case.states(layer)
+        )
+        flat_states = keras.tree.flatten(states)
         weights = [w.value for w in layer.cell.weights]
-        values = [entry.value.value for entry in layer.initial_state]
+        owned = [[w.value for w in entry.weights] for entry in layer.initial_state]
+        case.inputs = inputs
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            outputs = layer(inputs, mask=case.mask, training=True)
+            outputs = case.call(layer, training=True)
             loss = sum(tf.reduce_sum(o**2) for o in keras.tree.flatten(outputs))
-        got = tape.gradient(loss, [inputs, *weights, *values])
+        *got, of_owned = tape.gradient(
+            loss, [inputs, *weights, owned], unconnected_gradients="zero"
+        )
         with tf.GradientTape() as tape:
-            tape.watch([inputs, *states])
-            outputs = lstm(inputs, initial_state=states, mask=case.mask, training=True)
+            tape.watch([inputs, *flat_states])
+            outputs = case.call(reference, training=True, initial_state=states)
             loss = sum(tf.reduce_sum(o**2) for o in keras.tree.flatten(outputs))
-        want = tape.gradient(
+        *want, of_states = tape.gradient(
             loss,
-            [inputs, *(w.value for w in lstm.cell.weights), *states],
+            [inputs, *(w.value for w in reference.cell.weights), flat_states],
             unconnected_gradients="zero",
         )
-        want[-2:] = [tf.reduce_sum(g, axis=0) for g in want[-2:]]
+        for entry, state, of_state, mine in zip(
+            layer.initial_state, flat_states, of_states, of_owned, strict=True
+        ):
+            of_state = of_state.numpy()
+            got += mine
+            if not conditional(layer, entry):
+                want.append(of_state.sum(axis=0))
+                continue
+            # The chain rule for a `Dense`, by hand.
+            if entry.encoder.activation is keras.activations.tanh:
+                of_state = of_state * (1 - state.numpy() ** 2)
+            want.append(case.context.T.astype(of_state.dtype) @ of_state)
+            if entry.encoder.use_bias:
+                want.append(of_state.sum(axis=0))
         scale = max(1.0, *(np.abs(g).max() for g in flat(want)))
         assert_same(got, want, tolerance=10 * case.tolerance * scale)
 
     @given(
         cases(
+            ["trainable"],
             dtypes=["float64"],
             dropout=False,
+            layers=LAYERS,
             activation="tanh",
             recurrent_activation="sigmoid",
         )
     )  # smooth, for the differences
     def test_gradients_of_the_states_are_finite_differences(self, case):
-        layer = case.layer(initial_state="trainable")
+        layer = case.layer()
 
         def loss():
             outputs = layer(case.inputs, mask=case.mask)
@@ -115,11 +141,13 @@ class TestTheOneRule:
         values = [entry.value for entry in layer.initial_state]
         with tf.GradientTape() as tape:
             value = loss()
-        gradients = tape.gradient(value, [v.value for v in values])
+        gradients = tape.gradient(
+            value, [v.value for v in values], unconnected_gradients="zero"
+        )
         step = 1e-6
         for variable, gradient in zip(values, gradients, strict=True):
-            for unit in range(case.units):
-                change = step * np.eye(case.units)[unit]
+            for unit in range(len(gradient)):
+                change = step * np.eye(len(gradient))[unit]
                 start = variable.numpy()
                 variable.assign(start + change)
                 above = loss()
@@ -151,40 +179,35 @@ class TestTheOneRule:
         states = tiled_states(layer, 3)
         assert_same(got, lstm(x, initial_state=states))
 
-    @given(cases(kinds=["sampled"], dropout=False))
+    @given(cases(["sampled"], dropout=False, layers=LAYERS))
     def test_in_training_with_the_states_drawn(self, case):
-        seed = {"seed": case.arguments["seed"]}
-        entries = [
-            Sampled.from_config({**get(entry).get_config(), **seed})
-            for entry in keras.tree.flatten(case.initial_state)
-        ] * 2
-        layer = case.layer(initial_state=entries[:2])
-        twin = case.layer(initial_state=entries[:2])
-        lstm = case.lstm(layer)
+        layer, twin = case.layer(), case.layer()
+        for entry, other in zip(layer.initial_state, twin.initial_state, strict=True):
+            other.seed_generator.state.assign(entry.seed_generator.state)
+        reference = case.reference(layer)
         for _ in range(2):
             states = twin.get_initial_state(case.batch, training=True)
-            got = layer(case.inputs, mask=case.mask, training=True)
-            case.assert_same(
-                got, lstm(case.inputs, initial_state=states, mask=case.mask)
-            )
+            got = case.call(layer, training=True)
+            case.assert_same(got, case.call(reference, initial_state=states))
 
-    @given(cases(), st.data())
+    @given(cases(layers=LAYERS), st.data())
     def test_an_explicit_state_wins_over_the_owned(self, case, data):
         layer = case.layer()
-        lstm = case.lstm(layer)
+        owned = keras.tree.flatten(case.states(layer))
         explicit = [
-            data.draw(st.none() | properties.arrays(case.batch, case.units))
-            for _ in range(2)
+            data.draw(st.none() | properties.arrays(case.batch, units))
+            for units in layer.state_units
         ]
         expected = [
-            owned if given is None else given
-            for given, owned in zip(
-                explicit, tiled_states(layer, case.batch), strict=True
-            )
+            state if given is None else given
+            for given, state in zip(explicit, owned, strict=True)
         ]
-        want = lstm(case.inputs, initial_state=expected, mask=case.mask)
-        got = layer(case.inputs, initial_state=explicit, mask=case.mask)
-        case.assert_same(got, want)
+        explicit, expected = (
+            keras.tree.pack_sequence_as(layer.state_size, states)
+            for states in (explicit, expected)
+        )
+        want = case.call(case.reference(layer), initial_state=expected)
+        case.assert_same(case.call(layer, initial_state=explicit), want)
         case.assert_same(layer(case.inputs, explicit, case.mask), want)
 
     def test_an_implicit_mask_is_the_explicit_one(self):
@@ -196,13 +219,17 @@ class TestTheOneRule:
         assert_same(got, layer(keras.ops.copy(embedded), mask=tokens != 0))
         assert_same(got._keras_mask, tokens != 0)
 
-    @given(cases())
-    def test_output_masks_are_those_of_lstm(self, case):
+    @given(cases(layers=LAYERS))
+    def test_output_masks_are_those_of_keras(self, case):
         layer = case.layer()
         mask = None if case.mask is None else tf.constant(case.mask)
         got = keras.tree.flatten(layer.compute_mask(case.inputs, mask))
-        want = keras.tree.flatten(case.lstm(layer).compute_mask(case.inputs, mask))
+        want = keras.tree.flatten(case.reference(layer).compute_mask(case.inputs, mask))
         assert [id(m) for m in got] == [id(m) for m in want]
+
+
+def conditional(layer, *entries):
+    return any(isinstance(e, Conditional) for e in entries or layer.initial_state)
 
 
 # Where a piece begins with masked steps, the whole would repeat the output before
@@ -216,22 +243,21 @@ IN_ORDER = {
 
 
 class TestRowsAndSteps:
-    @given(cases(kinds=("zeros", "fixed", "trainable"), dropout=False), st.data())
+    @given(cases(("fixed", "conditional"), dropout=False, layers=LAYERS), st.data())
     def test_rows_do_not_see_each_other(self, case, data):
         layer = case.layer()
-        whole = flat(layer(case.inputs, mask=case.mask))
+        whole = flat(case.call(layer))
         rows = data.draw(st.permutations(range(case.batch)))
         cut = data.draw(st.integers(0, case.batch))
         for part in (rows, rows[:cut], rows[cut:]):
             if part:
-                mask = None if case.mask is None else case.mask[part]
-                got = layer(case.inputs[part], mask=mask)
+                got = case.call(layer, rows=part)
                 assert_same(got, [o[part] for o in whole], tolerance=case.tolerance)
 
-    @given(cases(**IN_ORDER, return_state=True), st.data())
+    @given(cases(layers=LAYERS, **IN_ORDER, return_state=True), st.data())
     def test_a_sequence_in_two_pieces_is_the_whole(self, case, data):
         layer = case.layer()
-        outputs, *states = flat(layer(case.inputs, mask=case.mask))
+        outputs, *states = layer(case.inputs, mask=case.mask)
         cut = data.draw(st.integers(0, case.inputs.shape[1]))
         carried, pieces = None, []
         for part in (slice(0, cut), slice(cut, None)):
@@ -241,11 +267,12 @@ class TestRowsAndSteps:
                     case.inputs[:, part], initial_state=carried, mask=mask
                 )
                 pieces.append(piece)
-        got = [np.concatenate(flat(pieces), axis=1), *carried]
-        scale = max(1.0, *(np.abs(o).max() for o in (outputs, *states)))
-        assert_same(got, [outputs, *states], tolerance=case.tolerance * scale)
+        got = [np.concatenate(flat(pieces), axis=1), *flat(carried)]
+        want = flat([outputs, *states])
+        scale = max(1.0, *(np.abs(o).max() for o in want))
+        assert_same(got, want, tolerance=case.tolerance * scale)
 
-    @given(cases(**IN_ORDER, unroll=False), st.data())
+    @given(cases(ALL_KINDS, layers=LAYERS, **IN_ORDER, unroll=False), st.data())
     def test_a_stateful_layer_fed_in_chunks_is_one_pass(self, case, data):
         layer = case.layer()
         stream = case.layer(stateful=True)
@@ -255,14 +282,20 @@ class TestRowsAndSteps:
             if data.draw(st.booleans())
             else stream
         )
+        # Used in the first call only; what comes later must not matter.
+        contexts = iter([case.context])
         timesteps = case.inputs.shape[1]
         cuts = sorted(data.draw(st.sets(st.integers(1, timesteps))) | {0, timesteps})
         pieces = []
         for start, stop in itertools.pairwise(cuts):
-            mask = None if case.mask is None else case.mask[:, start:stop]
-            piece = call(case.inputs[:, start:stop], mask=mask)
+            kwargs = {}
+            if case.mask is not None:
+                kwargs["mask"] = case.mask[:, start:stop]
+            if stream.takes_context:
+                kwargs["context"] = next(contexts, case.context + 1)
+            piece = call(case.inputs[:, start:stop], **kwargs)
             pieces.append(flat(piece)[0])
-        whole = flat(layer(case.inputs, mask=case.mask))[0]
+        whole = flat(case.call(layer))[0]
         scale = max(1.0, np.abs(whole).max())
         assert_same(
             np.concatenate(pieces, axis=1), whole, tolerance=case.tolerance * scale
@@ -425,19 +458,19 @@ class TestRefusedCalls:
 
 
 class TestAssign:
-    @given(cases(kinds=("fixed", "sampled", "trainable")), st.data())
+    @given(cases(("fixed", "sampled", "trainable"), layers=LAYERS), st.data())
     def test_assigns_the_value_or_the_mean_over_the_batch(self, case, data):
         layer = case.layer()
         given = [
             data.draw(
                 st.none()
-                | properties.arrays(case.units)
-                | properties.arrays(case.batch, case.units)
+                | properties.arrays(units)
+                | properties.arrays(case.batch, units)
             )
-            for _ in range(2)
+            for units in layer.state_units
         ]
         before = properties.owned_values(layer)
-        layer.assign_initial_state(given)
+        layer.assign_initial_state(keras.tree.pack_sequence_as(layer.state_size, given))
         for got, value, old in zip(
             properties.owned_values(layer), given, before, strict=True
         ):
@@ -446,11 +479,8 @@ class TestAssign:
             else:
                 want = value if value.ndim == 1 else value.mean(axis=0)
             np.testing.assert_array_equal(got, np.asarray(want, got.dtype))
-        lstm = case.lstm(layer)
-        case.assert_same(
-            layer(case.inputs),
-            lstm(case.inputs, initial_state=tiled_states(layer, case.batch)),
-        )
+        want = case.call(case.reference(layer), initial_state=case.states(layer))
+        case.assert_same(case.call(layer), want)
 
     def test_zeros_are_not_owned(self):
         layer = InitStateLSTM(3, initial_state=["trainable", None])

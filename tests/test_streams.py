@@ -7,13 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+import keras_init_lstm
 import properties
 from keras_init_lstm import InitStateLSTM, ResetStates, Sampled, reset_states
 from properties import assert_same
 
 BATCH, UNITS, FEATURES = 3, 2, 2
-states = properties.arrays(BATCH, UNITS)
-optional_states = st.tuples(st.none() | states, st.none() | states).map(list)
 inputs = st.integers(1, 4).flatmap(
     lambda timesteps: properties.arrays(BATCH, timesteps, FEATURES)
 )
@@ -23,50 +22,74 @@ def inputs_of(batch, timesteps=4):
     return np.random.normal(size=(batch, timesteps, FEATURES)).astype("float32")
 
 
-@st.composite
-def bad_states(draw):
+def states_of(data, layer):
+    """For each state given values, or None for the owned ones."""
+    return [
+        data.draw(st.none() | properties.arrays(BATCH, units))
+        for units in layer.state_units
+    ]
+
+
+def bad_states(data, layer):
     """Explicit states of a wrong length, rank, number of units or batch size."""
+    right = [np.zeros((BATCH, units)) for units in layer.state_units]
+    index = data.draw(st.integers(0, len(right) - 1))
     shape = st.lists(st.integers(1, 4), max_size=4).filter(
-        lambda s: s != [BATCH, UNITS]
+        lambda s: s != list(right[index].shape)
     )
-    wrong = draw(shape.map(np.zeros) | st.sampled_from(["zeros", np.zeros((0, UNITS))]))
-    right = np.zeros((BATCH, UNITS))
-    return draw(
-        st.sampled_from([[wrong, right], [right, wrong], [None, wrong], (wrong, None)])
-        | st.sampled_from([right, wrong, [], [right], [None], [right] * 3, {}, "zeros"])
+    wrong = data.draw(
+        shape.map(np.zeros) | st.sampled_from(["zeros", np.zeros((0, 2))])
     )
+    one_wrong = [*right[:index], wrong, *right[index + 1 :]]
+    one_wrong = keras.tree.pack_sequence_as(layer.state_size, one_wrong)
+    whole = keras.tree.pack_sequence_as(layer.state_size, right)
+    wrong_structure = [wrong, [], [*whole, None], {}, "zeros", [{}] * len(whole)]
+    return data.draw(st.sampled_from([one_wrong, tuple(one_wrong), *wrong_structure]))
 
 
 class Stream(RuleBasedStateMachine):
-    """A stateful layer against an LSTM that is handed its state at every call.
+    """A stateful layer against one of Keras that is handed its state at every call.
 
     `carried` is what the stream carries, `None` where it starts afresh.
     """
 
     @initialize(
-        entries=properties.initial_states(UNITS),
+        name=st.sampled_from(properties.LAYERS),
         as_graph=st.booleans(),
-        given=st.none() | optional_states,
+        begin=st.booleans(),
+        data=st.data(),
     )
-    def start(self, entries, as_graph, given):
-        self.layer = InitStateLSTM(
-            UNITS, initial_state=entries, stateful=True, return_state=True
+    def start(self, name, as_graph, begin, data):
+        arguments = {"units": UNITS, "dtype": "float32", "return_state": True}
+        state_size = properties.state_size(name, UNITS)
+        self.case = properties.Case(
+            name=name,
+            arguments=arguments,
+            initial_state=data.draw(properties.initial_states(state_size)),
+            inputs=inputs_of(BATCH),
+            mask=None,
+            context=None,
         )
-        self.carried = [None, None]
-        if given is not None:
-            self.reset(given)
+        self.layer = self.case.make(
+            keras_init_lstm,
+            {**arguments, "initial_state": self.case.initial_state, "stateful": True},
+        )
+        self.carried = [None] * len(self.layer.state_units)
+        if begin:
+            self.reset(data)
         self.layer.build((BATCH, None, FEATURES))
-        self.lstm = keras.layers.LSTM(UNITS, return_state=True)
-        self.lstm.build((None, None, FEATURES))
-        self.lstm.set_weights(self.layer.get_weights()[:3])
+        self.reference = self.case.reference(self.layer)
         self.call_layer = self.layer
         if as_graph:
             self.call_layer = tf.function(
                 self.layer, reduce_retracing=True, autograph=False
             )
 
+    def nested(self, states):
+        return keras.tree.pack_sequence_as(self.layer.state_size, states)
+
     def expected(self):
-        owned = properties.tiled_states(self.layer, BATCH)
+        owned = keras.tree.flatten(self.case.states(self.layer))
         return [
             start if carried is None else carried
             for start, carried in zip(owned, self.carried, strict=True)
@@ -74,39 +97,52 @@ class Stream(RuleBasedStateMachine):
 
     @rule(x=inputs)
     def call(self, x):
-        want = self.lstm(x, initial_state=self.expected())
+        want = self.reference(x, initial_state=self.nested(self.expected()))
         assert_same(self.call_layer(x), want, tolerance=1e-6)
-        self.carried = [s.numpy() for s in want[1:]]
+        self.carried = properties.flat(want[1:])
 
-    @rule(x=inputs, given=optional_states)
-    def call_with_explicit_states(self, x, given):
+    @rule(x=inputs, data=st.data())
+    def call_with_explicit_states(self, x, data):
+        given = states_of(data, self.layer)
         explicit = [
             carried if state is None else state
             for state, carried in zip(given, self.expected(), strict=True)
         ]
-        want = self.lstm(x, initial_state=explicit)
-        assert_same(self.layer(x, initial_state=given), want, tolerance=1e-6)
-        self.carried = [s.numpy() for s in want[1:]]
+        want = self.reference(x, initial_state=self.nested(explicit))
+        got = self.layer(x, initial_state=self.nested(given))
+        assert_same(got, want, tolerance=1e-6)
+        self.carried = properties.flat(want[1:])
 
-    @rule(given=st.none() | optional_states)
-    def reset(self, given):
-        self.layer.reset_states(given)
-        self.carried = given or [None, None]
+    @rule(data=st.data())
+    def reset(self, data):
+        given = states_of(data, self.layer)
+        if all(state is None for state in given):
+            self.layer.reset_states()
+        else:
+            self.layer.reset_states(self.nested(given))
+        self.carried = given
 
     @rule()
     def reset_state(self):
         self.layer.reset_state()
-        self.carried = [None, None]
+        self.carried = [None] * len(self.carried)
 
-    @rule(index=st.integers(0, 1), value=states)
-    def assign_to_states(self, index, value):
-        self.layer.states[index].assign(value)
+    @rule(data=st.data())
+    def assign_to_states(self, data):
+        index = data.draw(st.integers(0, len(self.carried) - 1))
+        value = data.draw(properties.arrays(BATCH, self.layer.state_units[index]))
+        keras.tree.flatten(self.layer.states)[index].assign(value)
         self.carried[index] = value
 
-    @rule(value=properties.arrays(UNITS))
-    def assign_initial_state(self, value):
-        given = [entry and value for entry in self.layer.initial_state]
-        self.layer.assign_initial_state(given)
+    @rule(data=st.data())
+    def assign_initial_state(self, data):
+        given = [
+            entry and data.draw(properties.arrays(units))
+            for entry, units in zip(
+                self.layer.initial_state, self.layer.state_units, strict=True
+            )
+        ]
+        self.layer.assign_initial_state(self.nested(given))
 
     @rule(batch=st.integers(1, 5).filter(lambda n: n != BATCH))
     def refused_batch(self, batch):
@@ -121,8 +157,9 @@ class Stream(RuleBasedStateMachine):
             with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
                 call(inputs_of(batch))
 
-    @rule(given=bad_states())
-    def refused_states(self, given):
+    @rule(data=st.data())
+    def refused_states(self, data):
+        given = bad_states(data, self.layer)
         for call in (
             lambda: self.layer(inputs_of(BATCH), initial_state=given),
             lambda: self.layer(inputs_of(BATCH), given),
@@ -131,21 +168,24 @@ class Stream(RuleBasedStateMachine):
             with pytest.raises(ValueError, match=r"`(initial_state|states).*Received"):
                 call()
 
-    @rule(index=st.integers(0, 1), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
-    def refused_states_that_are_not_finite(self, index, bad):
-        given = [np.ones((BATCH, UNITS)), np.ones((BATCH, UNITS))]
+    @rule(data=st.data(), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
+    def refused_states_that_are_not_finite(self, data, bad):
+        given = [np.ones((BATCH, units)) for units in self.layer.state_units]
+        index = data.draw(st.integers(0, len(given) - 1))
         given[index][-1, -1] = bad
         with pytest.raises(ValueError, match=rf"`states\[{index}\]`.*finite"):
-            self.layer.reset_states(given)
+            self.layer.reset_states(self.nested(given))
 
     @invariant()
     def states_show_what_comes_next(self):
-        for state, want in zip(self.layer.states, self.expected(), strict=True):
+        for state, want in zip(
+            keras.tree.flatten(self.layer.states), self.expected(), strict=True
+        ):
             np.testing.assert_allclose(state.numpy(), want, rtol=0, atol=1e-6)
 
 
 TestStream = Stream.TestCase
-TestStream.settings = settings(max_examples=15, stateful_step_count=15)
+TestStream.settings = settings(max_examples=20, stateful_step_count=15)
 
 
 class TestStateful:
