@@ -3,6 +3,7 @@
 import keras
 
 from keras_init_lstm.initial_states import Fixed, Sampled, Trainable
+from keras_init_lstm.inspection import LogInitialState, plot_initial_state
 from keras_init_lstm.recurrent import InitStateLSTM
 from keras_init_lstm.streams import ResetStates, reset_states
 
@@ -11,9 +12,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Fixed",
     "InitStateLSTM",
+    "LogInitialState",
     "ResetStates",
     "Sampled",
     "Trainable",
+    "plot_initial_state",
     "reset_states",
 ]
 
