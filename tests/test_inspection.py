@@ -216,7 +216,8 @@ class TestPlot:
         assert figure.get_suptitle() == f"Where {layer.name} starts"
 
     def test_units_in_the_order_of_their_start(self):
-        layer = InitStateLSTM(4, initial_state=[[3.0, 1.0, 4.0, 1.0], Sampled(0.0)])
+        sampled = Sampled([0.5, 0.0, -9.0, 0.0], [0.1, 0.2, 0.3, 0.4])
+        layer = InitStateLSTM(4, initial_state=[[3.0, 1.0, 4.0, 1.0], sampled])
         layer_with_weights(layer)
         x = inputs_of()
         as_they_are = plot_initial_state(layer, x)
@@ -228,6 +229,8 @@ class TestPlot:
             np.testing.assert_array_equal(
                 starts(found, what), np.array(starts(want, what))[order]
             )
+            outside = f"{what}, outside 10 to 90 %"
+            assert {order[at] for at in found[outside]} == set(want[outside])
             for label in set(want) & {
                 "visited: all",
                 "visited: median",
