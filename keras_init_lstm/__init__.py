@@ -4,6 +4,7 @@ import keras
 
 from keras_init_lstm.conditional import Conditional, InitStateBidirectional
 from keras_init_lstm.initial_states import Fixed, Sampled, Trainable
+from keras_init_lstm.inspection import LogInitialState, plot_initial_state
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.streams import ResetStates, reset_states
@@ -18,9 +19,11 @@ __all__ = [
     "InitStateLSTM",
     "InitStateRNN",
     "InitStateSimpleRNN",
+    "LogInitialState",
     "ResetStates",
     "Sampled",
     "Trainable",
+    "plot_initial_state",
     "reset_states",
 ]
 

@@ -108,7 +108,7 @@ class TestTheOneRule:
             layer.initial_state, flat_states, of_states, of_owned, strict=True
         ):
             of_state = of_state.numpy()
-            got += mine
+            got += [tf.cast(gradient, of_state.dtype) for gradient in mine]
             if not conditional(layer, entry):
                 want.append(of_state.sum(axis=0))
                 continue

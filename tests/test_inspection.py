@@ -1,0 +1,540 @@
+import os
+import pathlib
+import sys
+import warnings
+
+import keras
+import matplotlib
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_init_lstm import (
+    Fixed,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateRNN,
+    InitStateSimpleRNN,
+    LogInitialState,
+    Sampled,
+    Trainable,
+    plot_initial_state,
+)
+from keras_init_lstm.initial_states import InitialState
+from properties import assert_same
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BATCH, TIMESTEPS, FEATURES = 5, 6, 2
+MASKS = {
+    "no mask": None,
+    "right": np.arange(TIMESTEPS) < np.array([[6], [4], [1], [0], [3]]),
+    "holes": np.random.default_rng(0).random((BATCH, TIMESTEPS)) < 0.5,
+}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def inputs_of(batch=BATCH):
+    return np.random.normal(size=(batch, TIMESTEPS, FEATURES)).astype("float32")
+
+
+def lstm(**kwargs):
+    return InitStateLSTM(3, initial_state=[[0.5, -0.5, 2.0], "trainable"], **kwargs)
+
+
+def any_cell(**kwargs):
+    cells = [
+        keras.layers.LSTMCell(3, dtype=kwargs.get("dtype")),
+        keras.layers.GRUCell(2, dtype=kwargs.get("dtype")),
+    ]
+    stacked = keras.layers.StackedRNNCells(cells, dtype=kwargs.get("dtype"))
+    start = [[Fixed([0.5, -0.5, 2.0]), "trainable"], 0.25]
+    return InitStateRNN(stacked, initial_state=start, **kwargs)
+
+
+LAYERS = {
+    "LSTM": lstm,
+    "GRU": lambda **kwargs: InitStateGRU(3, initial_state=[[1, 2, -3]], **kwargs),
+    "SimpleRNN": lambda **kwargs: InitStateSimpleRNN(2, initial_state=0.5, **kwargs),
+    "stacked": any_cell,
+}
+
+
+def visited_by_prefixes(layer, x, mask):
+    """The states after every timestep: of Keras's own loop, run up to each in turn."""
+    rnn = keras.layers.RNN(layer.cell, return_state=True, dtype=layer.dtype_policy)
+    mask = np.ones(x.shape[:2], bool) if mask is None else mask
+    if layer.go_backwards:
+        x, mask = x[:, ::-1], mask[:, ::-1]
+    start = [
+        np.tile(0 if entry is None else entry.assignable.numpy(), (len(x), 1))
+        for entry in layer.initial_state
+    ]
+    start = keras.tree.pack_sequence_as(layer.state_size, start)
+    visited = []
+    for end in range(1, x.shape[1] + 1):
+        _, *states = rnn(x[:, :end], initial_state=start, mask=mask[:, :end])
+        states = [np.asarray(s, "float64") for s in keras.tree.flatten(states)]
+        visited.append([state[mask[:, end - 1]] for state in states])
+    return [np.concatenate(states) for states in zip(*visited, strict=True)]
+
+
+def drawn(ax):
+    """What stands in the axes: arrays by the labels of the legend."""
+    found = {}
+    for container in ax.containers:
+        if isinstance(container, matplotlib.container.BarContainer):
+            boxes = [bar.get_bbox() for bar in container]
+            found[container.get_label()] = np.array([(b.y0, b.y1) for b in boxes]).T
+        else:
+            (lines,) = container[2]
+            ends = [segment[:, 1] for segment in lines.get_segments()]
+            found[container.get_label()] = np.array(ends).T
+    for lines in ax.collections:
+        if not lines.get_label().startswith("_"):
+            segments = np.array(lines.get_segments())
+            np.testing.assert_allclose(
+                segments[:, :, 0].mean(axis=1), np.arange(len(segments))
+            )
+            found[lines.get_label()] = segments[:, 0, 1]
+    for line in ax.lines:
+        if not line.get_label().startswith("_"):
+            found[line.get_label()] = dict(zip(*line.get_data(), strict=True))
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(texts) == sorted(found)
+    return found
+
+
+def starts(found, what="initial state"):
+    """The dots, of either colour, in the order in which they stand."""
+    outside = f"{what}, outside 10 to 90 %"
+    dots = {**found.get(what, {}), **found.get(outside, {})}
+    return [dots[at] for at in range(len(dots))]
+
+
+class TestPlot:
+    @pytest.mark.parametrize(
+        ("dtype", "go_backwards", "mask"),
+        [
+            ("float32", False, "no mask"),
+            ("float32", False, "right"),
+            ("float32", True, "holes"),
+            ("float64", True, "right"),
+            ("mixed_bfloat16", False, "holes"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", LAYERS)
+    def test_the_visited_states_are_those_of_keras(
+        self, kind, dtype, go_backwards, mask
+    ):
+        x, mask = inputs_of(), MASKS[mask]
+        layer = LAYERS[kind](dtype=dtype, go_backwards=go_backwards)
+        layer.build(x.shape)
+        figure = plot_initial_state(layer, x, mask)
+        visited = visited_by_prefixes(layer, x, mask)
+        assert len(figure.axes) == len(visited) == len(layer.state_names)
+        for ax, entry, visits in zip(
+            figure.axes, layer.initial_state, visited, strict=True
+        ):
+            found = drawn(ax)
+            value = entry.value.numpy().astype("float64")
+            low, high = np.percentile(visits, [10, 90], axis=0)
+            tolerance = {
+                "rtol": 0,
+                "atol": 1e-2 if dtype == "mixed_bfloat16" else 1e-6,
+            }
+            for label, want in {
+                "visited: all": (visits.min(axis=0), visits.max(axis=0)),
+                "visited: 10 to 90 %": (low, high),
+                "visited: median": np.median(visits, axis=0),
+            }.items():
+                np.testing.assert_allclose(found[label], want, **tolerance)
+            np.testing.assert_allclose(starts(found), value)
+        count = BATCH * TIMESTEPS if mask is None else mask.sum()
+        assert f"{layer.name} starts" in figure.get_suptitle()
+        assert f"each of {count} timesteps" in figure.get_suptitle()
+
+    def test_a_start_outside_of_what_is_visited_stands_out(self):
+        layer = InitStateLSTM(3, initial_state=[[0.0, 5.0, -5.0], None])
+        layer_with_weights(layer)
+        kernel, *others = layer.cell.weights
+        kernel.assign(np.ones(kernel.shape))
+        for weight in others:
+            weight.assign(np.zeros(weight.shape))
+        figure = plot_initial_state(layer, inputs_of())
+        found = drawn(figure.axes[0])
+        assert found["initial state"] == {0: 0.0}
+        assert found["initial state, outside 10 to 90 %"] == {1: 5.0, 2: -5.0}
+        assert figure.axes[0].get_title("left") == (
+            "h0, Fixed: L2 norm 7.07; 1 of 3 units start within 10 to 90 %"
+        )
+
+    def test_a_sampled_state_is_its_mean_and_stddev(self):
+        mean, stddev = [0.1, -0.2, 3.0], [0.1, 0.0, 0.5]
+        layer = InitStateLSTM(3, initial_state=[Sampled(mean, stddev), None])
+        for sequences in (inputs_of(), None):
+            figure = plot_initial_state(layer_with_weights(layer), sequences)
+            found = drawn(figure.axes[0])
+            np.testing.assert_allclose(starts(found, "mean"), mean)
+            np.testing.assert_allclose(
+                found["± stddev"],
+                [np.subtract(mean, stddev), np.add(mean, stddev)],
+                atol=1e-6,
+            )
+            assert figure.axes[0].get_title("left").startswith("h0, Sampled: L2 norm 3")
+            assert figure.axes[1].get_title("left").startswith("c0, not owned: at zero")
+            assert starts(drawn(figure.axes[1])) == [0, 0, 0]
+
+    def test_without_sequences_there_is_the_start_alone(self):
+        layer = InitStateLSTM(3, initial_state=[Trainable(), [1.0, 2.0, 3.0]])
+        layer.build((None, None, FEATURES))
+        figure = plot_initial_state(layer)
+        assert drawn(figure.axes[0]) == {"initial state": {0: 0, 1: 0, 2: 0}}
+        assert drawn(figure.axes[1]) == {"initial state": {0: 1, 1: 2, 2: 3}}
+        assert figure.axes[0].get_title("left") == "h0, Trainable: at zero"
+        assert figure.axes[1].get_title("left") == "c0, Fixed: L2 norm 3.74"
+        assert figure.get_suptitle() == f"Where {layer.name} starts"
+
+    def test_units_in_the_order_of_their_start(self):
+        sampled = Sampled([0.5, 0.0, -9.0, 0.0], [0.1, 0.2, 0.3, 0.4])
+        layer = InitStateLSTM(4, initial_state=[[3.0, 1.0, 4.0, 1.0], sampled])
+        layer_with_weights(layer)
+        x = inputs_of()
+        as_they_are = plot_initial_state(layer, x)
+        in_order = plot_initial_state(layer, x, sort=True)
+        for index, what in enumerate(["initial state", "mean"]):
+            ax = in_order.axes[index]
+            order = [int(text.get_text()) for text in ax.get_xticklabels()]
+            found, want = drawn(ax), drawn(as_they_are.axes[index])
+            np.testing.assert_array_equal(
+                starts(found, what), np.array(starts(want, what))[order]
+            )
+            outside = f"{what}, outside 10 to 90 %"
+            assert {order[at] for at in found[outside]} == set(want[outside])
+            for label in set(want) & {
+                "visited: all",
+                "visited: median",
+                "± stddev",
+            }:
+                np.testing.assert_array_equal(
+                    found[label], want[label].take(order, axis=-1)
+                )
+            assert starts(found, what) == sorted(starts(found, what))
+            # Units that start alike stand in the order of their medians.
+            alike = np.array(starts(found, what)) == starts(found, what)[0]
+            assert (np.diff(found["visited: median"][alike]) >= 0).all()
+            assert ax.get_xlabel() == "unit, in the order of the initial state"
+        assert as_they_are.axes[0].get_xlabel() == "unit"
+
+    @pytest.mark.parametrize("units", [32, 33])
+    def test_many_units_are_sorted(self, units):
+        layer = InitStateLSTM(units, initial_state=Trainable("glorot_normal"))
+        layer.build((None, None, FEATURES))
+        for sequences in (inputs_of(), None):
+            for sort in (None, False):
+                ax = plot_initial_state(layer, sequences, sort=sort).axes[0]
+                got, value = starts(drawn(ax)), layer.h0.value.numpy()
+                is_sorted = sort is None and units == 33
+                assert_same(
+                    [np.array(got)],
+                    [(np.sort(value) if is_sorted else value).astype("float64")],
+                )
+                assert len(ax.get_xticks()) <= 16
+
+    def test_given_axes(self):
+        layer = layer_with_weights(lstm())
+        figure = matplotlib.figure.Figure(layout="constrained")
+        axes = figure.subplots(1, 2)
+        assert plot_initial_state(layer, inputs_of(), axes=axes) is figure
+        assert not plt.get_fignums()
+        assert all("visited: median" in drawn(ax) for ax in axes)
+        assert not figure.get_suptitle()
+        single = LAYERS["GRU"]()
+        single.build((None, None, FEATURES))
+        assert plot_initial_state(single, axes=axes[0]) is figure
+        with pytest.raises(ValueError, match="`axes` must be 2.*h0, c0. Received: 1"):
+            plot_initial_state(layer, axes=axes[0])
+
+    def test_it_leaves_the_layer_as_it_was(self):
+        def outputs(look):
+            keras.utils.set_random_seed(1)
+            layer = InitStateLSTM(
+                3,
+                initial_state=[Sampled(seed=1, at_inference="sample"), "trainable"],
+                stateful=True,
+                dropout=0.5,
+                recurrent_dropout=0.5,
+                seed=1,
+            )
+            layer.build((BATCH, None, FEATURES))
+            results = []
+            for training in (True, False, True):
+                if look:
+                    variables = [v.numpy() for v in layer.variables]
+                    states = [state.numpy() for state in layer.states]
+                    plot_initial_state(layer, np.ones((2, 3, FEATURES)))
+                    plot_initial_state(layer, np.ones((BATCH, 3, FEATURES)))
+                    assert_same([v.numpy() for v in layer.variables], variables)
+                    assert_same(layer.states, states)
+                results.append(layer(np.ones((BATCH, 2, FEATURES)), training=training))
+                if not training:
+                    layer.reset_state()
+            return results
+
+        assert_same(outputs(look=True), outputs(look=False))
+
+    def test_a_layer_inside_a_model(self):
+        layer = lstm(return_sequences=True)
+        both = keras.layers.Bidirectional(lstm())
+        model = keras.Sequential(
+            [keras.Input((None, 1)), keras.layers.Dense(FEATURES), layer, both]
+        )
+        x = np.random.normal(size=(BATCH, TIMESTEPS, 1))
+        inputs = keras.Model(model.input, layer.input)(x)
+        figure = plot_initial_state(layer, inputs)
+        visits = visited_by_prefixes(layer, inputs.numpy(), None)[0]
+        np.testing.assert_allclose(
+            drawn(figure.axes[0])["visited: all"],
+            [visits.min(axis=0), visits.max(axis=0)],
+            atol=1e-6,
+        )
+        with pytest.raises(ValueError, match=r"Bidirectional.*Pass its `forward_layer"):
+            plot_initial_state(both)
+        plot_initial_state(both.backward_layer, np.ones((1, 2, 3)))
+
+    @pytest.mark.parametrize(
+        "not_a_layer", [None, "layer", keras.layers.LSTM(2), keras.Sequential()]
+    )
+    def test_other_layers_are_refused(self, not_a_layer):
+        with pytest.raises(ValueError, match="`layer` must be a recurrent layer of k"):
+            plot_initial_state(not_a_layer)
+
+    def test_a_layer_must_be_built(self):
+        with pytest.raises(ValueError, match="`layer` must be built"):
+            plot_initial_state(lstm(), inputs_of())
+
+    def test_a_state_without_a_value_is_refused(self):
+        layer = InitStateLSTM(3, initial_state=[None, PerRow()])
+        with pytest.raises(ValueError, match="own one value for each unit.*c0 from"):
+            plot_initial_state(layer_with_weights(layer), inputs_of())
+
+    @pytest.mark.parametrize(
+        ("shape", "mask"),
+        [
+            ((2, 3), None),
+            ((2, 3, FEATURES + 1), None),
+            ((2, 3, FEATURES, 1), None),
+            ((0, 3, FEATURES), None),
+            ((2, 0, FEATURES), None),
+            ((2, 3, FEATURES), np.ones((2, 2))),
+            ((2, 3, FEATURES), np.ones((2, 3, 1))),
+            ((2, 3, FEATURES), np.zeros((2, 3))),
+        ],
+    )
+    def test_data_of_another_shape_is_refused(self, shape, mask):
+        message = rf"`sequences` must.*\(batch, timesteps, features\).*{FEATURES} feat"
+        if mask is not None:
+            message = r"`mask` must.*\(batch, timesteps\)` = \(2, 3\)"
+        received = re_escaped(shape if mask is None else mask.shape)
+        with pytest.raises(ValueError, match=f"{message}.*Received.*{received}"):
+            plot_initial_state(layer_with_weights(lstm()), np.zeros(shape), mask)
+
+    @pytest.mark.parametrize("sequences", ["text", [[[np.nan, 0.0]]], object()])
+    def test_data_that_are_no_finite_numbers_are_refused(self, sequences):
+        with pytest.raises(ValueError, match="`sequences` must be.*Received"):
+            plot_initial_state(layer_with_weights(lstm()), sequences)
+
+    def test_without_matplotlib(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(
+            ImportError, match=r"pip install keras_init_lstm\[plot\]"
+        ) as error:
+            plot_initial_state(layer_with_weights(lstm()), inputs_of())
+        assert isinstance(error.value.__cause__, ImportError)
+
+
+def re_escaped(shape):
+    return str(shape).replace("(", r"\(").replace(")", r"\)")
+
+
+def layer_with_weights(layer):
+    layer.build((None, None, FEATURES))
+    return layer
+
+
+class PerRow(InitialState):
+    """A kind that has weights, but no value of its own."""
+
+    def build(self, state_shape):
+        super().build(state_shape)
+        self.scale = self.add_weight(name="scale", shape=())
+
+    def call(self, batch_size, training=False):
+        return self.scale * keras.ops.ones((batch_size, self.units))
+
+
+def events(folder):
+    """What was logged: `{tag: {step: array}}`, and no step twice."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).glob("*tfevents*")):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                steps = found.setdefault(value.tag, {})
+                assert event.step not in steps
+                steps[event.step] = tf.make_ndarray(value.tensor)
+    return found
+
+
+def fit(model, *callbacks, epochs=2, **kwargs):
+    model.compile("sgd", "mse")
+    x, y = inputs_of(), np.ones((BATCH, 2))
+    model.fit(x, y, epochs=epochs, verbose=0, callbacks=[*callbacks], **kwargs)
+
+
+def small_model(**kwargs):
+    layer = InitStateLSTM(2, name="rnn", **{"initial_state": "trainable", **kwargs})
+    return keras.Sequential([keras.Input((None, FEATURES)), layer], name="model")
+
+
+class Recorder(keras.callbacks.Callback):
+    """The values of the variables at each step, as they are."""
+
+    def __init__(self, *variables):
+        super().__init__()
+        self.variables, self.seen = variables, {}
+
+    def record(self, step):
+        self.seen[step] = [v.numpy().astype("float64") for v in self.variables]
+
+    def on_train_begin(self, logs=None):
+        self.record(0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.record(epoch + 1)
+
+
+class TestLog:
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16"])
+    def test_every_owned_value_of_a_nested_model(self, dtype, tmp_path):
+        def layer(name, *entries):
+            return InitStateLSTM(
+                2,
+                name=name,
+                initial_state=[*entries],
+                return_sequences=True,
+                dtype=dtype,
+            )
+
+        sampled = Sampled([0.5, -2.0], [0.1, 0.2], trainable=True)
+        first, second = layer("first", "trainable", None), layer("second", None, 0.5)
+        third = layer("third", sampled, PerRow())
+        model = keras.Sequential(
+            [
+                keras.Input((None, FEATURES)),
+                keras.layers.Bidirectional(first, name="both"),
+                keras.Sequential([second, third], name="inner"),
+                keras.layers.LSTM(2),
+            ],
+            name="model",
+        )
+        (both, inner, _) = model.layers
+        fixed, drawn = inner.layers[0].c0, inner.layers[1].h0
+        variables = {
+            "model/both/forward_first/h0/value": both.forward_layer.h0.value,
+            "model/both/backward_first/h0/value": both.backward_layer.h0.value,
+            "model/inner/second/c0/value": fixed.value,
+            "model/inner/third/h0/mean": drawn.mean,
+            "model/inner/third/h0/stddev": drawn.stddev,
+        }
+        recorder = Recorder(*variables.values())
+        fit(model, LogInitialState(tmp_path), recorder, epochs=3)
+        found = events(tmp_path / "initial_state")
+        paths = {variable.path: name for name, variable in variables.items()}
+        assert {tag.rpartition("/")[0] for tag in found} == set(paths)
+        assert len(found) == 2 * len(variables)
+        moved = 0
+        for index, variable in enumerate(variables.values()):
+            norms = found[f"{variable.path}/norm"]
+            histograms = found[f"{variable.path}/histogram"]
+            assert list(norms) == list(histograms) == [0, 1, 2, 3]
+            for step, norm in norms.items():
+                value = recorder.seen[step][index]
+                np.testing.assert_allclose(norm, np.sqrt((value**2).sum()), rtol=1e-6)
+                left, right, counts = histograms[step].T
+                assert counts.sum() == len(value)
+                np.testing.assert_allclose(left[0], value.min(), rtol=1e-6)
+                np.testing.assert_allclose(right[-1], value.max(), rtol=1e-6)
+            moved += norms[3] != norms[0]
+        assert moved >= 2
+
+    def test_tags_are_the_paths_of_the_variables(self, tmp_path):
+        fit(small_model(), LogInitialState(str(tmp_path)))
+        assert sorted(events(tmp_path / "initial_state")) == [
+            f"model/rnn/{state}/value/{what}"
+            for state in ("c0", "h0")
+            for what in ("histogram", "norm")
+        ]
+
+    def test_a_resumed_run_goes_on_with_the_steps(self, tmp_path):
+        model = small_model()
+        fit(model, LogInitialState(tmp_path), initial_epoch=3, epochs=5)
+        found = events(tmp_path / "initial_state")
+        assert list(found["model/rnn/h0/value/norm"]) == [3, 4, 5]
+
+    def test_one_callback_for_two_runs(self, tmp_path):
+        model, callback = small_model(), LogInitialState(tmp_path)
+        fit(model, callback, epochs=1)
+        fit(model, callback, initial_epoch=2, epochs=3)
+        found = events(tmp_path / "initial_state")
+        assert list(found["model/rnn/h0/value/norm"]) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("update_freq", ["epoch", 1000])
+    def test_beside_the_callback_of_keras(self, update_freq, tmp_path):
+        board = keras.callbacks.TensorBoard(tmp_path, update_freq=update_freq)
+        fit(small_model(), board, LogInitialState(tmp_path))
+        assert events(tmp_path / "train")
+        found = events(tmp_path / "initial_state")
+        assert {tuple(steps) for steps in found.values()} == {(0, 1, 2)}
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "initial_state",
+            "train",
+        ]
+
+    def test_an_interrupted_run_has_written_its_epochs(self, tmp_path):
+        class Interrupt(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == 2:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(small_model(), LogInitialState(tmp_path), Interrupt(), epochs=4)
+        found = events(tmp_path / "initial_state")
+        assert list(found["model/rnn/h0/value/norm"]) == [0, 1, 2]
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+    def test_the_file_is_closed_at_the_end(self, tmp_path):
+        callback = LogInitialState(tmp_path)
+        fit(small_model(), callback)
+        files = pathlib.Path("/proc/self/fd").iterdir()
+        opened = [os.path.realpath(file) for file in files]
+        assert not any(str(tmp_path) in path for path in opened)
+
+    def test_a_model_that_fit_builds_has_no_value_at_the_start(self, tmp_path):
+        layer = InitStateLSTM(2, initial_state=Fixed([3.0, 4.0]))
+        model = keras.Sequential([layer])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "LogInitialState")
+            fit(model, LogInitialState(tmp_path))
+        found = events(tmp_path / "initial_state")
+        assert found[f"{layer.h0.value.path}/norm"] == {1: 5, 2: 5}
+
+    def test_a_model_that_owns_nothing(self, tmp_path):
+        with pytest.warns(UserWarning, match="nothing to log"):
+            fit(small_model(initial_state=None), LogInitialState(tmp_path))
