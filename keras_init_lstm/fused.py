@@ -184,7 +184,7 @@ def _forward(
         tf.constant(np.repeat([s, s, 1, s], units), x.dtype) for s in (0.5, 0.25)
     )
     kernel, recurrent_kernel, bias = kernel * half, recurrent_kernel * half, bias * half
-    z = tf.matmul(tf.reshape(x, [-1, features]), kernel) + bias
+    z = tf.matmul(tf.reshape(x, [-1, features]), kernel)
     z = _array(tf.reshape(z, [timesteps, rows, 4 * units]))
     masks = None if mask is None else _array(mask)
     empty = tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
@@ -192,7 +192,8 @@ def _forward(
     def step(
         t: Any, h: Any, c: Any, z: Any, hs: Any, decays: Any = None, forgets: Any = None
     ) -> tuple:
-        gates = tf.tanh(z.read(t) + tf.matmul(h, recurrent_kernel))
+        # With the bias added before the loop, XLA holds the sums beside the products.
+        gates = tf.tanh(z.read(t) + tf.matmul(h, recurrent_kernel) + bias)
         i, f, g, o = tf.split(gates, 4, axis=1)
         i, f, o = 0.5 * i + 0.5, 0.5 * f + 0.5, 0.5 * o + 0.5
         new_c = f * c + i * g
