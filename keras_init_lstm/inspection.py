@@ -328,5 +328,3 @@ class LogInitialState(keras.callbacks.Callback):
                 value = _array(variable)
                 tf.summary.scalar(f"{variable.path}/norm", np.linalg.norm(value))
                 tf.summary.histogram(f"{variable.path}/histogram", value)
-        # An interrupted training ends without `on_train_end()`.
-        self._writer.flush()
