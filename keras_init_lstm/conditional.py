@@ -65,7 +65,8 @@ class Conditional(InitialState):
         arguments = {**given, **kwargs, "encoder": copy_layer(self.encoder)}
         copied = type(self)(**arguments)
         if not self.trainable:
-            copied.trainable = False
+            # Of itself, since Keras does not hand down what is no change.
+            copied.trainable = copied.encoder.trainable = False
         return copied
 
     def build(self, state_shape: tuple[int], context_shape: Any = None) -> None:

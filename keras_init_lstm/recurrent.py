@@ -277,6 +277,8 @@ class InitStateRNN(keras.layers.RNN):
             return entry.call(batch_size, training=training)
         if isinstance(context, _AsIs):
             context = context.context
+        if context is None:  # As from a wrapper that calls `call()` itself.
+            self.check_context(context)
         state = entry.call(batch_size, training=training, context=context)
         return self._with_shape_check(index, state, batch_size, "context")
 
