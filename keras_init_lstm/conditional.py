@@ -19,9 +19,11 @@ class Conditional(InitialState):
     Each row starts from `encoder(context)`: of static features by a `Dense`, as in
     [Mohajerin and Waslander, 2017](https://doi.org/10.1109/IJCNN.2017.7966138), or of
     an identity by an `Embedding`, which learns a state for each customer, sensor or
-    subject. Of identities that may be unknown, reserve a row, as for words that are
-    not in a vocabulary: `Embedding(1 + known, units)` with 0 for the unknown, given to
-    some of the sequences in training too.
+    subject; the identities are a tensor `(batch,)`, in a model
+    `keras.Input((), dtype="int32")`. For identities that may be unknown, reserve a row,
+    as for words that are not in a vocabulary: `Embedding(1 + known, units)` with 0 for
+    the unknown, given to some of the sequences in training too. (Not -1: Keras reads
+    that as the last row.)
 
     In a stateful layer, the context is used where a stream starts afresh, and is
     passed at every call.

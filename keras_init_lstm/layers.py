@@ -36,8 +36,8 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
             - `None` or `"zeros"`: zeros, as in `LSTM`.
             - A number or an array of shape `(units,)`: `Fixed` at that value.
             - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
-            - A `Fixed`, `Sampled` or `Trainable` object, which is copied; the
-              layer's own are in `layer.initial_state`.
+            - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, which is
+              copied; the layer's own are in `layer.initial_state`.
 
             Defaults to `None`.
         use_fused: Whether to run the fused loop of `keras_init_lstm.fused`, which
@@ -56,6 +56,8 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
             skipped. Defaults to `None`.
         training: Python boolean, whether the layer behaves in training mode. This
             matters to dropout and to `Sampled`. Defaults to `False`.
+        context: What a `Conditional` state is computed from: a tensor `(batch, ...)`
+            or a structure of them. Defaults to `None`.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the

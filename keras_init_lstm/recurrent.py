@@ -313,6 +313,7 @@ class InitStateRNN(keras.layers.RNN):
             ValueError: If `context` is missing, or not used by any state.
         """
         self.check_context(context)
+        context = _arrays(context)
         with keras.name_scope(self.name):
             self._build_initial_state(_shapes(context))
         states = [
@@ -350,6 +351,13 @@ class InitStateRNN(keras.layers.RNN):
             if state is None:
                 continue
             entry = self.initial_state[index]
+            if entry is not None and entry.takes_context:
+                raise ValueError(
+                    f"The layer owns no value of {self.state_names[index]} to assign "
+                    "to: it is computed from the context. Assign to the weights of "
+                    f"`layer.initial_state[{index}].encoder`, or pass None here. "
+                    f"Received: states={states}"
+                )
             if entry is None or entry.assignable is None:
                 raise ValueError(
                     f"The layer owns no value of {self.state_names[index]} to assign "
@@ -526,8 +534,9 @@ class InitStateRNN(keras.layers.RNN):
             raise ValueError(
                 f"Argument `context` is missing: an initial state of {self.name} is "
                 "computed from it. Expected: a tensor of shape (batch, ...), or a "
-                "structure of them. Call the layer with `context=...`, and in place "
-                "of Bidirectional use InitStateBidirectional. Received: context=None"
+                "structure of them. Call the layer with `context=...`, in a Functional "
+                "model; in place of Bidirectional use InitStateBidirectional. "
+                "Received: context=None"
             )
         if context is not None and not self.takes_context:
             raise ValueError(
@@ -600,14 +609,27 @@ class _AsIs:
     def __init__(self, context: Any) -> None:
         self.context = context
 
+    def __repr__(self) -> str:
+        return repr(self.context)
+
 
 def hide_context(layer: keras.layers.Layer, sequences: Any, context: Any) -> Any:
     """Builds a layer for a context, and returns it as it is to be passed to Keras."""
     if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(context)):
         return context
+    context = _arrays(context)
     if not layer.built:
         layer.build(tuple(sequences.shape), context_shape=_shapes(context))
     return _AsIs(context)
+
+
+def _arrays(context: Any) -> Any:
+    """A list of numbers is one array, and no structure of tensors without shape."""
+    if isinstance(context, (list, tuple)) and not any(
+        hasattr(leaf, "shape") for leaf in keras.tree.flatten(context)
+    ):
+        return np.asarray(context)
+    return context
 
 
 def _shapes(context: Any) -> Any:

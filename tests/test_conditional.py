@@ -18,6 +18,7 @@ from keras_init_lstm import (
     InitStateBidirectional,
     InitStateGRU,
     InitStateLSTM,
+    Sampled,
     Trainable,
     reset_states,
 )
@@ -122,6 +123,21 @@ class TestContext:
         states = [want, want]
         got = layer(X, context=context)
         assert_same(got, lstm_of(layer)(X, initial_state=states), tolerance=1e-6)
+
+    def test_a_list_of_numbers_is_an_array(self):
+        start = Conditional(layers.Embedding(9, UNITS))
+        layer = InitStateLSTM(UNITS, initial_state=start)
+        ids = [3, 1, 4, 1]
+        assert_same(layer(X, context=ids), layer(X, context=np.array(ids)))
+        got = layer.get_initial_state(BATCH, context=ids)
+        assert_same(got, layer.get_initial_state(BATCH, context=np.array(ids)))
+
+    def test_in_both_directions_the_other_kinds_know_whether_it_trains(self):
+        start = [Conditional(dense()), Sampled(0.0, 1.0)]
+        layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=start))
+        first, second = (layer(X, context=CONTEXT, training=True) for _ in range(2))
+        assert (first.numpy() != second.numpy()).all()
+        assert_same(layer(X, context=CONTEXT), layer(X, context=CONTEXT))
 
     @pytest.mark.parametrize("training", [False, True])
     def test_the_encoder_knows_whether_it_trains(self, training):
@@ -253,7 +269,7 @@ class TestEncoder:
 
     def test_owns_no_value_to_assign(self):
         layer = InitStateLSTM(UNITS, initial_state=[Conditional(dense()), 0.5])
-        with pytest.raises(ValueError, match="no value of h0 to assign"):
+        with pytest.raises(ValueError, match=r"h0 to assign to: it is computed"):
             layer.assign_initial_state([np.ones(UNITS), None])
         layer.assign_initial_state([None, np.ones(UNITS)])
 
