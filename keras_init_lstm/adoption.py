@@ -181,7 +181,8 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     with tempfile.TemporaryDirectory() as folder:
         copied = pathlib.Path(folder) / path.name
         if path.suffix == ".h5":
-            import h5py  # With which Keras itself reads such files.
+            # With which Keras itself reads such files.
+            import h5py  # type: ignore[import-untyped]
 
             shutil.copy(path, copied)
             with h5py.File(copied, "r+") as file:

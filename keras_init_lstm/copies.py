@@ -97,7 +97,11 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         if inner[0].built:
             copied.forward_layer.build_from_config(inner[0].get_build_config())
         hand_over(inner[0], copied.forward_layer)
-        for ours, theirs in zip(inner_layers(layer), inner_layers(copied), strict=True):
+        # Which the constructor overwrites.
+        for ours, theirs in (
+            (layer.forward_layer, copied.forward_layer),
+            (layer.backward_layer, copied.backward_layer),
+        ):
             theirs.zero_output_for_mask = ours.zero_output_for_mask
         copied.built = layer.built
     elif isinstance(layer, keras.layers.TimeDistributed):
@@ -107,6 +111,7 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         copied = _clone(layer, copy_inner)
         if type(copied) is not type(layer):  # Its constructor is the user's own.
             return None
+        copied.dtype_policy = layer.dtype_policy
         if layer.compiled:
             _compile_like(layer, copied)
     else:

@@ -187,7 +187,7 @@ class InitStateRNN(keras.layers.RNN):
         cls,
         argument: str,
         layer: Any,
-        expected: type,
+        expected: Any,
         initial_state: Any,
         kwargs: dict[str, Any],
     ) -> Any:
