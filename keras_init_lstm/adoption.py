@@ -71,8 +71,8 @@ def with_initial_state(
     >>> learning = keras_init_lstm.with_initial_state(model, "trainable")
     >>> bool((learning.predict(x, verbose=0) == before).all())
     True
-    >>> learning.layers[0].initial_state[0].value.shape
-    (4,)
+    >>> learning.layers[0].state_names
+    ('h0', 'c0')
 
     >>> lstm = model.layers[0]  # or `old.lstm`, of a subclassed model
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
