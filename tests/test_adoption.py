@@ -247,6 +247,15 @@ class TestWithInitialState:
         assert adopted.trainable and not adopted.layers[1].trainable
         assert not adopted.layers[1].layer.trainable
 
+    def test_a_frozen_model_around_a_layer_that_is_not(self):
+        model = model_of(nested)
+        (middle,) = (x for x in model.layers if type(x) is type(model))
+        middle.trainable = False
+        model.get_layer("inner").trainable = True
+        adopted = with_initial_state(model, "trainable")
+        assert not adopted.get_layer(middle.name).trainable
+        assert adopted.get_layer("inner").layers[0].trainable
+
     def test_bidirectional_keeps_what_its_constructor_overwrites(self):
         model = model_of(masked)
         model.layers[1].forward_layer.zero_output_for_mask = False
