@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_init_lstm.adoption import load_keras2_model, with_initial_state
 from keras_init_lstm.conditional import Conditional, InitStateBidirectional
 from keras_init_lstm.initial_states import Fixed, Sampled, Trainable
 from keras_init_lstm.inspection import LogInitialState, plot_initial_state
@@ -23,8 +24,10 @@ __all__ = [
     "ResetStates",
     "Sampled",
     "Trainable",
+    "load_keras2_model",
     "plot_initial_state",
     "reset_states",
+    "with_initial_state",
 ]
 
 if keras.backend.backend() != "tensorflow":

@@ -1,20 +1,30 @@
-"""A copy of any layer, with its weights."""
+"""Copies of any layer or model, with its weights."""
 
 import tempfile
+import types
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 
-def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+def copy_layer(
+    layer: keras.layers.Layer, make: Callable[..., Any] | None = None
+) -> keras.layers.Layer:
     """Returns a layer of its own with the arguments, weights and state of `layer`.
 
     Unlike `copy.deepcopy()`, it takes classes that are not registered with Keras.
+    What is shared within `layer` is shared within the copy.
 
     Args:
         layer: Any layer or model of Keras 3, built or not.
+        make: Function that is called with each layer of `layer`, and the function
+            that copies what is inside of it, and returns the layer to stand in its
+            place. Defaults to `make_anew`.
 
     Returns:
         A layer of the same class and name. What is frozen in `layer` is so in it too.
+        A compiled model is compiled likewise, with an optimizer that starts anew.
 
     Raises:
         ValueError: If the layer cannot be made anew from its `get_config()`.
@@ -27,14 +37,43 @@ def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     >>> copied is dense, bool((copied.kernel.numpy() == dense.kernel.numpy()).all())
     (False, True)
     """
+    made: dict[int, Any] = {}
+
+    def copy_inner(inner: Any) -> Any:
+        if id(inner) not in made:
+            made[id(inner)] = (make or make_anew)(inner, copy_inner)
+        return made[id(inner)]
+
+    return copy_inner(layer)
+
+
+def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer] | None:
+    """The layers of a model or wrapper that `make_anew` copies one by one."""
+    if isinstance(layer, (keras.Function, keras.Sequential)):
+        return layer.layers
+    if isinstance(layer, keras.layers.Bidirectional):
+        return [layer.forward_layer, layer.backward_layer]
+    if isinstance(layer, keras.layers.TimeDistributed):
+        return [layer.layer]
+    return None
+
+
+def make_anew(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
+    """Makes one layer anew, with `copy_inner` for the layers inside of it."""
     if not isinstance(layer, keras.layers.Layer):
-        # An operation of a Functional model, such as a sum: it owns nothing.
-        return type(layer).from_config(layer.get_config())
+        return layer  # An operation of `keras.ops`, which has no state.
+    copied = _copy_around(layer, copy_inner)
+    if copied is not None:
+        return copied
     try:
-        if isinstance(layer, (keras.Function, keras.Sequential)) and layer.built:
-            copied = keras.models.clone_model(layer, clone_function=copy_layer)
-        else:
-            copied = type(layer).from_config(layer.get_config())
+        # Keras has no public way to reach the layers inside any layer.
+        with _names_of(*layer._flatten_layers()):
+            if type(layer) is keras.layers.Lambda:
+                shape = layer._output_shape  # No public attribute holds it.
+                arguments = {**arguments_of(layer), "output_shape": shape}
+                copied = type(layer)(**arguments)
+            else:
+                copied = type(layer).from_config(arguments_of(layer))
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"The layer {layer.name} (of class {type(layer).__name__}) cannot be made "
@@ -47,9 +86,100 @@ def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     return copied
 
 
+def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
+    """A copy of a model or wrapper around copies of its layers, or None."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        inner = [copy_inner(layer.forward_layer), copy_inner(layer.backward_layer)]
+        config = {**layer.get_config(), "layer": inner[0], "backward_layer": inner[1]}
+        with _names_of(*inner[0]._flatten_layers()):
+            copied = type(layer)(**config)
+        # Keras has made another forward layer from what it was given.
+        if inner[0].built:
+            copied.forward_layer.build_from_config(inner[0].get_build_config())
+        hand_over(inner[0], copied.forward_layer)
+        # Which the constructor overwrites.
+        for ours, theirs in (
+            (layer.forward_layer, copied.forward_layer),
+            (layer.backward_layer, copied.backward_layer),
+        ):
+            theirs.zero_output_for_mask = ours.zero_output_for_mask
+        copied.built = layer.built
+    elif isinstance(layer, keras.layers.TimeDistributed):
+        copied = type(layer)(**{**layer.get_config(), "layer": copy_inner(layer.layer)})
+        copied.built = layer.built
+    elif inner_layers(layer):
+        copied = _clone(layer, copy_inner)
+        if type(copied) is not type(layer):  # Its constructor is the user's own.
+            return None
+        copied.dtype_policy = layer.dtype_policy
+        if layer.compiled:
+            _compile_like(layer, copied)
+    else:
+        return None
+    # Past the setter, which writes into the layers inside.
+    copied._trainable = layer.trainable
+    return copied
+
+
+def _clone(model: keras.Model, copy_inner: Callable[[Any], Any]) -> keras.Model:
+    compiled, model.compiled = model.compiled, False
+    try:
+        # It would compile the clone by way of a configuration, which takes only
+        # losses and metrics that are registered with Keras.
+        return keras.models.clone_model(model, clone_function=copy_inner)
+    finally:
+        model.compiled = compiled
+
+
+def _compile_like(source: keras.Model, target: keras.Model) -> None:
+    if type(source).compile is not keras.Model.compile:
+        target.compile_from_config(source.get_compile_config())
+        return
+    # Keras has no other record of the objects that a model was compiled with.
+    arguments = dict(source._compile_config.config)
+    given = arguments["optimizer"]
+    if given is not None:
+        arguments["optimizer"] = _from_config(given)
+    for key in ("metrics", "weighted_metrics"):
+        arguments[key] = keras.tree.map_structure(
+            # Of a name or a function, each model makes a metric of its own.
+            lambda m: _from_config(m) if isinstance(m, keras.metrics.Metric) else m,
+            arguments[key],
+        )
+    # The compiled one is then around the given one.
+    auto_scaled = source.optimizer is not given
+    target.compile(**arguments, auto_scale_loss=auto_scaled)
+
+
+def _from_config(original: Any) -> Any:
+    with _names_of(original):
+        return type(original).from_config(original.get_config())
+
+
+def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The configuration of a layer, with the functions that no configuration keeps."""
+    config = layer.get_config()
+    if type(layer).__module__.split(".")[0] in ("keras", "keras_init_lstm"):
+        for key in config:
+            value = getattr(layer, key, None)
+            if callable(value) and not isinstance(value, keras.layers.Layer):
+                config[key] = value
+    return config
+
+
+def _names_of(*objects: Any) -> Any:
+    """A scope in which Keras finds the classes and functions that are in use."""
+    names = {}
+    for original in objects:
+        for value in (original, *vars(original).values()):
+            named = value if isinstance(value, types.FunctionType) else type(value)
+            if named.__module__ != "builtins":
+                names[named.__name__] = named
+    return keras.saving.custom_object_scope(names)
+
+
 def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
     """Gives `target` the variables and vocabularies of `source`, and what is frozen."""
-    # Keras has no public way to reach the layers inside any layer.
     pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
     for ours, theirs in pairs:
         theirs.trainable = ours.trainable
@@ -59,3 +189,7 @@ def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
                 theirs.load_assets(folder)
     for ours, theirs in zip(source.variables, target.variables, strict=True):
         theirs.assign(ours)
+        theirs.trainable = ours.trainable
+    for theirs in target._flatten_layers():
+        if isinstance(theirs, keras.layers.Normalization):
+            theirs.finalize_state()

@@ -118,6 +118,39 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         self.use_fused = use_fused
         self._fused_shapes: set[tuple[int | None, int]] = set()
 
+    @classmethod
+    def from_lstm(
+        cls, lstm: keras.layers.LSTM, initial_state: Any = None, **kwargs: Any
+    ) -> "InitStateLSTM":
+        """Takes over a `keras.layers.LSTM`, with its weights, as `from_rnn()` does.
+
+        The outputs stay equal to the last bit while the states are zero, and so the
+        fused loop, which rounds in another order, is off: pass `use_fused="auto"`,
+        or set the attribute of that name later.
+
+        Args:
+            lstm: A layer `LSTM` of Keras 3, built or not.
+            initial_state: As in the constructor. `None` means zeros, as in `lstm`,
+                and of a layer of this package the owned states. Defaults to `None`.
+            **kwargs: Arguments of the constructor, in place of those of `lstm`.
+
+        Returns:
+            A layer of the same name, built if `lstm` is.
+
+        Raises:
+            ValueError: If `lstm` is not a layer `LSTM` of Keras 3.
+
+        Example:
+        >>> lstm = keras.layers.LSTM(4)
+        >>> lstm.build((None, 10, 8))
+        >>> layer = keras_init_lstm.InitStateLSTM.from_lstm(lstm, "trainable")
+        >>> bool((layer.cell.kernel.numpy() == lstm.cell.kernel.numpy()).all())
+        True
+        """
+        owned = {"use_fused": getattr(lstm, "use_fused", False)}
+        kwargs = {**owned, **kwargs}
+        return cls._taken_over("lstm", lstm, keras.layers.LSTM, initial_state, kwargs)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -237,6 +270,33 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
     TensorShape([32, 4])
     """
 
+    @classmethod
+    def from_gru(
+        cls, gru: keras.layers.GRU, initial_state: Any = None, **kwargs: Any
+    ) -> "InitStateGRU":
+        """Takes over a `keras.layers.GRU`, with its weights, as `from_rnn()` does.
+
+        Args:
+            gru: A layer `GRU` of Keras 3, built or not.
+            initial_state: As in the constructor. `None` means zeros, as in `gru`,
+                and of a layer of this package the owned states. Defaults to `None`.
+            **kwargs: Arguments of the constructor, in place of those of `gru`.
+
+        Returns:
+            A layer of the same name, built if `gru` is.
+
+        Raises:
+            ValueError: If `gru` is not a layer `GRU` of Keras 3.
+
+        Example:
+        >>> gru = keras.layers.GRU(4)
+        >>> gru.build((None, 10, 8))
+        >>> layer = keras_init_lstm.InitStateGRU.from_gru(gru, "trainable")
+        >>> bool((layer.cell.kernel.numpy() == gru.cell.kernel.numpy()).all())
+        True
+        """
+        return cls._taken_over("gru", gru, keras.layers.GRU, initial_state, kwargs)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -267,3 +327,36 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
     >>> layer.get_initial_state(batch_size=2)[0].numpy().tolist()
     [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
     """
+
+    @classmethod
+    def from_simple_rnn(
+        cls,
+        simple_rnn: keras.layers.SimpleRNN,
+        initial_state: Any = None,
+        **kwargs: Any,
+    ) -> "InitStateSimpleRNN":
+        """Takes over a `keras.layers.SimpleRNN` as `from_rnn()` does.
+
+        Args:
+            simple_rnn: A layer `SimpleRNN` of Keras 3, built or not.
+            initial_state: As in the constructor. `None` means zeros, as in
+                `simple_rnn`, and of a layer of this package the owned states.
+                Defaults to `None`.
+            **kwargs: Arguments of the constructor, in place of those of `simple_rnn`.
+
+        Returns:
+            A layer of the same name, built if `simple_rnn` is.
+
+        Raises:
+            ValueError: If `simple_rnn` is not a layer `SimpleRNN` of Keras 3.
+
+        Example:
+        >>> rnn = keras.layers.SimpleRNN(4)
+        >>> rnn.build((None, 10, 8))
+        >>> layer = keras_init_lstm.InitStateSimpleRNN.from_simple_rnn(rnn, "trainable")
+        >>> bool((layer.cell.kernel.numpy() == rnn.cell.kernel.numpy()).all())
+        True
+        """
+        return cls._taken_over(
+            "simple_rnn", simple_rnn, keras.layers.SimpleRNN, initial_state, kwargs
+        )

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_init_lstm import initial_states
+from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
 from keras_init_lstm.initial_states import fits, shape_text
 
 
@@ -56,6 +57,10 @@ class _CarriedState(keras.Variable):
 
     def restart(self) -> None:
         self._fresh.assign(True)
+
+    @property
+    def fresh(self) -> bool:
+        return bool(self._fresh.numpy())
 
     def __repr__(self) -> str:
         return f"<Variable path={self.path}, dtype={self.dtype}, value={self.value}>"
@@ -146,6 +151,81 @@ class InitStateRNN(keras.layers.RNN):
             self.state_names, self.state_units, entries, strict=True
         ):
             setattr(self, name, self._own(name, units, entry))
+
+    @classmethod
+    def from_rnn(
+        cls, rnn: keras.layers.RNN, initial_state: Any = None, **kwargs: Any
+    ) -> "InitStateRNN":
+        """Takes over a `keras.layers.RNN`, with its weights.
+
+        The layer itself is left as it is, and shares nothing with the new one. Its
+        cell may be of a class that is not registered with Keras.
+
+        Args:
+            rnn: A layer `RNN` of Keras 3, built or not.
+            initial_state: As in the constructor. `None` means zeros, as in `rnn`, and
+                of a layer of this package the owned states. Defaults to `None`.
+            **kwargs: Arguments of the constructor, in place of those of `rnn`.
+
+        Returns:
+            A layer of the same name, built if `rnn` is, which goes on with its stream
+            if it is stateful. What is frozen stays so: with the whole layer, its
+            initial states too. To learn only these, freeze `layer.cell` instead.
+
+        Raises:
+            ValueError: If `rnn` is not an `RNN` of Keras 3.
+
+        Example:
+        >>> rnn = keras.layers.RNN(keras.layers.LSTMCell(4))
+        >>> keras_init_lstm.InitStateRNN.from_rnn(rnn, "trainable").state_names
+        ('h0', 'c0')
+        """
+        return cls._taken_over("rnn", rnn, keras.layers.RNN, initial_state, kwargs)
+
+    @classmethod
+    def _taken_over(
+        cls,
+        argument: str,
+        layer: Any,
+        expected: Any,
+        initial_state: Any,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not isinstance(layer, expected):
+            legacy = initial_states.is_legacy(layer)
+            raise ValueError(
+                f"Argument `{argument}` must be a layer `{expected.__name__}` of "
+                f"Keras 3. Received: {layer}"
+                + (" of the legacy package tf_keras" if legacy else "")
+            )
+        arguments = arguments_of(layer)
+        if "cell" in arguments:
+            arguments["cell"] = copy_layer(layer.cell)
+        if isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
+            arguments["implementation"] = layer.cell.implementation
+            arguments["use_cudnn"] = layer.use_cudnn
+        adopts_states = initial_state is None and isinstance(layer, InitStateRNN)
+        if adopts_states:
+            initial_state = layer._nested(layer.initial_state)
+        arguments["initial_state"] = initial_state
+        taken = cls(**{**arguments, **kwargs})
+        if layer.built:
+            taken.build_from_config(layer.get_build_config())
+            taken.built = True
+        pairs: list[Any] = [(layer.cell, taken.cell)]
+        if adopts_states and layer.built:
+            pairs += zip(layer.initial_state, taken.initial_state, strict=True)
+        for ours, theirs in pairs:
+            if ours is not None:
+                hand_over(ours, theirs)
+        carried = keras.tree.flatten(layer.states) if layer.states else []
+        states = [
+            None if getattr(state, "fresh", not np.any(state)) else np.array(state)
+            for state in carried
+        ]
+        if taken.stateful and any(state is not None for state in states):
+            taken.reset_states(taken._nested(states))
+        return taken
 
     @property
     def initial_state(self) -> list[initial_states.InitialState | None]:

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import keras
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import properties
 from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable, initial_states
-from properties import assert_same, cases
+from properties import ALL_KINDS, LAYERS, assert_same, cases
 
 
 def drawn(entry, batch, units, training=True):
@@ -145,22 +146,25 @@ class TestSampled:
 
 
 class TestConfig:
-    @given(cases(), st.booleans())
+    @given(cases(ALL_KINDS, layers=LAYERS), st.booleans())
     def test_from_config_is_the_inverse_of_get_config(self, case, stateful):
-        layer = case.layer(stateful=stateful, use_cudnn=False, implementation=1)
+        options = {"stateful": stateful}
+        if case.name in ("LSTM", "GRU"):
+            options |= {"use_cudnn": False, "implementation": 1}
+        layer = case.layer(**options)
         for entry in filter(None, layer.initial_state):
             entry.trainable = case.units % 2 == 0
         config = layer.get_config()
-        restored = InitStateLSTM.from_config(config)
+        restored = type(layer).from_config(copy.deepcopy(config))
         assert restored.get_config() == config
-        assert restored.cell.implementation == 1
-        assert restored.use_cudnn is False
-        restored.build(case.inputs.shape)
+        assert getattr(restored, "use_cudnn", False) is False
+        assert getattr(restored.cell, "implementation", 1) == 1
+        restored.build(case.inputs.shape, context_shape=case.context.shape)
         assert [w.path for w in restored.trainable_weights] == [
             w.path for w in layer.trainable_weights
         ]
         restored.set_weights(layer.get_weights())
-        assert_same(restored(case.inputs), layer(case.inputs))
+        assert_same(case.call(restored), case.call(layer))
 
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
     def test_a_given_array_survives_bit_for_bit(self, dtype):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from keras import layers
 
 from keras_init_lstm import Fixed, InitStateLSTM, ResetStates, Sampled, Trainable
-from properties import assert_same, cases, flat
+from properties import LAYERS, assert_same, cases, flat
 
 BATCH, TIMESTEPS, FEATURES, UNITS = 4, 5, 3, 2
 KINDS = {
@@ -396,8 +396,8 @@ def models_to_save():
 
 
 class TestSaving:
-    @settings(max_examples=20)
-    @given(cases())
+    @settings(max_examples=30)
+    @given(cases(layers=LAYERS))
     def test_a_saved_file_gives_the_same_layer(self, tmp_path_factory, case):
         folder = tmp_path_factory.mktemp("saved")
         layer = case.layer()

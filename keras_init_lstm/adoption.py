@@ -1,0 +1,249 @@
+"""Adopting what exists: models that get layers which own their initial state."""
+
+import json
+import pathlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from keras_init_lstm.copies import copy_layer, inner_layers, make_anew
+from keras_init_lstm.initial_states import is_legacy
+from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
+from keras_init_lstm.recurrent import InitStateRNN
+
+# A subclass of one of these may be anything, and is left as it is.
+_OF_KERAS: dict[type, Callable[..., Any]] = {
+    keras.layers.LSTM: InitStateLSTM.from_lstm,
+    keras.layers.GRU: InitStateGRU.from_gru,
+    keras.layers.SimpleRNN: InitStateSimpleRNN.from_simple_rnn,
+    keras.layers.RNN: InitStateRNN.from_rnn,
+}
+_OF_THIS_PACKAGE: dict[type, Callable[..., Any]] = {
+    InitStateLSTM: InitStateLSTM.from_lstm,
+    InitStateGRU: InitStateGRU.from_gru,
+    InitStateSimpleRNN: InitStateSimpleRNN.from_simple_rnn,
+    InitStateRNN: InitStateRNN.from_rnn,
+}
+_REPLACED = {**_OF_KERAS, **_OF_THIS_PACKAGE}
+
+
+def with_initial_state(
+    model: keras.Model, initial_state: Any = None, where: Any = None
+) -> keras.Model:
+    """Returns a model whose recurrent layers own their initial state.
+
+    Each `LSTM`, `GRU`, `SimpleRNN` and `RNN` of Keras is replaced by the layer of this
+    package, with its weights, in Sequential, Functional and nested models and in
+    `Bidirectional` and `TimeDistributed`. While the states are zero, as `"trainable"`
+    ones are at first, predictions equal those of `model` to the last bit; further
+    training then learns the states too. For that, the fused loop of `InitStateLSTM` is
+    off; set `use_fused = "auto"` on a layer to have it.
+
+    Args:
+        model: A Sequential or Functional model of Keras 3. It is left as it is.
+        initial_state: What each of the layers starts from, as in their constructors:
+            usually `"trainable"`. Defaults to `None`, which is zeros.
+        where: Which of the layers: a name or a list of names, each that of a layer or
+            of a wrapper or nested model around layers, or a function that takes a
+            recurrent layer and returns whether it is to be replaced. Layers of this
+            package are replaced only where chosen so. Defaults to `None`, all.
+
+    Returns:
+        A model of the same name and class that shares nothing with `model`. What is
+        frozen is frozen. A compiled model is compiled likewise, but its optimizer
+        starts anew, at step 0 and without momenta.
+
+    Raises:
+        ValueError: If `model` is not a model of Keras 3, or not one that can be
+            rewritten; if nothing is chosen by `where`, or there is nothing to choose.
+            A subclassed model cannot be rewritten: in its constructor, write
+            `self.lstm = InitStateLSTM(units, initial_state="trainable")`, and hand
+            over the weights, layer by layer, as in the second example.
+
+    Example:
+    >>> model = keras.Sequential([keras.layers.LSTM(4), keras.layers.Dense(1)])
+    >>> x = np.ones((2, 10, 8))
+    >>> before = model.predict(x, verbose=0)
+    >>> learning = keras_init_lstm.with_initial_state(model, "trainable")
+    >>> bool((learning.predict(x, verbose=0) == before).all())
+    True
+    >>> learning.layers[0].state_names
+    ('h0', 'c0')
+
+    >>> lstm = model.layers[0]  # or `old.lstm`, of a subclassed model
+    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
+    >>> outputs = layer(x)
+    >>> layer.cell.set_weights(lstm.get_weights())
+    """
+    if not isinstance(model, keras.Model):
+        legacy = " of the legacy package tf_keras" if is_legacy(model) else ""
+        advice = (
+            ". Save it as .h5 or .keras, and load it with `load_keras2_model()`"
+            if legacy
+            else ""
+        )
+        raise ValueError(
+            "Argument `model` must be a model of Keras 3. "
+            f"Received: {model}{legacy}{advice}"
+        )
+    found = list(_recurrent_layers(model, (), None))
+    if isinstance(where, str):
+        where = [where]
+    chosen = set()
+    for layer, names, holder in found:
+        if where is None:
+            wanted = type(layer) in _OF_KERAS
+        else:
+            wanted = where(layer) if callable(where) else not names.isdisjoint(where)
+        if not wanted:
+            continue
+        if holder is not None:
+            raise ValueError(
+                f"The layer {layer.name} is made by the code of the class "
+                f"{type(holder).__name__} (of {holder.name}), which cannot be "
+                "rewritten. Write `InitStateLSTM(..., initial_state=...)`, or "
+                "`InitStateLSTM.from_lstm(lstm, initial_state=...)`, in its "
+                "constructor, and hand the weights over layer by layer: "
+                "`new.lstm.cell.set_weights(old.lstm.get_weights())`"
+            )
+        chosen.add(id(layer))
+    unknown = [] if where is None or callable(where) else list(where)
+    unknown = [n for n in unknown if not any(n in names for _, names, _ in found)]
+    if not chosen or unknown:
+        layers = [f"{layer.name} ({type(layer).__name__})" for layer, _, _ in found]
+        raise ValueError(
+            "Argument `where` must choose from the recurrent layers of the model, "
+            f"which are: {', '.join(layers) or 'none'}. Received: where={where}"
+        )
+
+    def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
+        if id(layer) in chosen:
+            return _REPLACED[type(layer)](layer, initial_state)
+        return make_anew(layer, copy_inner)
+
+    return copy_layer(model, make)
+
+
+def _recurrent_layers(
+    layer: keras.layers.Layer, names: Any, holder: Any
+) -> Iterator[tuple[Any, set[str], Any]]:
+    """Yields each layer that may be replaced, once for each place where it stands.
+
+    With it the names that choose it, and the layer, if any, that its place is hidden
+    in, since it makes the layers inside of it by code of its own.
+    """
+    names = (*names, layer.name)
+    if type(layer) in _REPLACED:
+        yield layer, set(names), holder
+        return
+    inner = inner_layers(layer)
+    if inner is None:
+        holder = holder or layer
+        # Keras has no public way to reach the layers inside any layer.
+        inner = layer._flatten_layers(include_self=False, recursive=False)
+    for each in inner:
+        yield from _recurrent_layers(each, names, holder)
+
+
+def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
+    """Loads a recurrent model from a `.h5` or `.keras` file that Keras 2 wrote.
+
+    `keras.models.load_model()` refuses each of them, for arguments that Keras 3 has
+    dropped. This loads a copy of the file without them, and needs no `tf_keras`.
+
+    Args:
+        path: The file, which is left as it is.
+        **kwargs: Those of `keras.models.load_model()`, such as `custom_objects`.
+
+    Returns:
+        A model of Keras 3 that is not compiled.
+
+    Raises:
+        ValueError: If `path` ends in neither `.h5` nor `.keras`, or if a layer has
+            `time_major=True`, which Keras 3 cannot do, or if Keras refuses the rest.
+
+    Example:
+    >>> model = keras_init_lstm.load_keras2_model("old.h5")  # doctest: +SKIP
+    >>> learning = keras_init_lstm.with_initial_state(
+    ...     model, "trainable"
+    ... )  # doctest: +SKIP
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".h5", ".keras"):
+        raise ValueError(
+            "Argument `path` must be the path of a .h5 or .keras file. "
+            f"Received: path={path}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        copied = pathlib.Path(folder) / path.name
+        if path.suffix == ".h5":
+            # With which Keras itself reads such files.
+            import h5py  # type: ignore[import-untyped]
+
+            shutil.copy(path, copied)
+            with h5py.File(copied, "r+") as file:
+                config = json.loads(file.attrs["model_config"])
+                file.attrs["model_config"] = json.dumps(_for_keras3(config))
+        else:
+            with zipfile.ZipFile(path) as old, zipfile.ZipFile(copied, "w") as new:
+                for name in old.namelist():
+                    data = old.read(name)
+                    if name == "config.json":
+                        data = json.dumps(_for_keras3(json.loads(data))).encode()
+                    new.writestr(name, data)
+        return keras.models.load_model(copied, compile=False, **kwargs)
+
+
+def _for_keras3(config: Any) -> Any:
+    """What Keras 2 wrote of a model, as Keras 3 reads it."""
+    if isinstance(config, list):
+        return [_for_keras3(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("time_major"):
+        raise ValueError(
+            f"The layer {config.get('name')} has `time_major=True`, which Keras 3 "
+            "does not have."
+        )
+    config = {k: _for_keras3(v) for k, v in config.items() if k != "time_major"}
+    if config.get("class_name") not in (None, "InputLayer"):
+        config["config"].pop("batch_input_shape", None)  # Of the input layer as well.
+    if str(config.get("module")).startswith("tf_keras."):
+        config["module"] = "keras.src.models.functional"  # Where Keras 3 has it.
+    layers = config.get("layers") or []
+    sequential = {
+        each["config"]["name"] for each in layers if each["class_name"] == "Sequential"
+    }
+    for layer in layers:
+        nodes = layer.get("inbound_nodes", [])
+        for node in nodes:
+            # To Keras 3, the call that a Sequential model was made by is no call.
+            for call in node:
+                call[1] -= call[0] in sequential
+        if layer["class_name"] in ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN"):
+            nodes[:] = [_with_keyword(node) for node in nodes]
+            shape = layer.get("build_config", {}).get("input_shape", [None])
+            if isinstance(shape[0], list):  # Of the sequences, before the states'.
+                layer["build_config"]["input_shape"] = shape[0]
+    for end in config.get("output_layers", ()):
+        if isinstance(end, list):
+            end[1] -= end[0] in sequential
+    return config
+
+
+def _with_keyword(node: Any) -> Any:
+    """A call of a recurrent layer, whose states Keras 2 kept among the sequences."""
+    if len(node) == 1:
+        return node
+    tensors = [
+        {
+            "class_name": "__keras_tensor__",
+            "config": {"shape": [], "dtype": "float32", "keras_history": call[:3]},
+        }
+        for call in node
+    ]
+    return {"args": tensors[:1], "kwargs": {"initial_state": tensors[1:]}}
