@@ -91,7 +91,7 @@ class Conditional(InitialState):
             kwargs["training"] = training
         state = self.encoder(context, **kwargs)
         self._check_output(getattr(state, "shape", None), batch_size)
-        return ops.cast(state, self.variable_dtype)
+        return state
 
     def _check_output(self, shape: Any, batch_size: Any = None) -> None:
         expected = (batch_size if isinstance(batch_size, int) else None, self.units)

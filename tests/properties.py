@@ -53,8 +53,12 @@ class TwoSpeedCell(keras.layers.Layer):
 
     def build(self, shape):
         fast, slow = self.state_size
-        self.kernel = self.add_weight(shape=(shape[-1] + fast + slow, fast))
-        self.recurrent_kernel = self.add_weight(shape=(fast, slow))
+        self.kernel = self.add_weight(
+            name="kernel", shape=(shape[-1] + fast + slow, fast)
+        )
+        self.recurrent_kernel = self.add_weight(
+            name="recurrent_kernel", shape=(fast, slow)
+        )
 
     def call(self, inputs, states):
         fast, slow = states

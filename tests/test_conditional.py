@@ -417,7 +417,10 @@ class TestBidirectional:
         with pytest.raises(ValueError, match="`context` is missing"):
             InitStateBidirectional(layer)(X)
         states = [inputs_of(BATCH, UNITS)] * 4
-        assert InitStateBidirectional(layer)(X, initial_state=states).shape == (4, 4)
+        bidirectional = InitStateBidirectional(layer)
+        got = bidirectional(X, initial_state=states)
+        assert_same(got, bidirectional(X, initial_state=states, context=CONTEXT))
+        assert (got.numpy() != bidirectional(X, context=CONTEXT).numpy()).any()
 
     def test_layers_of_keras_are_refused(self):
         with pytest.raises(ValueError, match="`layer` must be a layer of this package"):

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 
 import keras
@@ -156,12 +157,13 @@ class TestConfig:
             entry.trainable = case.units % 2 == 0
         config = layer.get_config()
         restored = type(layer).from_config(copy.deepcopy(config))
-        assert restored.get_config() == config
+        assert json.dumps(restored.get_config()) == json.dumps(config)
         assert getattr(restored, "use_cudnn", False) is False
         assert getattr(restored.cell, "implementation", 1) == 1
         restored.build(case.inputs.shape, context_shape=case.context.shape)
-        assert [w.path for w in restored.trainable_weights] == [
-            w.path for w in layer.trainable_weights
+        # Of a cell or an encoder that Keras has built, the path begins with its name.
+        assert [w.path.split("/")[-2:] for w in restored.trainable_weights] == [
+            w.path.split("/")[-2:] for w in layer.trainable_weights
         ]
         restored.set_weights(layer.get_weights())
         assert_same(case.call(restored), case.call(layer))
