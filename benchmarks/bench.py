@@ -477,7 +477,11 @@ def peak_memories(device, tick):
     for name in [*FEW, *[TORCH] * (torch is not None)]:
         command = [sys.executable, __file__, "--peak-memory", name]
         command += ["--shapes", str(MEMORY_SHAPE), "--device", device]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        # Or glibc keeps what was freed, tens of MiB, and not the same at each run.
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment
+        )
         memories[name] = float(result.stdout)
         tick()
     return memories

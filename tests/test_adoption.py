@@ -218,7 +218,7 @@ class TestWithInitialState:
             (["first", "third"], 2),
             (lambda layer: layer.units == 3, 2),
         ],
-        ids=str,
+        ids=["name", "names", "predicate"],
     )
     def test_where(self, where, count):
         model = model_of(sequential)
