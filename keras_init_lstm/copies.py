@@ -159,12 +159,18 @@ def _from_config(original: Any) -> Any:
 def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration of a layer, with the functions that no configuration keeps."""
     config = layer.get_config()
-    if type(layer).__module__.split(".")[0] in ("keras", "keras_init_lstm"):
+    if _is_ours_or_keras(type(layer)):
         for key in config:
             value = getattr(layer, key, None)
-            if callable(value) and not isinstance(value, keras.layers.Layer):
+            named = value if isinstance(value, types.FunctionType) else type(value)
+            # Those of Keras are made anew: an initializer draws the same each time.
+            if callable(value) and not _is_ours_or_keras(named):
                 config[key] = value
     return config
+
+
+def _is_ours_or_keras(named: Any) -> bool:
+    return named.__module__.split(".")[0] in ("keras", "keras_init_lstm")
 
 
 def _names_of(*objects: Any) -> Any:

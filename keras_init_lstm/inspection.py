@@ -47,7 +47,7 @@ def plot_initial_state(
             `forward_layer` or the `backward_layer`.
         sequences: Array `(batch, timesteps, features)`, what the layer is called
             with. Inside a model these are not the model's inputs, but what
-            `keras.Model(model.input, layer.input)` makes of them. Defaults to
+            `keras.Model(model.inputs, layer.input)` makes of them. Defaults to
             `None`: only the initial state is drawn.
         mask: Boolean array `(batch, timesteps)`, `False` where a timestep is skipped
             and not drawn. Defaults to `None`.

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
-from hypothesis import given, settings
+from hypothesis import given
 from keras import layers
 
 from keras_init_lstm import (
@@ -349,20 +349,36 @@ class TestWithInitialState:
         assert_same(np.load(tmp_path / "y.npy"), np.asarray(adopted(x)))
 
 
+METHODS = {
+    "LSTM": InitStateLSTM.from_lstm,
+    "GRU": InitStateGRU.from_gru,
+    "SimpleRNN": InitStateSimpleRNN.from_simple_rnn,
+    "stacked": InitStateRNN.from_rnn,
+    "custom": InitStateRNN.from_rnn,
+}
+
+
 class TestFromLayer:
-    @settings(max_examples=20)
-    @given(cases(kinds=("zeros",), use_fused=False))
-    def test_from_lstm_is_equal_to_the_last_bit(self, case):
-        lstm = case.lstm(case.layer(), activity_regularizer="l2", name="taken")
-        lstm.cell.trainable = False
-        taken = InitStateLSTM.from_lstm(lstm, "trainable")
+    @given(cases(["zeros"], layers=tuple(METHODS)))
+    def test_outputs_are_equal_to_the_last_bit(self, case):
+        rnn = case.reference(case.layer(), activity_regularizer="l2", name="taken")
+        rnn.cell.trainable = False
+        # The start of its own that the custom cell has is not zero.
+        start = None if case.name == "custom" else "trainable"
+        taken = METHODS[case.name](rnn, start)
         for training in (False, True):  # With the same dropout.
             assert_same(
                 taken(case.inputs, mask=case.mask, training=training),
-                lstm(case.inputs, mask=case.mask, training=training),
+                rnn(case.inputs, mask=case.mask, training=training),
             )
-        assert taken.name == "taken" and len(taken.trainable_variables) == 2
-        assert taken.losses and not taken.use_fused
+        owned = len(taken.state_units) if start else 0
+        assert taken.name == "taken" and len(taken.trainable_variables) == owned
+        assert taken.losses
+
+    def test_an_adopted_lstm_does_not_take_the_fused_loop(self):
+        assert not InitStateLSTM.from_lstm(layers.LSTM(2)).use_fused
+        lstm = InitStateLSTM.from_lstm(layers.LSTM(2), use_fused="auto")
+        assert lstm.use_fused == "auto"
 
     @pytest.mark.parametrize(
         ("layer", "method"),

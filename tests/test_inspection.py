@@ -296,7 +296,7 @@ class TestPlot:
             [keras.Input((None, 1)), keras.layers.Dense(FEATURES), layer, both]
         )
         x = np.random.normal(size=(BATCH, TIMESTEPS, 1))
-        inputs = keras.Model(model.input, layer.input)(x)
+        inputs = keras.Model(model.inputs, layer.input)([x])
         figure = plot_initial_state(layer, inputs)
         visits = visited_by_prefixes(layer, inputs.numpy(), None)[0]
         np.testing.assert_allclose(
