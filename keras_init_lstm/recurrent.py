@@ -254,15 +254,9 @@ class InitStateRNN(keras.layers.RNN):
         sequences: Any = args[0] if args else kwargs.get("sequences")
         given = args[1] if len(args) > 1 else kwargs.get("initial_state")
         self._check_call(sequences, given, context)
-        rank = len(getattr(sequences, "shape", ()))
-        if (
-            given is not None
-            and not self.built
-            and rank > 2
-            and rank == getattr(self.input_spec, "ndim", rank)
-        ):
+        if given is not None:
             # Keras 3.12 and before build no layer that is given None among tensors.
-            self.build(tuple(sequences.shape), context_shape=_shapes(context))
+            _build(self, sequences, context)
         if context is not None:
             kwargs["context"] = hide_context(self, sequences, context)
         return super().__call__(*args, **kwargs)
@@ -279,19 +273,19 @@ class InitStateRNN(keras.layers.RNN):
     ) -> None:
         batch_size = sequences_shape[0]
         self._check_stream(batch_size)
-        if self.stateful:
-            if batch_size is None:
-                raise ValueError(
-                    "With `stateful=True` the batch size must be known when the layer "
-                    "is built: pass `batch_size` to `Input`. "
-                    f"Received: sequences of shape {tuple(sequences_shape)}"
-                )
-            if self.states is None:
-                self._create_states(batch_size)
+        if self.stateful and batch_size is None:
+            raise ValueError(
+                "With `stateful=True` the batch size must be known when the layer is "
+                "built: pass `batch_size` to `Input`. "
+                f"Received: sequences of shape {tuple(sequences_shape)}"
+            )
+        # First, since an encoder may refuse the context.
+        self._build_initial_state(context_shape)
+        if self.stateful and self.states is None and batch_size is not None:
+            self._create_states(batch_size)
         if isinstance(self.cell, keras.layers.Layer) and not self.cell.built:
             self.cell.build((batch_size, *sequences_shape[2:]))
             self.cell.built = True
-        self._build_initial_state(context_shape)
 
     def _build_initial_state(self, context_shape: Any = None) -> None:
         entries: list[Any] = self.initial_state
@@ -698,9 +692,16 @@ def hide_context(layer: keras.layers.Layer, sequences: Any, context: Any) -> Any
     if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(context)):
         return context
     context = _arrays(context)
+    _build(layer, sequences, context)
+    return _AsIs(context)
+
+
+def _build(layer: keras.layers.Layer, sequences: Any, context: Any) -> None:
+    rank = len(getattr(sequences, "shape", ()))
+    if rank < 3 or rank != getattr(layer.input_spec, "ndim", rank):
+        return  # Keras refuses it, and must find the layer as it was.
     if not layer.built:
         layer.build(tuple(sequences.shape), context_shape=_shapes(context))
-    return _AsIs(context)
 
 
 def _arrays(context: Any) -> Any:

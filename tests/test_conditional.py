@@ -280,6 +280,32 @@ WRAPS = {
 }
 
 
+class TestRefusedCalls:
+    @pytest.mark.parametrize("stateful", [False, True])
+    @pytest.mark.parametrize("wrap", WRAPS)
+    @pytest.mark.parametrize(
+        ("x", "context"),
+        [
+            (np.ones((4, 5)), np.ones((4, 6))),
+            (np.ones((4, 5, 3, 2)), np.ones((4, 6))),
+            (np.ones((4, 5, 3)), np.ones((4, 5, 6))),
+        ],
+    )
+    def test_the_first_call_leaves_the_layer_as_it_was(
+        self, x, context, wrap, stateful
+    ):
+        start = [Conditional(dense()), None]
+        layer = InitStateLSTM(UNITS, initial_state=start, stateful=stateful)
+        layer = WRAPS[wrap](layer)
+        with pytest.raises(ValueError, match="ndim=3|map the `context` to"):
+            layer(x, context=context)
+        assert not layer.built
+        alone = getattr(layer, "forward_layer", layer)
+        assert alone.states is None
+        assert not alone.cell.built
+        assert layer(np.ones((2, 7, 5)), context=np.ones((2, 6))).shape[0] == 2
+
+
 class TestModels:
     @pytest.mark.parametrize("wrap", WRAPS)
     @pytest.mark.parametrize(
