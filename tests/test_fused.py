@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_init_lstm import InitStateLSTM, fused
@@ -50,6 +50,7 @@ def gradients(layer, x, states=None, order=1, **kwargs):
 
 
 class TestGradients:
+    @settings(max_examples=15)  # Each differentiates twice, through a plain loop.
     @given(
         cases(
             kinds=("zeros", "fixed", "trainable"),
