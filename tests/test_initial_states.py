@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import properties
-from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable, initial_states
+from keras_init_lstm import (
+    Fixed,
+    InitStateGRU,
+    InitStateLSTM,
+    Sampled,
+    Trainable,
+    initial_states,
+)
 from properties import ALL_KINDS, LAYERS, assert_same, cases
 
 
@@ -167,6 +174,13 @@ class TestConfig:
         ]
         restored.set_weights(layer.get_weights())
         assert_same(case.call(restored), case.call(layer))
+
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
+    def test_what_keras_forgets_is_in_the_configuration(self, cls):
+        layer = cls(2, use_cudnn=False, implementation=1)
+        restored = cls.from_config(layer.get_config())
+        assert restored.use_cudnn is False
+        assert restored.cell.implementation == 1
 
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
     def test_a_given_array_survives_bit_for_bit(self, dtype):
