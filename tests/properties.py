@@ -1,9 +1,12 @@
 """What the properties are drawn from, and the references they are checked against."""
 
 import dataclasses
+import inspect
 
 import keras
 import numpy as np
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_init_lstm
@@ -36,6 +39,11 @@ KINDS = ("zeros", "fixed", "sampled", "trainable")
 ALL_KINDS = (*KINDS, "conditional")
 # An LSTM more often than each of the others.
 LAYERS = ("LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
+FAMILY = {
+    "LSTM": {"layers": ["LSTM"], "use_fused": False},
+    "fused LSTM": {"layers": ["LSTM"], "use_fused": True},
+    **{name: {"layers": [name]} for name in LAYERS[2:]},
+}
 CONTEXT_FEATURES = 2
 
 
@@ -268,6 +276,28 @@ class Case:
 
 CELL = ("units", "activation", "recurrent_activation", "use_bias", "dtype", "seed")
 CELL += ("dropout", "recurrent_dropout")
+
+
+def for_each_layer(*args, **kwargs):
+    """As `@given(cases(...))`, for each layer of the family in turn.
+
+    Drawn among the other arguments, some would hardly come up.
+    """
+
+    def decorate(test):
+        takes_data = "data" in inspect.signature(test).parameters
+
+        @pytest.mark.parametrize("name", FAMILY)
+        @settings(max_examples=max(8, settings.default.max_examples // 4))
+        @given(data=st.data())
+        def run(self, name, data):
+            options = {**FAMILY[name], **kwargs}
+            case = data.draw(cases(*args, **options))
+            test(self, case, data) if takes_data else test(self, case)
+
+        return run
+
+    return decorate
 
 
 def state_size(name, units):

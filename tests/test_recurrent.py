@@ -4,12 +4,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import properties
 from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
-from properties import ALL_KINDS, LAYERS, assert_same, cases, flat, tiled_states
+from properties import (
+    ALL_KINDS,
+    assert_same,
+    cases,
+    flat,
+    for_each_layer,
+    tiled_states,
+)
 
 # Of the names in `keras.activations`, those that are no activations of an LSTM: three
 # helpers, one that halves its input, and one that needs more arguments.
@@ -20,8 +27,7 @@ EVERY_ACTIVATION = sorted(
 
 
 class TestTheOneRule:
-    @settings(max_examples=80)
-    @given(cases(ALL_KINDS, layers=LAYERS))
+    @for_each_layer(ALL_KINDS)
     def test_outputs_are_those_of_keras_with_the_tiled_state(self, case):
         layer = case.layer()
         states = case.states(layer)
@@ -31,8 +37,8 @@ class TestTheOneRule:
         else:
             case.assert_same(case.call(layer), want)
 
-    @given(cases(("zeros", "fixed", "trainable"), layers=LAYERS), st.booleans())
-    def test_also_in_training_with_dropout(self, case, as_graph):
+    @for_each_layer(("zeros", "fixed", "trainable"))
+    def test_also_in_training_with_dropout(self, case, data):
         layer = case.layer()
         reference = case.reference(layer)
         states = case.states(layer)
@@ -40,7 +46,7 @@ class TestTheOneRule:
         def call(layer, **kwargs):
             return case.call(layer, training=True, **kwargs)
 
-        if as_graph:
+        if data.draw(st.booleans()):
             call = tf.function(call)
         case.assert_same(call(layer), call(reference, initial_state=states))
 
@@ -55,7 +61,7 @@ class TestTheOneRule:
             tolerance = case.tolerance * max(1.0, np.abs(want).max())
             np.testing.assert_allclose(got, want, rtol=0, atol=10 * tolerance)
 
-    @given(cases(layers=LAYERS))
+    @for_each_layer()
     def test_shapes_and_dtypes_are_known_before_the_call(self, case):
         layer = case.layer()
         reference = case.reference(layer)
@@ -74,7 +80,7 @@ class TestTheOneRule:
             assert (got.shape, got.dtype) == (want.shape, want.dtype)
             assert got.dtype == keras.backend.standardize_dtype(real.dtype)
 
-    @given(cases(("trainable", "conditional"), ("float32", "float64"), layers=LAYERS))
+    @for_each_layer(("trainable", "conditional"), ("float32", "float64"))
     def test_gradients_are_those_of_keras_with_the_tiled_state(self, case):
         layer = case.layer()
         for entry in layer.initial_state:
@@ -121,15 +127,12 @@ class TestTheOneRule:
         scale = max(1.0, *(np.abs(g).max() for g in flat(want)))
         assert_same(got, want, tolerance=10 * case.tolerance * scale)
 
-    @given(
-        cases(
-            ["trainable"],
-            dtypes=["float64"],
-            dropout=False,
-            layers=LAYERS,
-            activation="tanh",
-            recurrent_activation="sigmoid",
-        )
+    @for_each_layer(
+        ["trainable"],
+        dtypes=["float64"],
+        dropout=False,
+        activation="tanh",
+        recurrent_activation="sigmoid",
     )  # smooth, for the differences
     def test_gradients_of_the_states_are_finite_differences(self, case):
         layer = case.layer()
@@ -179,7 +182,7 @@ class TestTheOneRule:
         states = tiled_states(layer, 3)
         assert_same(got, lstm(x, initial_state=states))
 
-    @given(cases(["sampled"], dropout=False, layers=LAYERS))
+    @for_each_layer(["sampled"], dropout=False)
     def test_in_training_with_the_states_drawn(self, case):
         layer, twin = case.layer(), case.layer()
         for entry, other in zip(layer.initial_state, twin.initial_state, strict=True):
@@ -190,7 +193,7 @@ class TestTheOneRule:
             got = case.call(layer, training=True)
             case.assert_same(got, case.call(reference, initial_state=states))
 
-    @given(cases(layers=LAYERS), st.data())
+    @for_each_layer()
     def test_an_explicit_state_wins_over_the_owned(self, case, data):
         layer = case.layer()
         owned = keras.tree.flatten(case.states(layer))
@@ -219,7 +222,7 @@ class TestTheOneRule:
         assert_same(got, layer(keras.ops.copy(embedded), mask=tokens != 0))
         assert_same(got._keras_mask, tokens != 0)
 
-    @given(cases(layers=LAYERS))
+    @for_each_layer()
     def test_output_masks_are_those_of_keras(self, case):
         layer = case.layer()
         mask = None if case.mask is None else tf.constant(case.mask)
@@ -243,7 +246,7 @@ IN_ORDER = {
 
 
 class TestRowsAndSteps:
-    @given(cases(("fixed", "conditional"), dropout=False, layers=LAYERS), st.data())
+    @for_each_layer(("fixed", "conditional"), dropout=False)
     def test_rows_do_not_see_each_other(self, case, data):
         layer = case.layer()
         whole = flat(case.call(layer))
@@ -254,7 +257,7 @@ class TestRowsAndSteps:
                 got = case.call(layer, rows=part)
                 assert_same(got, [o[part] for o in whole], tolerance=case.tolerance)
 
-    @given(cases(layers=LAYERS, **IN_ORDER, return_state=True), st.data())
+    @for_each_layer(**IN_ORDER, return_state=True)
     def test_a_sequence_in_two_pieces_is_the_whole(self, case, data):
         layer = case.layer()
         outputs, *states = layer(case.inputs, mask=case.mask)
@@ -272,7 +275,7 @@ class TestRowsAndSteps:
         scale = max(1.0, *(np.abs(o).max() for o in want))
         assert_same(got, want, tolerance=case.tolerance * scale)
 
-    @given(cases(ALL_KINDS, layers=LAYERS, **IN_ORDER, unroll=False), st.data())
+    @for_each_layer(ALL_KINDS, **IN_ORDER, unroll=False)
     def test_a_stateful_layer_fed_in_chunks_is_one_pass(self, case, data):
         layer = case.layer()
         stream = case.layer(stateful=True)
@@ -458,7 +461,7 @@ class TestRefusedCalls:
 
 
 class TestAssign:
-    @given(cases(("fixed", "sampled", "trainable"), layers=LAYERS), st.data())
+    @for_each_layer(("fixed", "sampled", "trainable"))
     def test_assigns_the_value_or_the_mean_over_the_batch(self, case, data):
         layer = case.layer()
         given = [
