@@ -261,3 +261,9 @@ class TestExports:
         nodes = onnx.load(tmp_path / "model.onnx").graph.node
         assert [n.op_type for n in nodes].count("LSTM") == 1
         assert "Loop" not in {n.op_type for n in nodes}
+
+
+def test_a_mask_of_integers_is_one_of_booleans():
+    layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=True)
+    mask = np.arange(TIMESTEPS) < np.array([[3], [0], [10], [7]])
+    assert_same(layer(batch(), mask=mask.astype("int32")), layer(batch(), mask=mask))
