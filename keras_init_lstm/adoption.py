@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_init_lstm.copies import copy_layer, inner_layers, make_anew
-from keras_init_lstm.initial_states import is_legacy
+from keras_init_lstm.initial_states import is_legacy, received
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.recurrent import InitStateRNN
 
@@ -80,15 +80,14 @@ def with_initial_state(
     >>> layer.cell.set_weights(lstm.get_weights())
     """
     if not isinstance(model, keras.Model):
-        legacy = " of the legacy package tf_keras" if is_legacy(model) else ""
         advice = (
             ". Save it as .h5 or .keras, and load it with `load_keras2_model()`"
-            if legacy
+            if is_legacy(model)
             else ""
         )
         raise ValueError(
             "Argument `model` must be a model of Keras 3. "
-            f"Received: {model}{legacy}{advice}"
+            f"Received: {received(model)}{advice}"
         )
     found = list(_recurrent_layers(model, (), None))
     if isinstance(where, str):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_init_lstm.copies import copy_layer, hand_over
-from keras_init_lstm.initial_states import InitialState, is_legacy, shape_text
+from keras_init_lstm.initial_states import InitialState, received, shape_text
 from keras_init_lstm.recurrent import InitStateRNN, hide_context
 
 
@@ -55,10 +55,9 @@ class Conditional(InitialState):
     def __init__(self, encoder: keras.layers.Layer, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(encoder, keras.layers.Layer):
-            legacy = " of the legacy package tf_keras" if is_legacy(encoder) else ""
             raise ValueError(
                 "Argument `encoder` must be a layer or model of Keras 3. "
-                f"Received: encoder={encoder}{legacy}"
+                f"Received: encoder={received(encoder)}"
             )
         self.encoder = encoder
 

@@ -430,6 +430,11 @@ def is_legacy(value: Any) -> bool:
     return any(c.__module__.split(".")[0] == "tf_keras" for c in type(value).__mro__)
 
 
+def received(value: Any) -> str:
+    """What came, as it stands in a message: named if it is of `tf_keras`."""
+    return f"{value} of the legacy package tf_keras" if is_legacy(value) else f"{value}"
+
+
 def _show(value: Any) -> str:
     if tf.is_symbolic_tensor(value):
         return f"{value} (a symbolic tensor; only values known now can be checked)"

@@ -192,11 +192,9 @@ class InitStateRNN(keras.layers.RNN):
         kwargs: dict[str, Any],
     ) -> Any:
         if not isinstance(layer, expected):
-            legacy = initial_states.is_legacy(layer)
             raise ValueError(
                 f"Argument `{argument}` must be a layer `{expected.__name__}` of "
-                f"Keras 3. Received: {layer}"
-                + (" of the legacy package tf_keras" if legacy else "")
+                f"Keras 3. Received: {initial_states.received(layer)}"
             )
         arguments = arguments_of(layer)
         if "cell" in arguments:

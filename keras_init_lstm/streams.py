@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_init_lstm.initial_states import is_legacy
+from keras_init_lstm.initial_states import received
 
 
 def reset_states(model: keras.layers.Layer) -> None:
@@ -29,10 +29,9 @@ def reset_states(model: keras.layers.Layer) -> None:
     [[0.5, 0.5]]
     """
     if not isinstance(model, keras.layers.Layer):
-        legacy = " of the legacy package tf_keras" if is_legacy(model) else ""
         raise ValueError(
             "Argument `model` must be a model or layer of Keras 3. "
-            f"Received: {model}{legacy}"
+            f"Received: {received(model)}"
         )
     # Keras has no public way to reach the layers inside any layer.
     for layer in model._flatten_layers():
