@@ -160,6 +160,7 @@ def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration of a layer, with the functions that no configuration keeps."""
     config = layer.get_config()
     if _is_ours_or_keras(type(layer)):
+        config |= forgotten(layer)
         for key in config:
             value = getattr(layer, key, None)
             named = value if isinstance(value, types.FunctionType) else type(value)
@@ -167,6 +168,16 @@ def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
             if callable(value) and not _is_ours_or_keras(named):
                 config[key] = value
     return config
+
+
+def forgotten(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The arguments that Keras leaves out of the configuration of an LSTM or GRU."""
+    if not isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
+        return {}
+    return {
+        "implementation": layer.cell.implementation,
+        "use_cudnn": layer.use_cudnn,
+    }
 
 
 def _is_ours_or_keras(named: Any) -> bool:

@@ -152,13 +152,7 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         return cls._taken_over("lstm", lstm, keras.layers.LSTM, initial_state, kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            # Which Keras forgets, also of a GRU.
-            "implementation": self.cell.implementation,
-            "use_cudnn": self.use_cudnn,
-            "use_fused": self.use_fused,
-        }
+        return {**super().get_config(), "use_fused": self.use_fused}
 
     def inner_loop(
         self,
@@ -296,13 +290,6 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
         True
         """
         return cls._taken_over("gru", gru, keras.layers.GRU, initial_state, kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "implementation": self.cell.implementation,
-            "use_cudnn": self.use_cudnn,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_init_lstm import initial_states
-from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
+from keras_init_lstm.copies import arguments_of, copy_layer, forgotten, hand_over
 from keras_init_lstm.initial_states import fits, shape_text
 
 
@@ -196,12 +196,9 @@ class InitStateRNN(keras.layers.RNN):
                 f"Argument `{argument}` must be a layer `{expected.__name__}` of "
                 f"Keras 3. Received: {initial_states.received(layer)}"
             )
-        arguments = arguments_of(layer)
+        arguments = {**arguments_of(layer), **forgotten(layer)}
         if "cell" in arguments:
             arguments["cell"] = copy_layer(layer.cell)
-        if isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
-            arguments["implementation"] = layer.cell.implementation
-            arguments["use_cudnn"] = layer.use_cudnn
         adopts_states = initial_state is None and isinstance(layer, InitStateRNN)
         if adopts_states:
             initial_state = layer._nested(layer.initial_state)
@@ -506,6 +503,7 @@ class InitStateRNN(keras.layers.RNN):
         ]
         return {
             **super().get_config(),
+            **forgotten(self),
             "initial_state": self._nested(entries) if any(entries) else None,
         }
 

@@ -439,6 +439,11 @@ class TestCopyLayer:
         assert_same(copy_layer(texts)(["b a"]), texts(["b a"]))
         assert_same(copy_layer(numbers)(np.ones(SHAPE)), numbers(np.ones(SHAPE)))
 
+    def test_of_what_a_configuration_forgets(self):
+        for rnn in (layers.LSTM, layers.GRU):
+            copied = copy_layer(rnn(2, use_cudnn=False, implementation=1))
+            assert copied.use_cudnn is False and copied.cell.implementation == 1
+
     def test_of_functions_and_operations(self):
         x = keras.Input((3,))
         h = layers.Lambda(lambda a: a * 2, output_shape=(3,))(x)
