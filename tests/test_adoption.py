@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
-from hypothesis import given
 from keras import layers
 
 from keras_init_lstm import (
@@ -21,7 +20,7 @@ from keras_init_lstm import (
     with_initial_state,
 )
 from keras_init_lstm.copies import copy_layer
-from properties import assert_same, cases
+from properties import assert_same, for_each_layer
 
 BATCH, TIMESTEPS, FEATURES = 4, 5, 3
 SHAPE = (BATCH, TIMESTEPS, FEATURES)
@@ -359,7 +358,7 @@ METHODS = {
 
 
 class TestFromLayer:
-    @given(cases(["zeros"], layers=tuple(METHODS)))
+    @for_each_layer(["zeros"])
     def test_outputs_are_equal_to_the_last_bit(self, case):
         rnn = case.reference(case.layer(), activity_regularizer="l2", name="taken")
         rnn.cell.trainable = False

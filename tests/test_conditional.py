@@ -400,7 +400,7 @@ class TestBidirectional:
     )
     def test_is_that_of_keras_with_the_states_of_both_directions(self, case, merge):
         layer = InitStateBidirectional(case.layer(), merge)
-        outputs = case.call(layer_with_context(layer))
+        outputs = case.call(layer, context=case.context)
         reference = layers.Bidirectional(case.reference(case.layer()), merge)
         reference.build(case.inputs.shape)
         states = []
@@ -455,12 +455,6 @@ class TestBidirectional:
             InitStateBidirectional(
                 InitStateLSTM(2), backward_layer=layers.LSTM(2, go_backwards=True)
             )
-
-
-def layer_with_context(layer):
-    """As a layer that says of itself that it takes a context."""
-    layer.takes_context = True
-    return layer
 
 
 class TestStreams:

@@ -19,7 +19,7 @@ from keras_init_lstm import (
     Trainable,
     initial_states,
 )
-from properties import ALL_KINDS, LAYERS, assert_same, cases
+from properties import ALL_KINDS, assert_same, for_each_layer
 
 
 def drawn(entry, batch, units, training=True):
@@ -154,9 +154,9 @@ class TestSampled:
 
 
 class TestConfig:
-    @given(cases(ALL_KINDS, layers=LAYERS), st.booleans())
-    def test_from_config_is_the_inverse_of_get_config(self, case, stateful):
-        options = {"stateful": stateful}
+    @for_each_layer(ALL_KINDS)
+    def test_from_config_is_the_inverse_of_get_config(self, case, data):
+        options = {"stateful": data.draw(st.booleans())}
         if case.name in ("LSTM", "GRU"):
             options |= {"use_cudnn": False, "implementation": 1}
         layer = case.layer(**options)

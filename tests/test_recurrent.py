@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import properties
-from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
 from properties import (
     ALL_KINDS,
     assert_same,
@@ -32,7 +32,7 @@ class TestTheOneRule:
         layer = case.layer()
         states = case.states(layer)
         want = case.call(case.reference(layer), initial_state=states)
-        if conditional(layer):  # The product of the encoder is NumPy's in `states`.
+        if layer.takes_context:  # The product of the encoder is NumPy's in `states`.
             assert_same(case.call(layer), want, case.tolerance)
         else:
             case.assert_same(case.call(layer), want)
@@ -115,7 +115,7 @@ class TestTheOneRule:
         ):
             of_state = of_state.numpy()
             got += [tf.cast(gradient, of_state.dtype) for gradient in mine]
-            if not conditional(layer, entry):
+            if not entry.takes_context:
                 want.append(of_state.sum(axis=0))
                 continue
             # The chain rule for a `Dense`, by hand.
@@ -229,10 +229,6 @@ class TestTheOneRule:
         got = keras.tree.flatten(layer.compute_mask(case.inputs, mask))
         want = keras.tree.flatten(case.reference(layer).compute_mask(case.inputs, mask))
         assert [id(m) for m in got] == [id(m) for m in want]
-
-
-def conditional(layer, *entries):
-    return any(isinstance(e, Conditional) for e in entries or layer.initial_state)
 
 
 # Where a piece begins with masked steps, the whole would repeat the output before
