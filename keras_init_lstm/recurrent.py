@@ -324,24 +324,33 @@ class InitStateRNN(keras.layers.RNN):
         self, batch_size: Any, given: Any, training: bool, context: Any
     ) -> list[Any]:
         """What the rows of a call start from, nested as the cell's `state_size`."""
-        states = []
-        for index, state in enumerate(self._per_state(given, "initial_state")):
+        states = self._per_state(given, "initial_state")
+        carried = self._carried
+        of_cell = None
+        for index, (state, entry) in enumerate(
+            zip(states, self.initial_state, strict=True)
+        ):
             if state is not None:
-                state = self._with_shape_check(index, state, batch_size)
+                states[index] = self._with_shape_check(index, state, batch_size)
+                continue
+            if entry is None:
+                # A cell makes all of its states at once.
+                of_cell = of_cell or self._cell_starts(batch_size)
+                start = of_cell[index]
             else:
-                state = self._start(index, batch_size, training, context)
-                if self.stateful:
-                    state = self._carried[index].or_start(state)
-            states.append(state)
+                start = self._start(index, batch_size, training, context)
+            states[index] = carried[index].or_start(start) if carried else start
         return self._nested(states)
+
+    def _cell_starts(self, batch_size: Any) -> list[tf.Tensor]:
+        return keras.tree.flatten(super().get_initial_state(batch_size))
 
     def _start(
         self, index: int, batch_size: Any, training: bool = False, context: Any = None
     ) -> tf.Tensor:
         entry: Any = self.initial_state[index]
         if entry is None:
-            states = super().get_initial_state(batch_size)
-            return keras.tree.flatten(states)[index]
+            return self._cell_starts(batch_size)[index]
         if not entry.takes_context:
             return entry.call(batch_size, training=training)
         if isinstance(context, _AsIs):
