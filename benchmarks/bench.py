@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from arguments import picture, positive
+from explicit_state import ExplicitState
 from keras_init_lstm import InitStateLSTM
 
 tf.get_logger().setLevel("ERROR")  # It warns of the many functions that we trace.
@@ -96,29 +97,6 @@ ROUNDS, QUICK_ROUNDS, GROWTH_ROUNDS, FEWEST_ROUNDS = 15, 5, 7, 5
 MIN_SECONDS = 0.01  # of one timing: a shorter call is repeated
 SLOW_SECONDS = 7  # of all rounds of a case in which one takes over a second
 FIT_SECONDS = 0.3  # of the steps in one `fit`
-
-
-class ExplicitState(keras.layers.Layer):
-    """What people write by hand: an LSTM, and two weights tiled to the batch."""
-
-    def __init__(self, units, **kwargs):
-        super().__init__()
-        self.lstm = keras.layers.LSTM(units, **kwargs)
-
-    def build(self, shape):
-        self.lstm.build(shape)
-        self.h0, self.c0 = (
-            self.add_weight(shape=(self.lstm.units,), initializer="zeros", name=name)
-            for name in ("h0", "c0")
-        )
-
-    def compute_output_shape(self, shape):
-        return self.lstm.compute_output_shape(shape)
-
-    def call(self, x, training=False):
-        rows = [tf.shape(x)[0], 1]
-        states = [tf.tile(state[None], rows) for state in (self.h0, self.c0)]
-        return self.lstm(x, initial_state=states, training=training)
 
 
 class Steps(keras.callbacks.Callback):
