@@ -10,7 +10,7 @@ def positive(text):
     return int(text)
 
 
-def picture(parser, output, name):
+def picture_path(parser, output, name):
     """Returns the PNG file that `--output`, a file or folder, names; makes its folder.
 
     Exits with what is wrong if it cannot be one.

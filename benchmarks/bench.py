@@ -30,7 +30,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from arguments import picture, positive
+from arguments import picture_path, positive
 from explicit_state import ExplicitState
 from keras_init_lstm import InitStateLSTM
 
@@ -718,7 +718,7 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
     args.shapes = args.shapes or (QUICK_GRID if args.quick else GRID)
-    args.output = picture(parser, args.output, "bench.png")
+    args.output = picture_path(parser, args.output, "bench.png")
     if args.device == "gpu" and not tf.config.list_physical_devices("GPU"):
         parser.error("--device gpu: TensorFlow finds no GPU")
     return args

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from arguments import picture, positive
+from arguments import picture_path, positive
 from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
 
 STDDEV = 0.1
@@ -69,7 +69,7 @@ def parse_args(argv):
     for name, (kind, default, text) in options.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     args = parser.parse_args(argv)
-    args.output = picture(parser, args.output, "demo.png")
+    args.output = picture_path(parser, args.output, "demo.png")
     try:
         args.files, args.train_text, args.test_text = read_text(args.text)
     except OSError as error:
