@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import json
-import runpy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,48 +15,53 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-BENCH = Path(__file__).parents[1] / "benchmarks" / "bench.py"
-SHAPE = (2, 3, 4, 5)
+from bench import main, parse_args, plan_of
+from contenders import (
+    FIT,
+    INFERENCE,
+    KINDS,
+    LAYERS,
+    OURS,
+    TRAINING,
+    Mode,
+    Shape,
+    make_run,
+)
+from experiments import measure
+from graphs import count_traces, cudnn_ops
+from plan import Plan
+from report import geometric_means, targets
+from timing import Run, geometric_mean, ratio, seconds, slope
 
-
-@pytest.fixture(scope="module")
-def bench():
-    return runpy.run_path(str(BENCH))
-
-
-def load_without_torch():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch", None)  # an import then fails
-        return runpy.run_path(str(BENCH))
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SHAPE = Shape(2, 3, 4, 5)
+TINY = Plan(
+    contenders=list(LAYERS),
+    extra_shapes=[SHAPE],
+    extra_modes=[
+        Mode("inference", "eager"),
+        Mode("training step", "XLA"),
+        Mode("inference", return_sequences=False),
+    ],
+    first_shape=SHAPE,
+    first_repetitions=1,
+    traced_shapes=6,
+    memory_contenders=["LSTM"],
+    memory_shape=SHAPE,
+    growth_shape=SHAPE,
+    growth={"time": [2, 4]},
+    min_seconds=1e-9,
+    fit_seconds=1e-9,
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run on a tiny grid without torch: its results, PNG file and output."""
     output = tmp_path_factory.mktemp("bench") / "new" / "picture.png"
-    main = load_without_torch()["main"]
-    tiny = main.__globals__["Shape"](*SHAPE)
-    with pytest.MonkeyPatch.context() as patch:
-        smaller = {
-            "EXTRA_SHAPES": [tiny],
-            "EXTRA_MODES": [main.__globals__["EXTRA_MODES"][i] for i in (0, 3, 4)],
-            "FIRST_SHAPE": tiny,
-            "FIRST_REPETITIONS": 1,
-            "TRACED_SHAPES": 6,
-            "GROWTH_SHAPE": tiny,
-            "GROWTH": {"time": [2, 4]},
-            "MIN_SECONDS": 1e-9,
-            "FIT_SECONDS": 1e-9,
-        }
-        for name, value in smaller.items():
-            patch.setitem(main.__globals__, name, value)
-        # In processes of their own, and tested below.
-        memory = dict.fromkeys(main.__globals__["LAYERS"], 1.0)
-        patch.setitem(main.__globals__, "peak_memories", lambda *_: memory)
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            results = main(
-                ["--shapes", "2x3x4x5", "--rounds", "2", "--output", str(output)]
-            )
+    arguments = ["--shapes", "2x3x4x5", "--rounds", "2", "--output", str(output)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        results = main(arguments, TINY)
     return results, output, printed.getvalue()
 
 
@@ -126,24 +132,24 @@ def test_table_shows_the_ratios(run):
         lines = section.splitlines()
         assert [line.split()[1] for line in lines[:4]] == list(map(str, SHAPE))
         speedups = section.split("LSTM / ...")[1].split("... / explicit")[0]
-        for name, ratio in case["ratios"]["LSTM / ..."].items():
+        for name, speedup in case["ratios"]["LSTM / ..."].items():
             (text,) = (
                 t for t in speedups.splitlines() if t[:20].rstrip() == f"  {name}"
             )
-            mark = "=" if ratio["tie"] else ""
+            mark = "=" if speedup["tie"] else ""
             # Of a single shape, the geometric mean is its own ratio.
-            expected = [f"{ratio['median']:.2f}{mark}", f"{ratio['median']:.2f}"]
+            expected = [f"{speedup['median']:.2f}{mark}", f"{speedup['median']:.2f}"]
             assert text.split()[-2:] == expected
     assert printed.split("cuDNN ops")[1].count("none") == len(
         results["cases"][0]["seconds"]
     )
 
 
-def test_targets_are_judged(bench):
+def test_targets_are_judged():
     def case(mode, ours):
         ratios = {
             name: {"median": ours if name in ("auto", "fused") else 1.0}
-            for name in bench["OURS"]
+            for name in OURS
         }
         return {
             "mode": mode,
@@ -151,7 +157,7 @@ def test_targets_are_judged(bench):
         }
 
     def traces(ours):
-        counts = {name: {} for name in ("LSTM", *bench["KINDS"], "auto")}
+        counts = {name: {} for name in ("LSTM", *KINDS, "auto")}
         for name, by_way in counts.items():
             for way in ("reduce_retracing", "input_signature"):
                 by_way[way] = (ours if name == "auto" else 2, 0.0)
@@ -160,7 +166,7 @@ def test_targets_are_judged(bench):
     def judged(fits, inference, ours):
         cases = [case("fit", fit) for fit in fits]
         cases += [case("inference", inference), case("training step", 1.0)]
-        found = bench["targets"](cases, bench["geometric_means"](cases), traces(ours))
+        found = targets(cases, geometric_means(cases), traces(ours))
         return {t["what"]: (pytest.approx(t["figure"]), t["reached"]) for t in found}
 
     good, bad = judged([1.0, 4.0], 1.5, 2), judged([0.9, 4.0], 1.2, 3)
@@ -174,32 +180,32 @@ def test_targets_are_judged(bench):
     assert bad["traces, input_signature"] == (3, False)
 
 
-def test_spread_that_crosses_one_is_a_tie(bench):
+def test_spread_that_crosses_one_is_a_tie():
     ones = np.ones(11)
     ratios = np.linspace(0.98, 1.02, 11)
 
-    assert bench["ratio"](ratios, ones)["tie"]
-    assert bench["ratio"](ones, ratios)["tie"]
+    assert ratio(ratios, ones)["tie"]
+    assert ratio(ones, ratios)["tie"]
     # A tenth of the rounds on the other side of 1 is an outlier.
     faster = np.r_[0.5, np.linspace(1.1, 1.2, 10)]
-    assert bench["ratio"](faster, ones) == {
+    assert ratio(faster, ones) == {
         "median": pytest.approx(np.median(faster)),
         "low": pytest.approx(1.1),
         "high": pytest.approx(np.sort(faster)[-2]),
         "tie": False,
     }
-    assert not bench["ratio"](ones, faster)["tie"]
+    assert not ratio(ones, faster)["tie"]
     # Of a machine that drifts, only what differs within the rounds counts.
     drift = np.geomspace(1, 10, 11)
-    assert bench["ratio"](1.1 * drift, drift)["low"] == pytest.approx(1.1)
+    assert ratio(1.1 * drift, drift)["low"] == pytest.approx(1.1)
 
 
-def test_slope(bench):
+def test_slope():
     sizes = np.array([8, 16, 64, 128])
 
-    assert bench["slope"](sizes, 3e-3 * sizes**1.7) == pytest.approx(1.7)
-    assert bench["slope"](sizes, np.full(4, 5.0)) == pytest.approx(0)
-    assert bench["geometric_mean"]([0.5, 2, 8]) == pytest.approx(2)
+    assert slope(sizes, 3e-3 * sizes**1.7) == pytest.approx(1.7)
+    assert slope(sizes, np.full(4, 5.0)) == pytest.approx(0)
+    assert geometric_mean([0.5, 2, 8]) == pytest.approx(2)
 
 
 def cudnn_rnn(x):
@@ -227,14 +233,14 @@ def in_loop(x):
 
 
 @pytest.mark.parametrize("function", [cudnn_rnn, in_function, in_branch, in_loop])
-def test_cudnn_op_is_found(bench, function):
+def test_cudnn_op_is_found(function):
     spec = tf.TensorSpec((3, 2, 4))
     concrete = tf.function(function).get_concrete_function(spec)
 
-    assert bench["cudnn_ops"](concrete) == ["CudnnRNNV3"]
+    assert cudnn_ops(concrete) == ["CudnnRNNV3"]
 
 
-def test_cudnn_op_that_is_never_called_is_not_found(bench):
+def test_cudnn_op_that_is_never_called_is_not_found():
     spec = tf.TensorSpec((3, 2, 4))
     never_called = tf.function(cudnn_rnn).get_concrete_function(spec)
 
@@ -245,15 +251,12 @@ def test_cudnn_op_that_is_never_called_is_not_found(bench):
 
     concrete = function.get_concrete_function(spec)
     assert "CudnnRNNV3" in str(concrete.graph.as_graph_def())
-    assert bench["cudnn_ops"](concrete) == []
+    assert cudnn_ops(concrete) == []
 
 
-def test_cudnn_op_of_keras(bench, monkeypatch):
+def test_cudnn_op_of_keras(monkeypatch):
     def ops_of(name, action="training step"):
-        mode = bench["Mode"](action)
-        return bench["cudnn_ops"](
-            bench["make_run"](name, bench["Shape"](*SHAPE), mode).concrete_function()
-        )
+        return cudnn_ops(make_run(name, SHAPE, Mode(action)).graph())
 
     assert ops_of("LSTM") == []
     # What Keras traces where it finds a GPU.
@@ -264,18 +267,17 @@ def test_cudnn_op_of_keras(bench, monkeypatch):
         assert ops_of(name, "inference") == ["CudnnRNNV3"]
 
 
-def test_traces_are_counted(bench):
+def test_traces_are_counted():
     shapes = [(n, 2 + n % 3, 4) for n in range(1, 7)]
     any_shape = [tf.TensorSpec((None, None, 4))]
     built, unbuilt = (keras.layers.LSTM(3) for _ in range(2))
     built.build((None, None, 4))
 
-    count = bench["count_traces"]
-    assert count(built, shapes, input_signature=any_shape)[0] == 1
+    assert count_traces(built, shapes, input_signature=any_shape)[0] == 1
     # A layer that creates variables in a call is traced twice.
-    assert count(unbuilt, shapes, input_signature=any_shape)[0] == 2
-    assert count(built, shapes, reduce_retracing=False)[0] == len(shapes)
-    assert 1 < count(built, shapes, reduce_retracing=True)[0] < len(shapes)
+    assert count_traces(unbuilt, shapes, input_signature=any_shape)[0] == 2
+    assert count_traces(built, shapes, reduce_retracing=False)[0] == len(shapes)
+    assert 1 < count_traces(built, shapes, reduce_retracing=True)[0] < len(shapes)
 
 
 def test_trace_counts_of_the_layers(run):
@@ -297,9 +299,9 @@ def test_trace_counts_of_the_layers(run):
         )
 
 
-def test_explicit_state_is_what_the_library_computes(bench):
+def test_explicit_state_is_what_the_library_computes():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
-    layers = [bench["LAYERS"][name](5) for name in ("explicit state", "trainable")]
+    layers = [LAYERS[name](5) for name in ("explicit state", "trainable")]
     for layer in layers:
         layer.build(x.shape)
         for name in ("recurrent_kernel", "kernel", "bias"):
@@ -315,17 +317,15 @@ def test_explicit_state_is_what_the_library_computes(bench):
     np.testing.assert_allclose(explicit(x), ours(x), atol=1e-6)
 
 
-def test_torch_has_a_column_if_it_is_there(bench, run):
+def test_torch_has_a_column_if_it_is_there(run):
     pytest.importorskip("torch")
     rows = run[0]["cases"][0]["seconds"]
     assert not any("torch" in name for name in rows)
     assert not any("torch" in t["what"] for t in run[0]["targets"])
 
-    shape = bench["Shape"](*SHAPE)
-    for mode, name in ((bench["TRAINING"], "torch"), (bench["FIT"], "torch loop")):
-        names = bench["contenders"](mode)
-        assert names[-1] == name
-        case = bench["measure"](shape, mode, ["LSTM", "auto", name], 2)
+    for mode, name in ((TRAINING, "torch"), (FIT, "torch loop")):
+        assert Plan().names(mode)[-1] == name
+        case = measure(SHAPE, mode, ["LSTM", "auto", name], 2)
         times = {n: np.array(t) for n, t in case["seconds"].items()}
         assert case["ratios"]["torch / ..."]["auto"]["median"] == pytest.approx(
             (times[name] / times["auto"]).mean()
@@ -333,7 +333,7 @@ def test_torch_has_a_column_if_it_is_there(bench, run):
         assert name in case["ratios"]["LSTM / ..."]
 
 
-def test_of_fit_the_steps_are_timed(bench, monkeypatch):
+def test_of_fit_the_steps_are_timed(monkeypatch):
     # Before and, on some calls of tf.data, after all that Keras does.
     fit = keras.Sequential.fit
 
@@ -343,25 +343,27 @@ def test_of_fit_the_steps_are_timed(bench, monkeypatch):
         time.sleep(0.5)
 
     monkeypatch.setattr(keras.Sequential, "fit", wait_and_fit_and_wait)
-    run = bench["make_run"]("trainable", bench["Shape"](*SHAPE), bench["FIT"])
-    run()
+    run = make_run("trainable", SHAPE, FIT)
+    run.do()
 
-    assert 0 < bench["seconds"](run) < 0.4
+    assert 0 < seconds(run) < 0.4
+
+    clock = itertools.count()  # Each step takes a second.
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert seconds(run, calls=2) == 2
 
 
-def test_contenders_take_turns_in_fewer_rounds_if_slow(bench, monkeypatch):
+def test_contenders_take_turns_in_fewer_rounds_if_slow(monkeypatch):
     # A round of two calls of 0.6 s is over a second.
     clock = iter(np.arange(0, 1e6, 0.6))
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     log = []
-    monkeypatch.setitem(
-        bench["measure"].__globals__,
-        "make_run",
-        lambda name, *_: lambda: log.append(name),
+    monkeypatch.setattr(
+        "experiments.make_run",
+        lambda name, *_: Run(lambda: log.append(name), clock=lambda: next(clock)),
     )
     names = ["LSTM", "trainable"]
 
-    case = bench["measure"](SHAPE, bench["FIT"], names, 15, steps=2)
+    case = measure(SHAPE, FIT, names, 15, steps=2)
 
     assert case["rounds"] == 5
     assert case["seconds"] == {name: pytest.approx([0.3] * 5) for name in names}
@@ -370,19 +372,38 @@ def test_contenders_take_turns_in_fewer_rounds_if_slow(bench, monkeypatch):
     assert set(rounds) == {("LSTM", "trainable"), ("trainable", "LSTM")}
 
 
-def test_peak_memory(bench, capsys):
+def test_peak_memory(run, capsys):
     # In a process of its own, as in the benchmark: the peak of this one may lie above
     # what it holds now, from the tests before.
     script = (
-        "import bench, numpy; before = bench.peak_bytes(); "
+        "import memory, numpy; before = memory.peak_bytes(); "
         "block = numpy.ones(2**27, 'uint8'); "
-        "assert bench.peak_bytes() - before > 0.9 * block.size"
+        "assert memory.peak_bytes() - before > 0.9 * block.size"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=BENCH.parent, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=BENCHMARKS, check=True)
 
-    bench["main"](["--peak-memory", "LSTM", "--shapes", "2x3x4x5"])
-    # The kernel counts roughly.
-    assert -1 < float(capsys.readouterr().out) < 500
+    main(["--peak-memory", "LSTM", "--shapes", "2x3x4x5"])
+    results, *_ = run
+    assert results["peak_memory"].keys() == {"LSTM"}
+    for mib in (float(capsys.readouterr().out), results["peak_memory"]["LSTM"]):
+        assert -1 < mib < 500  # The kernel counts roughly.
+
+
+def test_arguments_change_the_plan(tmp_path):
+    def plan(*arguments):
+        return plan_of(parse_args([*arguments, "--output", str(tmp_path)]), TINY)
+
+    assert plan() == TINY
+    assert plan("--rounds", "3", "--seed", "4", "--device", "cpu") == replace(
+        TINY, rounds=3, seed=4, device="cpu"
+    )
+    quick = plan("--quick", "--shapes", "2x3x4x5")
+    assert quick == replace(TINY.quick(), shapes=[SHAPE])
+    assert list(map(str, quick.modes(SHAPE))) == ["inference", "training step", "fit"]
+    few = ["LSTM", "explicit state", "trainable", "auto"]
+    assert quick.names(TRAINING) == quick.names(FIT) == few
+    assert quick.names(INFERENCE) == [*few, "fused"]
+    assert quick.memory_names() == [] and not quick.growth
 
 
 @pytest.mark.parametrize(
@@ -395,11 +416,11 @@ def test_peak_memory(bench, capsys):
         (["--device", "gpu"], "TensorFlow finds no GPU"),
     ],
 )
-def test_refused_arguments(bench, arguments, message, capsys, monkeypatch, tmp_path):
+def test_refused_arguments(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda *_: [])
 
     with pytest.raises(SystemExit):
-        bench["parse_args"](arguments)  # not `main`: accepted, it would take minutes
+        parse_args(arguments)  # not `main`: accepted, it would take minutes
 
     assert message in capsys.readouterr().err

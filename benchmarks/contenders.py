@@ -1,0 +1,209 @@
+"""Who takes part in the benchmark, and what each of them does once."""
+
+import time
+from functools import partial
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from explicit_state import ExplicitState
+from keras_init_lstm import InitStateLSTM
+from timing import Run
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+class Shape(NamedTuple):
+    """Sizes of a case."""
+
+    batch: int
+    time: int
+    features: int
+    units: int
+
+    def __str__(self):
+        return "x".join(map(str, self))
+
+
+class Mode(NamedTuple):
+    """What is done with a layer, how TensorFlow runs it, and what it returns."""
+
+    action: str  # "inference", "training step" or "fit"
+    way: str = "function"  # or "eager" or "XLA"
+    return_sequences: bool = True
+
+    def __str__(self):
+        way = "" if self.way == "function" else f", {self.way}"
+        return self.action + way + ("" if self.return_sequences else ", last output")
+
+
+INFERENCE, TRAINING, FIT = Mode("inference"), Mode("training step"), Mode("fit")
+
+BASELINE, CONTROL = "LSTM", "LSTM again"
+EXPLICIT, TORCH, TORCH_LOOP = "explicit state", "torch", "torch loop"
+KINDS = ("fixed", "sampled", "trainable")
+FUSED, DEFAULT = "fused", "auto"
+OURS = {
+    # These run Keras's own loop, so that all they may cost is owning the state.
+    **{kind: {"initial_state": kind, "use_fused": False} for kind in KINDS},
+    FUSED: {"initial_state": "trainable", "use_fused": True},
+    DEFAULT: {"initial_state": "trainable"},
+}
+LAYERS = {
+    BASELINE: keras.layers.LSTM,
+    CONTROL: keras.layers.LSTM,
+    EXPLICIT: ExplicitState,
+    **{name: partial(InitStateLSTM, **options) for name, options in OURS.items()},
+}
+# One kind of state stands for all where each more would cost too much time.
+FEW = (BASELINE, EXPLICIT, "trainable", DEFAULT)
+CONTENDERS = (*LAYERS, *((TORCH, TORCH_LOOP) if torch else ()))
+LEGEND = {
+    BASELINE: "keras.layers.LSTM without a state; the others are relative to it",
+    CONTROL: "another just like it: what differs from 1 here is the machine's doing",
+    EXPLICIT: "the same with two learned weights, tiled to the batch by hand",
+    **{k: f'InitStateLSTM(initial_state="{k}", use_fused=False)' for k in KINDS},
+    FUSED: 'InitStateLSTM(initial_state="trainable", use_fused=True)',
+    DEFAULT: 'InitStateLSTM(initial_state="trainable"): use_fused="auto"',
+    TORCH: "torch.nn.LSTM with learned h0, c0, expanded to the batch",
+    TORCH_LOOP: "in place of `fit`: that model in a hand-written loop, with Adam",
+}
+
+
+def make_run(name, shape, mode, steps=1, seed=0):
+    """Returns the run of a contender, which traces and compiles in its first call.
+
+    Args:
+        name: Of the contender.
+        shape: The sizes of a batch and of the layer.
+        mode: What is done.
+        steps: How many batches `fit` goes through.
+        seed: Of the data and the weights.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = (
+        rng.standard_normal((shape.batch * steps, shape.time, size), "float32")
+        for size in (shape.features, 1)
+    )
+    if name in (TORCH, TORCH_LOOP):
+        torch.manual_seed(seed)
+        return torch_run(shape, mode, x, y)
+    keras.utils.set_random_seed(seed)
+    options = {"return_sequences": mode.return_sequences}
+    if mode.way == "XLA" and on_gpu():
+        options["use_cudnn"] = False  # XLA cannot compile the op.
+    layer = LAYERS[name](shape.units, **options)
+    if mode.action == "fit":
+        return fit_run(layer, x, y, shape.batch)
+    layer.build(x.shape)
+    # By hand there is no layer around the two weights, whose call would cost.
+    return call_run(layer, layer.call if name == EXPLICIT else layer, mode, x)
+
+
+def on_gpu():
+    """Returns whether TensorFlow uses a GPU."""
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+class StepClock(keras.callbacks.Callback):
+    """A clock that runs only during the steps of `fit`, which grow with the data.
+
+    What comes before them costs some 0.04 s, whoever trains. After them tf.data ends
+    the thread that tunes its pipeline. On some calls this waits until the thread wakes
+    up, at 0.34 s, at 0.66 s and so on: an epoch of 0.5 s then takes 0.66 s.
+    """
+
+    seconds = 0.0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.end = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds += self.end - self.start
+
+
+def fit_run(layer, x, y, batch):
+    """Returns the run of an epoch of `fit`."""
+    model = keras.Sequential([keras.Input(x.shape[1:]), layer, keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    clock = StepClock()
+
+    def fit():
+        model.fit(x, y, batch, epochs=1, verbose=0, callbacks=[clock])
+
+    return Run(fit, clock=lambda: clock.seconds)
+
+
+def call_run(layer, call, mode, x):
+    """Returns the run of a call of a layer, in training with all gradients."""
+    x = tf.constant(x)
+
+    def infer(x):
+        return call(x)
+
+    def train(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(call(x, training=True)))
+        return loss, tape.gradient(loss, layer.trainable_variables)
+
+    function = infer if mode.action == "inference" else train
+    graph = None
+    if mode.way != "eager":
+        function = tf.function(function, jit_compile=mode.way == "XLA" or None)
+        graph = partial(function.get_concrete_function, x)
+
+    def run():
+        result = function(x)
+        if mode.action != "inference":
+            return result[0].numpy()
+        return result[(-1,) * len(result.shape)].numpy()
+
+    return Run(run, graph=graph)
+
+
+def torch_run(shape, mode, x, y):
+    """Returns the run of the same in torch."""
+    device = "cuda" if on_gpu() and torch.cuda.is_available() else "cpu"
+    lstm = torch.nn.LSTM(shape.features, shape.units, batch_first=True).to(device)
+    dense = torch.nn.Linear(shape.units, 1).to(device)
+    states = [torch.zeros(shape.units, device=device) for _ in range(2)]
+    x, y = (torch.from_numpy(array).to(device) for array in (x, y))
+    weights = [*lstm.parameters(), *(state.requires_grad_() for state in states)]
+    optimizer = torch.optim.Adam([*weights, *dense.parameters()])
+
+    def call(x):
+        start = [state.expand(1, len(x), -1).contiguous() for state in states]
+        outputs, _ = lstm(x, start)
+        return outputs if mode.return_sequences else outputs[:, -1]
+
+    def infer():
+        with torch.no_grad():
+            return call(x).flatten()[-1].item()  # waits for the device
+
+    def train():
+        for weight in weights:
+            weight.grad = None
+        loss = call(x).square().sum()
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
+
+    def fit():
+        for rows in torch.randperm(len(x), device=device).split(shape.batch):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(dense(call(x[rows])), y[rows])
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    return Run({"inference": infer, "training step": train, "fit": fit}[mode.action])

@@ -1,0 +1,106 @@
+"""What a run of the benchmark measures, and how thoroughly."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from contenders import (
+    CONTENDERS,
+    FEW,
+    FIT,
+    FUSED,
+    INFERENCE,
+    LAYERS,
+    TORCH,
+    TORCH_LOOP,
+    TRAINING,
+    Mode,
+    Shape,
+)
+from timing import MIN_SECONDS
+
+GRID = (
+    Shape(32, 5, 10, 128),
+    Shape(16, 10, 20, 64),
+    Shape(8, 20, 5, 32),
+    Shape(32, 20, 8, 64),
+    Shape(32, 100, 32, 128),
+    Shape(64, 200, 64, 256),
+    Shape(1, 1000, 16, 64),
+    Shape(256, 50, 32, 128),
+    Shape(32, 50, 256, 512),
+)
+TINY, MIDDLING, LARGE = GRID[2], GRID[4], GRID[8]
+EXTRA_MODES = tuple(
+    Mode(action, way, sequences)
+    for way, sequences in (("eager", True), ("XLA", True), ("function", False))
+    for action in ("inference", "training step")
+)
+GROWTH_SHAPE = Shape(32, 50, 32, 128)
+GROWTH = {
+    "batch": (8, 16, 32, 64, 128),
+    "time": (25, 50, 100, 200, 400),
+    "units": (32, 64, 128, 256, 512),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured; by default all of it."""
+
+    seed: int = 0  # of data, weights and order
+    device: str = "best"  # or "cpu" or "gpu"
+    contenders: Sequence[str] = CONTENDERS  # in the modes that have them
+    rounds: int = 15  # of each case at most
+    min_seconds: float = MIN_SECONDS  # of one timing
+    fit_seconds: float = 0.3  # of the steps in one `fit`
+
+    shapes: Sequence[Shape] = GRID
+    extra_shapes: Sequence[Shape] = (TINY, MIDDLING, LARGE)
+    extra_modes: Sequence[Mode] = EXTRA_MODES  # for the shapes in `extra_shapes`
+    # All layers take part only in those: each costs a compilation and its rounds.
+    full_modes: Sequence[Mode] = (INFERENCE, TRAINING)
+
+    traced_shapes: int = 50
+    first_shape: Shape = MIDDLING
+    first_repetitions: int = 3
+    memory_contenders: Sequence[str] = (*FEW, TORCH)
+    memory_shape: Shape = GRID[5]
+    growth: Mapping[str, Sequence[int]] = field(default_factory=GROWTH.copy)
+    growth_shape: Shape = GROWTH_SHAPE
+    growth_rounds: int = 7
+
+    def quick(self):
+        """Returns a plan of few shapes and rounds, without extras."""
+        return replace(
+            self,
+            rounds=5,
+            shapes=(TINY, MIDDLING),
+            extra_shapes=(),
+            full_modes=(),
+            memory_contenders=(),
+            growth={},
+        )
+
+    def modes(self, shape):
+        """Returns the modes in which a shape is measured."""
+        extra = self.extra_modes if shape in self.extra_shapes else ()
+        return [INFERENCE, TRAINING, FIT, *extra]
+
+    def names(self, mode):
+        """Returns the contenders that take part in a mode, the baseline first."""
+        names = list(FEW)
+        if mode in self.full_modes:
+            names = list(LAYERS)
+        elif mode == INFERENCE:
+            names.append(FUSED)
+        if mode.way == "function":
+            names.append(TORCH_LOOP if mode == FIT else TORCH)
+        return self.only_contenders(names)
+
+    def memory_names(self):
+        """Returns the contenders whose memory is measured."""
+        return self.only_contenders(self.memory_contenders)
+
+    def only_contenders(self, names):
+        """Returns those of the names that take part at all."""
+        return [name for name in names if name in self.contenders]
