@@ -1,3 +1,4 @@
+import importlib.util
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -5,6 +6,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import hypothesis
 import keras
 import pytest
+
+# What the tests in a file cannot be imported without.
+NEEDED = {
+    "test_bench.py": ("matplotlib", "tensorflow"),
+    "test_demo.py": ("matplotlib",),
+    "test_fused.py": ("tensorflow",),
+    "test_keras2.py": ("tensorflow", "tf_keras"),
+    "test_plots.py": ("matplotlib",),
+    "test_tensorboard.py": ("tensorflow",),
+}
+collect_ignore = [
+    name
+    for name, packages in NEEDED.items()
+    if not all(importlib.util.find_spec(package) for package in packages)
+]
 
 hypothesis.settings.register_profile(
     "default",
@@ -21,6 +37,12 @@ hypothesis.settings.register_profile(
     derandomize=False,
     max_examples=500,
 )
+# For the backends that compile what TensorFlow runs eagerly.
+hypothesis.settings.register_profile(
+    "backends",
+    parent=hypothesis.settings.get_profile("default"),
+    max_examples=10,
+)
 # For mutation testing, where a failure says enough by itself.
 hypothesis.settings.register_profile(
     "mutants",
@@ -29,6 +51,14 @@ hypothesis.settings.register_profile(
     max_examples=15,
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items):
+    if keras.backend.backend() == "tensorflow":
+        return
+    for item in items:
+        if item.get_closest_marker("tensorflow"):
+            item.add_marker(pytest.mark.skip(reason="of TensorFlow alone"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import keras
@@ -93,7 +94,7 @@ class TestTheOneRule:
         flat_states = keras.tree.flatten(states)
         weights = [w.value for w in layer.cell.weights]
         owned = [[w.value for w in entry.weights] for entry in layer.initial_state]
-        case.inputs = inputs
+        case = dataclasses.replace(case, inputs=inputs)
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = case.call(layer, training=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import keras_init_lstm
+import models
 import properties
 from keras_init_lstm import InitStateLSTM, ResetStates, Sampled, reset_states
 from properties import assert_same
@@ -68,10 +69,11 @@ class Stream(RuleBasedStateMachine):
             initial_state=data.draw(properties.initial_states(state_size)),
             inputs=inputs_of(BATCH),
             mask=None,
-            context=None,
+            context=np.zeros((BATCH, 1)),
         )
-        self.layer = self.case.make(
+        self.layer = models.recurrent(
             keras_init_lstm,
+            name,
             {**arguments, "initial_state": self.case.initial_state, "stateful": True},
         )
         self.carried = [None] * len(self.layer.state_units)

@@ -1,0 +1,43 @@
+"""The backend of Keras that the tests run on, and what they ask of TensorFlow."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+BACKEND = keras.backend.backend()
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+else:
+    tf = None  # Whatever uses it is marked `tensorflow`, and is skipped.
+
+# JAX has float64 only behind a switch that changes its other defaults too.
+WIDEST = "float32" if BACKEND == "jax" else "float64"
+FLOAT64 = pytest.param(
+    "float64", marks=pytest.mark.skipif(WIDEST != "float64", reason="not in JAX")
+)
+
+
+def compiled(call, **options):
+    """A `tf.function` on TensorFlow; elsewhere, where `fit` compiles, the call."""
+    return tf.function(call, **options) if tf else call
+
+
+def in_a_fresh_process(script, *arguments):
+    """What a script prints that knows this process's backend and paths, and no more."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": BACKEND,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,426 @@
+"""Layers and models as users write them, and data for them."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from backends import tf
+from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm.initial_states import InitialState
+
+BATCH, TIMESTEPS, FEATURES, UNITS = 4, 5, 3, 2
+SHAPE = (BATCH, TIMESTEPS, FEATURES)
+
+
+def normal(*shape, seed=0):
+    """Standard normal numbers: the same at every call with one shape and seed."""
+    numbers = np.random.default_rng([seed, *shape]).normal(size=shape)
+    return numbers.astype("float32")
+
+
+X, CONTEXT = normal(*SHAPE), normal(BATCH, 6)
+
+
+# Layers of the family, and what stands in them.
+
+
+@keras.saving.register_keras_serializable()
+class TwoSpeedCell(layers.Layer):
+    """A cell as users write them: two states of different sizes, a start of its own."""
+
+    starts = (0.0, 0.25)
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.state_size = [units, units + 1]
+        self.output_size = units
+
+    def build(self, shape):
+        fast, slow = self.state_size
+        self.kernel = self.add_weight(
+            name="kernel", shape=(shape[-1] + fast + slow, fast)
+        )
+        self.recurrent_kernel = self.add_weight(
+            name="recurrent_kernel", shape=(fast, slow)
+        )
+
+    def call(self, inputs, states):
+        fast, slow = states
+        joined = keras.ops.concatenate([inputs, fast, slow], axis=-1)
+        fast = keras.ops.tanh(keras.ops.matmul(joined, self.kernel))
+        slow = 0.5 * slow + keras.ops.matmul(fast, self.recurrent_kernel)
+        return fast, [fast, slow]
+
+    def get_initial_state(self, batch_size=None):
+        return [
+            keras.ops.full((batch_size, size), start, self.compute_dtype)
+            for size, start in zip(self.state_size, self.starts, strict=True)
+        ]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class UnregisteredCell(layers.Layer):
+    """A cell of the user's own that Keras cannot find by its name."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], self.units))
+
+    def call(self, x, states):
+        h = keras.ops.tanh(keras.ops.matmul(x, self.kernel) + states[0])
+        return h, [h]
+
+
+def state_size(name, units):
+    return {
+        "LSTM": [units, units],
+        "stacked": [[units, units], units + 1],
+        "custom": [units, units + 1],
+    }.get(name, [units])
+
+
+OF_THE_CELL = ("units", "activation", "recurrent_activation", "use_bias", "dtype")
+OF_THE_CELL += ("seed", "dropout", "recurrent_dropout")
+
+
+def recurrent(package, name, arguments):
+    """An unbuilt layer of this package, or of `keras.layers`."""
+    if name in ("stacked", "custom"):
+        given = {key: arguments[key] for key in OF_THE_CELL if key in arguments}
+        arguments = {k: v for k, v in arguments.items() if k not in OF_THE_CELL}
+        arguments["dtype"] = given["dtype"]
+        arguments["cell"] = _cell(name, given)
+        name = "RNN"
+    prefix = "" if package is layers else "InitState"
+    return getattr(package, f"{prefix}{name}")(**arguments)
+
+
+def _cell(name, given):
+    """Two cells of Keras, or one of a user's own."""
+    if name == "custom":
+        return TwoSpeedCell(given["units"], dtype=given["dtype"])
+    upper = {**given, "units": given["units"] + 1}
+    cells = [layers.LSTMCell(**given), layers.GRUCell(**upper)]
+    return layers.StackedRNNCells(cells, dtype=given["dtype"])
+
+
+def sampled(*args, learned=False, **kwargs):
+    return Sampled(*args, trainable=learned, **kwargs)
+
+
+class PerRow(InitialState):
+    """A kind of a user's own: it has a weight, but no value for each unit."""
+
+    def build(self, state_shape):
+        super().build(state_shape)
+        self.scale = self.add_weight(name="scale", shape=())
+
+    def call(self, batch_size, training=False):
+        return self.scale * keras.ops.ones((batch_size, self.units))
+
+
+STARTS = {
+    "zeros": None,
+    "fixed": [Fixed([0.5, -0.25]), 0.125],
+    "sampled": Sampled(0.5, 0.25, seed=1),
+    "trainable": [Trainable([0.5, -0.25], regularizer="l2"), Trainable("ones")],
+}
+
+
+def encoder(units=UNITS, **kwargs):
+    """An encoder of a context, in which a bias that gets lost is seen."""
+    return layers.Dense(units, bias_initializer="random_normal", **kwargs)
+
+
+# The same start, owned by the layer and, as before there was one, by hand.
+
+
+def _weights_of(units):
+    """Arguments that start every layer of a model from the same weights."""
+    return {
+        "kernel_initializer": keras.initializers.GlorotUniform(seed=units),
+        "recurrent_initializer": keras.initializers.Orthogonal(seed=units),
+    }
+
+
+def owning(units, **kwargs):
+    return InitStateLSTM(
+        units, initial_state=[0.25, Trainable(-0.5)], **_weights_of(units), **kwargs
+    )
+
+
+class ByHand(layers.Layer):
+    """What people write today: an LSTM that is handed two tiled variables."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__()
+        self.lstm = layers.LSTM(units, **_weights_of(units), **kwargs)
+        self.supports_masking = True
+
+    def build(self, shape):
+        self.lstm.build(shape)
+        shape = (self.lstm.units,)
+        h0, c0 = keras.initializers.Constant(0.25), keras.initializers.Constant(-0.5)
+        self.h0 = self.add_weight(shape=shape, initializer=h0, trainable=False)
+        self.c0 = self.add_weight(shape=shape, initializer=c0)
+
+    def call(self, x, mask=None, training=False):
+        batch = keras.ops.shape(x)[0]
+        states = [keras.ops.tile(v[None], (batch, 1)) for v in (self.h0, self.c0)]
+        return self.lstm(x, initial_state=states, mask=mask, training=training)
+
+    def compute_output_shape(self, shape):
+        return self.lstm.compute_output_shape(shape)
+
+    def compute_mask(self, x, mask=None):
+        return mask if self.lstm.return_sequences else None
+
+
+# Models around `rnn(units, **kwargs)`, whatever layer that makes.
+
+
+def dense():
+    return layers.Dense(1, kernel_initializer=keras.initializers.HeNormal(seed=3))
+
+
+def sequential(rnn):
+    return keras.Sequential([keras.Input((None, FEATURES)), rnn(UNITS), dense()])
+
+
+def sequential_without_input(rnn):
+    return keras.Sequential([rnn(UNITS), dense()])
+
+
+def functional(rnn):
+    x = keras.Input((TIMESTEPS, FEATURES))
+    return keras.Model(x, dense()(rnn(UNITS)(x)))
+
+
+def subclassed(rnn):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rnn(UNITS)
+            self.dense = dense()
+
+        def call(self, x, training=False):
+            return self.dense(self.rnn(x, training=training))
+
+    return Model()
+
+
+def stack(rnn):
+    return keras.Sequential(
+        [rnn(4, return_sequences=True), rnn(3, return_sequences=True), rnn(2), dense()]
+    )
+
+
+def shared(rnn):
+    layer = rnn(FEATURES, return_sequences=True)
+    x = keras.Input((None, FEATURES))
+    return keras.Model(x, dense()(layers.GlobalMaxPool1D()(layer(layer(x) + x))))
+
+
+def nested(rnn):
+    inner = keras.Sequential(
+        [keras.Input((None, FEATURES)), rnn(FEATURES, return_sequences=True)]
+    )
+    x = keras.Input((None, FEATURES))
+    return keras.Model(x, functional(rnn)(inner(x)))
+
+
+def masked(rnn):
+    return keras.Sequential(
+        [layers.Masking(0.0), rnn(UNITS, return_sequences=True), rnn(UNITS), dense()]
+    )
+
+
+ARCHITECTURES = [
+    sequential,
+    sequential_without_input,
+    functional,
+    subclassed,
+    stack,
+    shared,
+    nested,
+    masked,
+]
+
+
+def conditional(wrap=lambda layer: layer, **kwargs):
+    """A model that takes a context, around a layer that `wrap` may put in another."""
+    x, context = keras.Input((None, FEATURES)), keras.Input((6,))
+    start = [Conditional(encoder()), Trainable("ones")]
+    layer = wrap(InitStateLSTM(UNITS, initial_state=start, **kwargs))
+    return keras.Model([x, context], layers.Dense(1)(layer(x, context=context)))
+
+
+# Models of Keras alone, which are there to be adopted.
+
+
+def of_the_family():
+    return [
+        keras.Input(SHAPE[1:]),
+        layers.LSTM(4, return_sequences=True, name="first"),
+        layers.Dropout(0.5),
+        layers.GRU(3, return_sequences=True, name="second"),
+        layers.SimpleRNN(3, name="third"),
+        layers.Dense(1),
+    ]
+
+
+def of_cells():
+    return [
+        keras.Input(SHAPE[1:]),
+        layers.RNN([layers.LSTMCell(4), UnregisteredCell(3)], return_sequences=True),
+        layers.RNN(UnregisteredCell(3)),
+        layers.Dense(1),
+    ]
+
+
+def deferred():
+    return sequential_without_input(layers.LSTM)
+
+
+def in_wrappers():
+    inner = keras.Sequential(
+        [keras.Input((FEATURES, 1)), layers.Bidirectional(layers.LSTM(2))]
+    )
+    backward = layers.SimpleRNN(3, go_backwards=True)
+    return [
+        keras.Input(SHAPE[1:]),
+        layers.Reshape((TIMESTEPS, FEATURES, 1)),
+        layers.TimeDistributed(inner, name="each"),
+        layers.Bidirectional(layers.GRU(3, return_sequences=True), "sum", name="two"),
+        layers.Bidirectional(layers.SimpleRNN(3), "mul", backward_layer=backward),
+        layers.Dense(1),
+    ]
+
+
+def of_tokens():
+    return [
+        keras.Input((TIMESTEPS,), dtype="int32"),
+        layers.Embedding(5, FEATURES, mask_zero=True),
+        layers.Bidirectional(layers.LSTM(2, return_sequences=True)),
+        layers.LSTM(3, return_sequences=True, zero_output_for_mask=True),
+        layers.LSTM(3),
+        layers.Dense(1),
+    ]
+
+
+def of_a_stream():
+    return [
+        keras.Input(SHAPE[1:], batch_size=BATCH),
+        layers.LSTM(3, stateful=True),
+        layers.Dense(1),
+    ]
+
+
+def of_two_inputs():
+    x, start = keras.Input(SHAPE[1:], name="x"), keras.Input((FEATURES,), name="start")
+    twice = layers.LSTM(FEATURES, return_sequences=True)
+    h = twice(twice(x) + x)
+    states = [layers.Dense(4)(start), layers.Dense(4)(start)]
+    h = layers.LSTM(4, return_sequences=True)(h, initial_state=states)
+    return keras.Model([x, start], layers.Dense(1)(layers.GRU(4)(h)))
+
+
+def at_two_depths():
+    inner = keras.Sequential(
+        [keras.Input(SHAPE[1:]), layers.LSTM(FEATURES, return_sequences=True)],
+        name="inner",
+    )
+    x, y = keras.Input(SHAPE[1:]), keras.Input(SHAPE[1:])
+    middle = keras.Model(y, inner(y * 2.0))
+    h = layers.LSTM(4, name="last")(inner(middle(x)))
+    return keras.Model(x, layers.Dense(1)(h))
+
+
+ADOPTED = [
+    of_the_family,
+    of_cells,
+    deferred,
+    in_wrappers,
+    of_tokens,
+    of_a_stream,
+    of_two_inputs,
+    at_two_depths,
+]
+
+
+def model_of(architecture, dtype="float32"):
+    """One of the models above, with weights and biases that are all different."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        made = architecture()
+        model = keras.Sequential(made) if isinstance(made, list) else made
+        if not model.built:
+            model.build(SHAPE)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    model.set_weights(
+        [0.5 * normal(*w.shape, seed=i) for i, w in enumerate(model.weights)]
+    )
+    return model
+
+
+def batch_for(model):
+    """A batch for a model, of Keras 2 too: small whole numbers, which may be tokens."""
+    rng = np.random.default_rng(1)
+    drawn = [
+        rng.integers(0, 5, (BATCH, *x.shape[1:])).astype(
+            keras.backend.standardize_dtype(x.dtype)
+        )
+        for x in model.inputs
+    ]
+    return drawn if len(drawn) > 1 else drawn[0]
+
+
+# Training as users do it: every source of data, and every mode.
+
+
+class Sequence(keras.utils.PyDataset):
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x) // BATCH
+
+    def __getitem__(self, index):
+        part = slice(index * BATCH, (index + 1) * BATCH)
+        return self.x[part], self.y[part]
+
+
+SOURCES = {
+    "arrays": lambda x, y: {"x": x, "y": y, "batch_size": BATCH, "shuffle": False},
+    "tf.data": lambda x, y: {
+        "x": tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    },
+    "PyDataset": lambda x, y: {"x": Sequence(x, y), "shuffle": False},
+}
+DATA = ["arrays", pytest.param("tf.data", marks=pytest.mark.tensorflow), "PyDataset"]
+WITH_XLA = pytest.param({"jit_compile": True}, marks=pytest.mark.tensorflow)
+MODES = [{}, {"run_eagerly": True}, WITH_XLA]
+
+
+def trained(model, data="arrays", **compile_arguments):
+    """All that a user gets: losses in training and evaluation, and predictions."""
+    x, y = normal(3 * BATCH, TIMESTEPS, FEATURES), normal(3 * BATCH, 1)
+    x[0, 2:], x[1, :3], x[2] = 0, 0, 0
+    model.compile(keras.optimizers.SGD(0.01), "mse", **compile_arguments)
+    batches = SOURCES[data](x, y)
+    history = model.fit(**batches, epochs=3, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    batches.pop("shuffle", None)
+    loss = model.evaluate(**batches, verbose=0)
+    batches.pop("y", None)
+    return [np.array(history), np.array(loss), model.predict(**batches, verbose=0)]

@@ -1,0 +1,138 @@
+"""What the layers are checked against, none of it made by the package."""
+
+import keras
+import numpy as np
+
+from backends import tf
+
+ACTIVATIONS = {
+    "tanh": np.tanh,
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
+    "relu": lambda a: np.maximum(a, 0),
+    "hard_sigmoid": lambda a: np.clip(a / 6 + 0.5, 0, 1),
+    "softsign": lambda a: a / (1 + np.abs(a)),
+    None: lambda a: a,
+}
+# The rounding of one operation, a few times over: sequences here are short.
+TOLERANCES = {
+    "float32": 1e-5,
+    "float64": 1e-12,
+    "mixed_bfloat16": 1e-1,
+    "mixed_float16": 1e-2,
+}
+
+# A tensor or variable of any backend, also one that PyTorch keeps a gradient for.
+to_numpy = keras.ops.convert_to_numpy
+
+
+def flat(outputs):
+    """The tensors that a layer returned, as a list of NumPy arrays."""
+    return [to_numpy(o) for o in keras.tree.flatten(outputs)]
+
+
+def assert_same(got, expected, tolerance=0.0):
+    """Same number, dtypes, shapes and values, NaN included."""
+    got, expected = flat(got), flat(expected)
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        a, b = a.astype("float64"), b.astype("float64")
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def scale_of(arrays):
+    """The largest number among them, or 1: what a tolerance is relative to."""
+    return max(1.0, *(np.abs(array).max() for array in flat(arrays)))
+
+
+def value_of(entry):
+    """The `(units,)` value that rows start from at inference."""
+    return to_numpy(getattr(entry, "value", getattr(entry, "mean", None)))
+
+
+def owned_values(layer):
+    """For each state its `(units,)` value: the owned one, or the start of the cell."""
+    starts = getattr(layer.cell, "starts", [0.0] * len(layer.state_units))
+    return [
+        np.full(units, start) if entry is None else value_of(entry)
+        for entry, units, start in zip(
+            layer.initial_state, layer.state_units, starts, strict=True
+        )
+    ]
+
+
+def encoded(entry, context):
+    """What a `Conditional` state with a `Dense` for an encoder starts from."""
+    kernel, *bias = flat(entry.encoder.weights)
+    state = context @ kernel + sum(bias)
+    tanh = entry.encoder.activation is keras.activations.tanh
+    return np.tanh(state) if tanh else state
+
+
+def tiled_states(layer, batch, context=None):
+    """What the one rule speaks of: for each state, an array `(batch, units)`."""
+    states = [
+        encoded(entry, context)
+        if entry is not None and entry.takes_context
+        else np.tile(value, (batch, 1))
+        for entry, value in zip(layer.initial_state, owned_values(layer), strict=True)
+    ]
+    return keras.tree.pack_sequence_as(layer.state_size, states)
+
+
+def lstm_of(layer, **kwargs):
+    """The LSTM of Keras with the weights of a layer that is built."""
+    lstm = keras.layers.LSTM(layer.units, **kwargs)
+    lstm.build((None, None, layer.cell.kernel.shape[0]))
+    lstm.set_weights(layer.cell.get_weights())
+    return lstm
+
+
+def numpy_lstm(case, layer, states):
+    """An LSTM in float64 straight from the equations; returns outputs, h and c.
+
+    Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and
+    Cummins (2000): i, f, o = s(Wx + Uh + b), c = f c + i a(Wx + Uh + b), h = o a(c).
+    A masked timestep leaves the states and repeats the output before it.
+    """
+    arguments = case.arguments
+    weights = [w.astype("float64") for w in flat(layer.cell.weights)]
+    kernel, recurrent_kernel = weights[:2]
+    bias = weights[2] if arguments["use_bias"] else 0.0
+    activation = ACTIVATIONS[arguments["activation"]]
+    recurrent_activation = ACTIVATIONS[arguments["recurrent_activation"]]
+    order = range(case.inputs.shape[1])
+    h, c = (state.astype("float64") for state in states)
+    output, outputs = np.zeros_like(h), []
+    for step in reversed(order) if arguments["go_backwards"] else order:
+        inputs = case.inputs[:, step].astype("float64")
+        gates = inputs @ kernel + h @ recurrent_kernel + bias
+        i, f, g, o = np.split(gates, 4, axis=1)
+        i, f, o = map(recurrent_activation, (i, f, o))
+        new_c = f * c + i * activation(g)
+        new_h = o * activation(new_c)
+        keep = np.ones(len(h), bool) if case.mask is None else case.mask[:, step]
+        keep = keep[:, None]
+        before = 0.0 if arguments["zero_output_for_mask"] else output
+        output = np.where(keep, new_h, before)
+        h, c = np.where(keep, new_h, h), np.where(keep, new_c, c)
+        outputs.append(output)
+    sequence = np.stack(outputs, axis=1)
+    return (sequence if arguments["return_sequences"] else output), h, c
+
+
+def gradients(call, watched, order=1):
+    """Gradients of a loss of what `call` returns, up to the given order.
+
+    With the tape of TensorFlow; `watched` may be nested. Cubes, so that the second
+    derivatives have something to say.
+    """
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(keras.tree.flatten(watched))
+        loss = sum(tf.reduce_sum(o**3) for o in keras.tree.flatten(call()))
+        found = []
+        for _ in range(order):
+            derivatives = tape.gradient(loss, watched, unconnected_gradients="zero")
+            found += derivatives
+            loss = sum(tf.reduce_sum(d**2) for d in keras.tree.flatten(derivatives))
+    return found

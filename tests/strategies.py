@@ -1,0 +1,281 @@
+"""What the properties are drawn from."""
+
+import dataclasses
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_init_lstm
+import models
+from backends import BACKEND, WIDEST
+from keras_init_lstm import Conditional, Fixed, Trainable
+from oracles import ACTIVATIONS, TOLERANCES, assert_same, flat, tiled_states
+
+DTYPES = ("mixed_bfloat16", "mixed_float16", *sorted({"float32", WIDEST}))
+# What the fused loop is for.
+FUSED = {
+    "activation": "tanh",
+    "recurrent_activation": "sigmoid",
+    "unroll": False,
+    "recurrent_dropout": 0,
+}
+KINDS = ("zeros", "fixed", "sampled", "trainable")
+ALL_KINDS = (*KINDS, "conditional")
+# An LSTM more often than each of the others.
+LAYERS = ("LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
+FAMILY = {
+    "LSTM": {"layers": ["LSTM"], "use_fused": False},
+    "fused LSTM": {"layers": ["LSTM"], "use_fused": True},
+    **{name: {"layers": [name]} for name in LAYERS[2:]},
+}
+CONTEXT_FEATURES = 2
+
+# Elsewhere than in an eager TensorFlow, each new shape may be compiled anew.
+if BACKEND == "tensorflow":
+    SIZES = {"batch": range(1, 6), "timesteps": range(1, 7)}
+    SIZES |= {"features": range(1, 4), "units": range(1, 5)}
+else:
+    SIZES = {"batch": [1, 3], "timesteps": [1, 4], "features": [2], "units": [1, 3]}
+
+
+def sizes(of):
+    return st.sampled_from(SIZES[of])
+
+
+def at_most(examples):
+    """For what is slow; a profile may ask for fewer."""
+    return settings(max_examples=min(examples, settings.default.max_examples))
+
+
+seeds = st.integers(0, 2**31 - 1)
+values = st.floats(-1, 1, width=32)
+
+
+def arrays(*shape, elements=values):
+    size = int(np.prod(shape))
+    return st.lists(elements, min_size=size, max_size=size).map(
+        lambda drawn: np.reshape(np.array(drawn, "float64"), shape)
+    )
+
+
+def entries(units, kinds=KINDS):
+    """Everything that an entry of `initial_state` may be."""
+    initializers = st.one_of(
+        st.sampled_from(["zeros", "ones"]),
+        values,
+        arrays(units),
+        seeds.map(lambda seed: keras.initializers.RandomUniform(-1, 1, seed=seed)),
+    )
+    spread = st.floats(0, 1, width=32)
+    dense = st.builds(
+        keras.layers.Dense,
+        st.just(units),
+        use_bias=st.booleans(),
+        activation=st.sampled_from([None, "tanh"]),
+        kernel_initializer=seeds.map(
+            lambda seed: keras.initializers.RandomUniform(-1, 1, seed=seed)
+        ),
+    )
+    by_kind = {
+        "zeros": st.sampled_from([None, "zeros"]),
+        "fixed": st.one_of(
+            st.just("fixed"),
+            values,
+            arrays(units),
+            arrays(units).map(lambda a: a.astype("float32")),
+            initializers.map(Fixed),
+        ),
+        "sampled": st.one_of(
+            st.just("sampled"),
+            st.builds(
+                models.sampled,
+                mean=values | arrays(units),
+                stddev=spread | arrays(units, elements=spread),
+                distribution=st.sampled_from(["normal", "truncated_normal", "uniform"]),
+                learned=st.booleans(),
+                at_inference=st.just("mean"),
+                seed=st.none() | seeds,
+            ),
+        ),
+        "trainable": st.one_of(
+            st.just("trainable"),
+            st.builds(
+                Trainable,
+                initializers,
+                regularizer=st.sampled_from([None, "l2"]),
+                constraint=st.sampled_from([None, "non_neg", "unit_norm"]),
+            ),
+        ),
+        "conditional": dense.map(Conditional),
+    }
+    return st.one_of([by_kind[kind] for kind in kinds])
+
+
+def initial_states(state_size, kinds=KINDS):
+    """An entry for each state, nested as `state_size`, or one entry for all."""
+    if isinstance(state_size, int):
+        return entries(state_size, kinds)
+    nested = st.tuples(*(initial_states(size, kinds) for size in state_size))
+    either = st.one_of(nested, nested.map(list))
+    if len(set(keras.tree.flatten(state_size))) == 1:
+        either |= entries(keras.tree.flatten(state_size)[0], kinds)
+    return either
+
+
+@st.composite
+def masks(draw, batch, timesteps):
+    """No mask, or one that is right-padded, left-padded, holed, or False for all."""
+    lengths = np.array(
+        draw(st.lists(st.integers(0, timesteps), min_size=batch, max_size=batch))
+    )
+    steps = np.arange(timesteps)
+    holed = draw(
+        st.lists(st.booleans(), min_size=batch * timesteps, max_size=batch * timesteps)
+    )
+    return draw(
+        st.sampled_from(
+            [
+                None,
+                steps < lengths[:, None],
+                steps >= lengths[:, None],
+                np.reshape(holed, (batch, timesteps)),
+                np.zeros((batch, timesteps), bool),
+            ]
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A layer's arguments, and a batch for it."""
+
+    name: str
+    arguments: dict
+    initial_state: object
+    inputs: np.ndarray
+    mask: np.ndarray | None
+    context: np.ndarray
+
+    @property
+    def batch(self):
+        return len(self.inputs)
+
+    @property
+    def units(self):
+        return self.arguments["units"]
+
+    @property
+    def tolerance(self):
+        tolerance = TOLERANCES[self.arguments["dtype"]]
+        entries = keras.tree.flatten(self.initial_state)
+        if any(isinstance(entry, Conditional) for entry in entries):
+            # The encoders here have a policy of their own, float32.
+            return max(tolerance, TOLERANCES["float32"])
+        return tolerance
+
+    def assert_same(self, got, expected):
+        """To the last bit; the fused loop rounds in another order."""
+        fused = self.arguments.get("use_fused")
+        assert_same(got, expected, self.tolerance if fused else 0)
+
+    def layer(self, **kwargs):
+        """The layer under test, built, with every weight drawn at random."""
+        arguments = {**self.arguments, "initial_state": self.initial_state, **kwargs}
+        layer = models.recurrent(keras_init_lstm, self.name, arguments)
+        layer.build(self.inputs.shape, context_shape=self.context.shape)
+        rng = np.random.default_rng(self.arguments["seed"])
+        weights = layer.cell.weights
+        layer.cell.set_weights([rng.normal(0, 0.5, w.shape) for w in weights])
+        return layer
+
+    def reference(self, layer, **kwargs):
+        """The layer of Keras with the same arguments and weights."""
+        arguments = {**self.arguments, **kwargs}
+        arguments.pop("use_fused", None)
+        reference = models.recurrent(keras.layers, self.name, arguments)
+        reference.build(self.inputs.shape)
+        reference.set_weights(flat(layer.cell.weights))
+        return reference
+
+    def call(self, layer, rows=slice(None), **kwargs):
+        """Calls a layer with the batch, or rows of it, and the context it takes."""
+        if getattr(layer, "takes_context", False):
+            kwargs["context"] = self.context[rows]
+        if self.mask is not None:
+            kwargs["mask"] = self.mask[rows]
+        return layer(self.inputs[rows], **kwargs)
+
+    def states(self, layer):
+        return tiled_states(layer, self.batch, self.context)
+
+
+@st.composite
+def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fixed):
+    """Cases over the whole configuration of the layers; `fixed` sets arguments."""
+    name = draw(st.sampled_from(layers))
+    units = draw(sizes("units"))
+    shape = [draw(sizes(of)) for of in ("batch", "timesteps", "features")]
+    arguments = {
+        "units": units,
+        "activation": draw(st.sampled_from(list(ACTIVATIONS))),
+        "recurrent_activation": draw(st.sampled_from(list(ACTIVATIONS))),
+        "use_bias": draw(st.booleans()),
+        "dropout": draw(st.sampled_from([0, 0.3])) if dropout else 0,
+        "recurrent_dropout": draw(st.sampled_from([0, 0.3])) if dropout else 0,
+        "return_sequences": draw(st.booleans()),
+        "return_state": draw(st.booleans()),
+        "go_backwards": draw(st.booleans()),
+        "unroll": draw(st.booleans()),
+        "zero_output_for_mask": draw(st.booleans()),
+        "dtype": draw(st.sampled_from([d for d in dtypes if d in DTYPES])),
+        "seed": draw(seeds),
+        **fixed,
+    }
+    if name == "LSTM":
+        is_fused = draw(st.booleans()) and BACKEND == "tensorflow"
+        arguments.setdefault("use_fused", is_fused)
+    if name == "GRU":
+        arguments["reset_after"] = draw(st.booleans())
+    if name == "SimpleRNN":
+        del arguments["recurrent_activation"]
+    if arguments.get("use_fused"):
+        arguments.update(FUSED)
+    rng = np.random.default_rng(draw(seeds))
+    return Case(
+        name=name,
+        arguments=arguments,
+        initial_state=draw(initial_states(models.state_size(name, units), kinds)),
+        inputs=rng.normal(size=shape).astype("float32"),
+        mask=draw(masks(*shape[:2])),
+        context=rng.normal(size=(shape[0], CONTEXT_FEATURES)).astype("float32"),
+    )
+
+
+def for_each_layer(*args, **kwargs):
+    """As `@given(cases(...))`, for each layer of the family in turn.
+
+    Drawn among the other arguments, some would hardly come up.
+    """
+
+    def decorate(test):
+        takes_data = "data" in inspect.signature(test).parameters
+        is_fused = {"fused LSTM": pytest.mark.tensorflow}
+        names = [
+            pytest.param(name, marks=is_fused.get(name, ()), id=name) for name in FAMILY
+        ]
+
+        @pytest.mark.parametrize("name", names)
+        @settings(max_examples=max(8, settings.default.max_examples // 4))
+        @given(data=st.data())
+        def run(self, name, data):
+            options = {**FAMILY[name], **kwargs}
+            case = data.draw(cases(*args, **options))
+            test(self, case, data) if takes_data else test(self, case)
+
+        return run
+
+    return decorate
