@@ -21,8 +21,13 @@ TOLERANCES = {
     "mixed_float16": 1e-2,
 }
 
-# A tensor or variable of any backend, also one that PyTorch keeps a gradient for.
-to_numpy = keras.ops.convert_to_numpy
+
+def to_numpy(tensor):
+    """A tensor or variable of any backend, as it is now.
+
+    A copy, since what PyTorch returns changes with the variable.
+    """
+    return np.array(keras.ops.convert_to_numpy(tensor))
 
 
 def flat(outputs):
@@ -127,12 +132,11 @@ def gradients(call, watched, order=1):
     With the tape of TensorFlow; `watched` may be nested. Cubes, so that the second
     derivatives have something to say.
     """
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape(persistent=order > 1) as tape:
         tape.watch(keras.tree.flatten(watched))
         loss = sum(tf.reduce_sum(o**3) for o in keras.tree.flatten(call()))
         found = []
-        for _ in range(order):
-            derivatives = tape.gradient(loss, watched, unconnected_gradients="zero")
-            found += derivatives
-            loss = sum(tf.reduce_sum(d**2) for d in keras.tree.flatten(derivatives))
-    return found
+        for _ in range(order - 1):
+            found += tape.gradient(loss, watched, unconnected_gradients="zero")
+            loss = sum(tf.reduce_sum(d**2) for d in keras.tree.flatten(found))
+    return found + tape.gradient(loss, watched, unconnected_gradients="zero")

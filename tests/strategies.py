@@ -46,9 +46,10 @@ def sizes(of):
     return st.sampled_from(SIZES[of])
 
 
-def at_most(examples):
+def at_most(examples, **kwargs):
     """For what is slow; a profile may ask for fewer."""
-    return settings(max_examples=min(examples, settings.default.max_examples))
+    examples = min(examples, settings.default.max_examples)
+    return settings(max_examples=examples, **kwargs)
 
 
 seeds = st.integers(0, 2**31 - 1)
@@ -201,13 +202,19 @@ class Case:
         reference.set_weights(flat(layer.cell.weights))
         return reference
 
-    def call(self, layer, rows=slice(None), **kwargs):
-        """Calls a layer with the batch, or rows of it, and the context it takes."""
+    def rows(self, rows):
+        """The same layer, and these rows of the batch."""
+        mask = None if self.mask is None else self.mask[rows]
+        of_rows = {"inputs": self.inputs[rows], "context": self.context[rows]}
+        return dataclasses.replace(self, mask=mask, **of_rows)
+
+    def call(self, layer, **kwargs):
+        """Calls a layer with the batch, and with the context if it takes one."""
         if getattr(layer, "takes_context", False):
-            kwargs["context"] = self.context[rows]
+            kwargs["context"] = self.context
         if self.mask is not None:
-            kwargs["mask"] = self.mask[rows]
-        return layer(self.inputs[rows], **kwargs)
+            kwargs["mask"] = self.mask
+        return layer(self.inputs, **kwargs)
 
     def states(self, layer):
         return tiled_states(layer, self.batch, self.context)

@@ -1,34 +1,42 @@
+"""Stateful layers: what they carry from call to call, and how they start afresh."""
+
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-import tf_keras
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import keras_init_lstm
 import models
-import properties
-from keras_init_lstm import InitStateLSTM, ResetStates, Sampled, reset_states
-from properties import assert_same
-
-BATCH, UNITS, FEATURES = 3, 2, 2
-inputs = st.integers(1, 4).flatmap(
-    lambda timesteps: properties.arrays(BATCH, timesteps, FEATURES)
+from backends import compiled, tf
+from keras_init_lstm import (
+    Conditional,
+    InitStateBidirectional,
+    InitStateLSTM,
+    ResetStates,
+    Sampled,
+    reset_states,
 )
+from models import (
+    BATCH,
+    CONTEXT,
+    FEATURES,
+    SHAPE,
+    TIMESTEPS,
+    UNITS,
+    X,
+    encoder,
+    normal,
+)
+from oracles import assert_same, flat, gradients, lstm_of, to_numpy
+from strategies import LAYERS, Case, arrays, at_most, initial_states, sizes
 
-
-def inputs_of(batch, timesteps=4):
-    return np.random.normal(size=(batch, timesteps, FEATURES)).astype("float32")
+inputs = sizes("timesteps").flatmap(lambda steps: arrays(BATCH, steps, FEATURES))
 
 
 def states_of(data, layer):
     """For each state given values, or None for the owned ones."""
-    return [
-        data.draw(st.none() | properties.arrays(BATCH, units))
-        for units in layer.state_units
-    ]
+    return [data.draw(st.none() | arrays(BATCH, units)) for units in layer.state_units]
 
 
 def bad_states(data, layer):
@@ -55,21 +63,20 @@ class Stream(RuleBasedStateMachine):
     """
 
     @initialize(
-        name=st.sampled_from(properties.LAYERS),
+        name=st.sampled_from(LAYERS),
         as_graph=st.booleans(),
         begin=st.booleans(),
         data=st.data(),
     )
     def start(self, name, as_graph, begin, data):
         arguments = {"units": UNITS, "dtype": "float32", "return_state": True}
-        state_size = properties.state_size(name, UNITS)
-        self.case = properties.Case(
+        self.case = Case(
             name=name,
             arguments=arguments,
-            initial_state=data.draw(properties.initial_states(state_size)),
-            inputs=inputs_of(BATCH),
+            initial_state=data.draw(initial_states(models.state_size(name, UNITS))),
+            inputs=X,
             mask=None,
-            context=np.zeros((BATCH, 1)),
+            context=CONTEXT,
         )
         self.layer = models.recurrent(
             keras_init_lstm,
@@ -83,7 +90,7 @@ class Stream(RuleBasedStateMachine):
         self.reference = self.case.reference(self.layer)
         self.call_layer = self.layer
         if as_graph:
-            self.call_layer = tf.function(
+            self.call_layer = compiled(
                 self.layer, reduce_retracing=True, autograph=False
             )
 
@@ -101,7 +108,7 @@ class Stream(RuleBasedStateMachine):
     def call(self, x):
         want = self.reference(x, initial_state=self.nested(self.expected()))
         assert_same(self.call_layer(x), want, tolerance=1e-6)
-        self.carried = properties.flat(want[1:])
+        self.carried = flat(want[1:])
 
     @rule(x=inputs, data=st.data())
     def call_with_explicit_states(self, x, data):
@@ -113,7 +120,7 @@ class Stream(RuleBasedStateMachine):
         want = self.reference(x, initial_state=self.nested(explicit))
         got = self.layer(x, initial_state=self.nested(given))
         assert_same(got, want, tolerance=1e-6)
-        self.carried = properties.flat(want[1:])
+        self.carried = flat(want[1:])
 
     @rule(data=st.data())
     def reset(self, data):
@@ -132,39 +139,43 @@ class Stream(RuleBasedStateMachine):
     @rule(data=st.data())
     def assign_to_states(self, data):
         index = data.draw(st.integers(0, len(self.carried) - 1))
-        value = data.draw(properties.arrays(BATCH, self.layer.state_units[index]))
+        value = data.draw(arrays(BATCH, self.layer.state_units[index]))
         keras.tree.flatten(self.layer.states)[index].assign(value)
         self.carried[index] = value
 
     @rule(data=st.data())
     def assign_initial_state(self, data):
         given = [
-            entry and data.draw(properties.arrays(units))
+            entry and data.draw(arrays(units))
             for entry, units in zip(
                 self.layer.initial_state, self.layer.state_units, strict=True
             )
         ]
         self.layer.assign_initial_state(self.nested(given))
 
-    @rule(batch=st.integers(1, 5).filter(lambda n: n != BATCH))
+    @rule(batch=st.integers(1, BATCH + 2).filter(lambda n: n != BATCH))
     def refused_batch(self, batch):
+        x = normal(batch, TIMESTEPS, FEATURES)
         message = f"batch size of {BATCH}, as in the stream so far"
         with pytest.raises(ValueError, match=message):
-            self.layer(inputs_of(batch))
+            self.layer(x)
         if self.call_layer is not self.layer:
             call = tf.function(
                 self.layer, input_signature=[tf.TensorSpec((None, None, FEATURES))]
             )
-            message = rf"\[{batch},4,2\].*expected shape \[{BATCH},.*batch_size_of_the"
+            message = (
+                rf"\[{batch},{TIMESTEPS},{FEATURES}\].*"
+                rf"expected shape \[{BATCH},.*batch_size_of_the"
+            )
             with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
-                call(inputs_of(batch))
+                call(x)
 
     @rule(data=st.data())
     def refused_states(self, data):
         given = bad_states(data, self.layer)
         for call in (
-            lambda: self.layer(inputs_of(BATCH), initial_state=given),
-            lambda: self.layer(inputs_of(BATCH), given),
+            lambda: self.layer(X, initial_state=given),
+            lambda: self.layer(X, given),
             lambda: self.layer.reset_states(given),
         ):
             with pytest.raises(ValueError, match=r"`(initial_state|states).*Received"):
@@ -180,14 +191,12 @@ class Stream(RuleBasedStateMachine):
 
     @invariant()
     def states_show_what_comes_next(self):
-        for state, want in zip(
-            keras.tree.flatten(self.layer.states), self.expected(), strict=True
-        ):
-            np.testing.assert_allclose(state.numpy(), want, rtol=0, atol=1e-6)
+        for state, want in zip(flat(self.layer.states), self.expected(), strict=True):
+            np.testing.assert_allclose(state, want, rtol=0, atol=1e-6)
 
 
 TestStream = Stream.TestCase
-TestStream.settings = settings(max_examples=20, stateful_step_count=15)
+TestStream.settings = at_most(20, stateful_step_count=15)
 
 
 class TestStateful:
@@ -200,7 +209,7 @@ class TestStateful:
         layer.reset_states([None, np.ones((3, 2))])
         assert_same(layer.states, [np.full((3, 2), 0.5, "f"), np.ones((3, 2), "f")])
         with pytest.raises(ValueError, match="Expected a batch size of 3"):
-            layer(inputs_of(2))
+            layer(normal(2, TIMESTEPS, FEATURES))
         with pytest.raises(ValueError, match=r"`states\[0\]`.*\(3, 2\).*\(2, 2\)"):
             layer.reset_states([np.ones((2, 2)), None])
         with pytest.raises(ValueError, match=r"`states\[1\]`.*\(3, 2\).*\(2, 2\)"):
@@ -208,27 +217,38 @@ class TestStateful:
                 [np.ones((3, 2)), np.ones((2, 2))]
             )
 
+    def test_given_its_states_before_its_first_call(self):
+        layer = InitStateLSTM(UNITS, stateful=True)
+        states = list(normal(2, BATCH, UNITS))
+        layer.reset_states(states=states)
+        assert_same(layer.states, states)
+        for _ in range(2):
+            got = layer(X)
+            want, *states = lstm_of(layer, return_state=True)(X, initial_state=states)
+            assert_same(got, want)
+            assert_same(layer.states, states)
+
     def test_the_batch_size_must_be_known(self):
-        layer = InitStateLSTM(2, stateful=True)
+        layer = InitStateLSTM(UNITS, stateful=True)
         for _ in range(2):
             message = r"batch size must be known.*\(None, None, 2\)"
             with pytest.raises(ValueError, match=message):
                 layer.build((None, None, 2))
-            layer.reset_states([np.ones((3, 2))] * 2)
-        assert layer(inputs_of(3)).shape == (3, 2)
+            layer.reset_states([np.ones((BATCH, UNITS))] * 2)
+        assert layer(X).shape == (BATCH, UNITS)
 
     def test_states_are_for_stateful_layers(self):
-        layer = InitStateLSTM(2)
-        layer(inputs_of(3))
+        layer = InitStateLSTM(UNITS)
+        layer(X)
         assert layer.states is None
         layer.reset_state()
         layer.reset_states()
         with pytest.raises(ValueError, match="`states`.*stateful=False"):
-            layer.reset_states([np.ones((3, 2))] * 2)
+            layer.reset_states([np.ones((BATCH, UNITS))] * 2)
 
     def test_states_are_no_weights(self):
-        layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
-        layer(inputs_of(3))
+        layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
+        layer(X)
         assert [w.path.split("/", 1)[1] for w in layer.weights] == [
             "lstm_cell/kernel",
             "lstm_cell/recurrent_kernel",
@@ -239,8 +259,10 @@ class TestStateful:
         assert not any("rnn_state" in v.path for v in layer.variables)
         assert not any(state.trainable for state in layer.states)
 
+    @pytest.mark.tensorflow
     @pytest.mark.parametrize("jit_compile", [False, True])
-    @pytest.mark.parametrize("batch", [1, 2, 6])
+    # A divisor of the size of the stream, a multiple, and neither.
+    @pytest.mark.parametrize("batch", [1, 2 * BATCH, BATCH - 1])
     def test_a_graph_refuses_a_batch_before_it_carries_anything(
         self, batch, jit_compile
     ):
@@ -248,65 +270,55 @@ class TestStateful:
         layer.build((BATCH, None, FEATURES))
         unknown = [tf.TensorSpec((None, None, FEATURES))]
         call = tf.function(layer, input_signature=unknown, jit_compile=jit_compile)
+        x = normal(batch, TIMESTEPS, FEATURES)
         # Time and again: operations that nothing orders run in any order.
-        for _ in range(50):
-            given = [np.random.normal(size=(BATCH, UNITS)) for _ in range(2)]
+        for seed in range(50):
+            given = list(normal(2, BATCH, UNITS, seed=seed))
             layer.reset_states(given)
             with pytest.raises(tf.errors.InvalidArgumentError):
-                call(inputs_of(batch))
-            assert_same(layer.states, [g.astype("float32") for g in given])
+                call(x)
+            assert_same(layer.states, given)
             layer.reset_states()
             with pytest.raises(tf.errors.InvalidArgumentError):
-                call(inputs_of(batch))
+                call(x)
             assert_same(layer.states, [np.full((BATCH, UNITS), 0.5, "float32")] * 2)
 
+    @pytest.mark.tensorflow
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_the_first_batch_of_a_stream_has_the_gradient(self, jit_compile):
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
-        layer(inputs_of(BATCH))
+        layer(X)
         layer.reset_state()
-        lstm = keras.layers.LSTM(UNITS)
-        lstm(inputs_of(BATCH))
-        lstm.set_weights(layer.get_weights()[:3])
+        lstm = lstm_of(layer)
 
         @tf.function(jit_compile=jit_compile)
-        def gradients(x):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(layer(x, training=True) ** 2)
+        def of_the_states():
             values = [entry.value.value for entry in layer.initial_state]
-            return tape.gradient(loss, values)
+            return gradients(lambda: layer(X, training=True), values)
 
-        x = inputs_of(BATCH)
-        zeros = [tf.zeros((BATCH, UNITS))] * 2
-        with tf.GradientTape() as tape:
-            state = [tf.identity(s) for s in zeros]
-            tape.watch(state)
-            loss = tf.reduce_sum(lstm(x, initial_state=state) ** 2)
-        want = [tf.reduce_sum(g, axis=0) for g in tape.gradient(loss, state)]
-        assert_same(gradients(x), want, tolerance=1e-5)
-        assert all((g.numpy() == 0).all() for g in gradients(x))
+        state = [tf.zeros((BATCH, UNITS)), tf.zeros((BATCH, UNITS))]
+        want = gradients(lambda: lstm(X, initial_state=state), state)
+        want = [gradient.sum(axis=0) for gradient in flat(want)]
+        assert_same(of_the_states(), want, tolerance=1e-5)
+        assert all((g == 0).all() for g in flat(of_the_states()))
         layer.reset_states()
-        assert_same(gradients(x), want, tolerance=1e-5)
+        assert_same(of_the_states(), want, tolerance=1e-5)
 
-    @pytest.mark.parametrize("jit_compile", [False, True])
+    @pytest.mark.parametrize(
+        "jit_compile", [False, pytest.param(True, marks=pytest.mark.tensorflow)]
+    )
     def test_a_sampled_state_is_drawn_anew_at_each_reset(self, jit_compile):
         layer = InitStateLSTM(UNITS, initial_state=Sampled(seed=1), stateful=True)
         layer.build((BATCH, None, FEATURES))
-
-        @tf.function(jit_compile=jit_compile)
-        def call(x):
-            return layer(x, training=True)
-
-        x, outputs = inputs_of(BATCH), []
+        call = compiled(lambda x: layer(x, training=True), jit_compile=jit_compile)
+        outputs = []
         for _ in range(2):
             layer.reset_state()
-            outputs.append(call(x).numpy())
+            outputs.append(to_numpy(call(X)))
         assert (outputs[0] != outputs[1]).all()
-        carried = [s.numpy() for s in layer.states]
-        lstm = keras.layers.LSTM(UNITS)
-        lstm(x)
-        lstm.set_weights(layer.get_weights()[:3])
-        assert_same(call(x), lstm(x, initial_state=carried), tolerance=1e-6)
+        carried = flat(layer.states)
+        want = lstm_of(layer)(X, initial_state=carried)
+        assert_same(call(X), want, tolerance=1e-6)
 
     def test_to_look_at_a_fresh_stream_draws_nothing(self):
         def outputs(look):
@@ -316,35 +328,79 @@ class TestStateful:
             layer.cell.set_weights([np.ones(w.shape) for w in layer.cell.weights])
             layer.build((3, None, 2))
             if look:
-                assert "[1. 2.]" in repr(layer.states)
+                assert "1. 2." in repr(layer.states).replace(",", "")
                 assert_same(layer.states[0], np.array([[1, 2]] * 3, "float32"))
             return layer(np.ones((3, 4, 2)))
 
         assert_same(outputs(look=True), outputs(look=False))
 
     def test_mixed_precision_carries_in_the_dtype_of_the_variables(self):
-        layer = InitStateLSTM(
-            2, initial_state="trainable", stateful=True, dtype="mixed_bfloat16"
-        )
-        lstm = keras.layers.LSTM(2, stateful=True, dtype="mixed_bfloat16")
-        layer(inputs_of(3)), lstm(inputs_of(3))
-        lstm.set_weights(layer.get_weights()[:3])
+        arguments = {"stateful": True, "dtype": "mixed_bfloat16"}
+        layer = InitStateLSTM(UNITS, initial_state="trainable", **arguments)
+        lstm = keras.layers.LSTM(UNITS, **arguments)
+        layer(X), lstm(X)
+        lstm.set_weights(layer.cell.get_weights())
         layer.reset_state(), lstm.reset_state()
-        for _ in range(3):
-            x = inputs_of(3)
+        for seed in range(3):
+            x = normal(*SHAPE, seed=seed)
             assert_same(layer(x), lstm(x))
         assert_same(layer.states, lstm.states)
 
-    def test_legacy_inputs_are_named_as_such(self):
-        for call in (
-            lambda: InitStateLSTM(2)(tf_keras.Input((3, 2))),
-            lambda: InitStateLSTM(2)(
-                inputs_of(1), initial_state=[tf_keras.Input((2,)), tf_keras.Input((2,))]
-            ),
-            lambda: reset_states(tf_keras.Sequential()),
-        ):
-            with pytest.raises(ValueError, match="legacy package tf_keras"):
-                call()
+
+IN_A_GRAPH = [pytest.param(xla, marks=pytest.mark.tensorflow) for xla in (False, True)]
+
+
+class TestWithAContext:
+    @pytest.mark.parametrize(
+        "wrap", [lambda layer: layer, InitStateBidirectional], ids=["alone", "both"]
+    )
+    @pytest.mark.parametrize(
+        "jit_compile",
+        [
+            None,
+            *(pytest.param(xla, marks=pytest.mark.tensorflow) for xla in (False, True)),
+        ],
+    )
+    def test_it_is_used_where_a_stream_starts(self, wrap, jit_compile):
+        start = Conditional(encoder())
+        kwargs = {"return_sequences": True}
+        stream = wrap(
+            InitStateLSTM(UNITS, initial_state=start, stateful=True, **kwargs)
+        )
+        stream(X, context=CONTEXT)
+        alone = getattr(stream, "forward_layer", stream)
+        reference = InitStateLSTM(UNITS, initial_state=start, **kwargs)
+        reference(X, context=CONTEXT)
+        reference.set_weights(alone.get_weights())
+        call = stream
+        if jit_compile is not None:
+            call = tf.function(stream, jit_compile=jit_compile)
+        longer = normal(BATCH, 2 * TIMESTEPS, FEATURES)
+        for context in (CONTEXT, -CONTEXT):
+            reset_states(keras.Sequential([stream]))
+            parts = [
+                call(longer[:, :TIMESTEPS], context=context)[..., :UNITS],
+                call(longer[:, TIMESTEPS:], context=CONTEXT + 7)[..., :UNITS],
+            ]
+            want = reference(longer, context=context)
+            assert_same(np.concatenate(flat(parts), axis=1), want, tolerance=1e-5)
+
+    def test_what_a_fresh_stream_starts_from_is_not_known_yet(self):
+        layer = InitStateLSTM(
+            UNITS, initial_state=[Conditional(encoder()), 0.5], stateful=True
+        )
+        layer.build((BATCH, None, FEATURES), context_shape=(BATCH, 6))
+        h, c = flat(layer.states)
+        assert np.isnan(h).all() and (c == 0.5).all()
+
+    def test_given_states_need_no_context_to_start_from(self):
+        layer = InitStateLSTM(
+            UNITS, initial_state=Conditional(encoder()), stateful=True
+        )
+        states = list(normal(2, BATCH, UNITS))
+        layer.reset_states(states)
+        got = layer(X, context=CONTEXT)
+        assert_same(got, lstm_of(layer)(X, initial_state=states))
 
 
 def nested_model():
@@ -365,7 +421,7 @@ def nested_model():
         return InitStateLSTM(UNITS, initial_state=[0.25, -0.5], stateful=True, **kwargs)
 
     def sequence(*layers):
-        return keras.Sequential([keras.Input((4, FEATURES), batch_size=BATCH), *layers])
+        return keras.Sequential([keras.Input(SHAPE[1:], batch_size=BATCH), *layers])
 
     return sequence(
         keras.layers.Bidirectional(layer(return_sequences=True)),
@@ -383,28 +439,26 @@ def stream_states(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful
     ]
     assert len(layers) == 5
-    return [s.numpy() for layer in layers for s in layer.states]
-
-
-class Subclassed(keras.Model):
-    """Built by `fit()`, where Keras defers the creation of variables."""
-
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-
-    def call(self, x, training=False):
-        return self.rnn(x, training=training)
+    return flat([layer.states for layer in layers])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_stateful_layer_in_a_subclassed_model(dtype):
+def test_a_stateful_layer_in_a_model_that_fit_builds(dtype):
     layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True, dtype=dtype)
-    model = Subclassed(layer)
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rnn = layer
+
+        def call(self, x, training=False):
+            return self.rnn(x, training=training)
+
+    model = Subclassed()
     model.compile("sgd", "mse")
-    x, y = inputs_of(2 * BATCH), np.zeros((2 * BATCH, UNITS))
+    x, y = normal(2 * BATCH, TIMESTEPS, FEATURES), np.zeros((2 * BATCH, UNITS))
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
-    assert all((state.numpy() != 0.5).any() for state in layer.states)
+    assert all((state != 0.5).any() for state in flat(layer.states))
     reset_states(model)
     assert_same(layer.states, [np.full((BATCH, UNITS), 0.5, "float32")] * 2)
 
@@ -413,7 +467,7 @@ class TestResetStates:
     def test_function_resets_every_stateful_layer(self):
         model = nested_model()
         fresh = stream_states(model)
-        model(inputs_of(BATCH))
+        model(X)
         carried = stream_states(model)
         assert all((a != b).any() for a, b in zip(fresh, carried, strict=True))
         reset_states(model)
@@ -442,7 +496,7 @@ class TestResetStates:
     def test_callback_makes_every_run_the_first(self, run):
         model = nested_model()
         model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
-        x, y = inputs_of(4 * BATCH), np.zeros((4 * BATCH, UNITS))
+        x, y = normal(4 * BATCH, TIMESTEPS, FEATURES), np.zeros((4 * BATCH, UNITS))
         data = (x,) if run == "predict" else (x, y)
         options = {"batch_size": BATCH, "verbose": 0}
         if run == "fit":
@@ -465,7 +519,7 @@ class TestResetStates:
         model = nested_model()
         model.layers[-1].rate = 0.0
         model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
-        x, y = inputs_of(2 * BATCH), np.zeros((2 * BATCH, UNITS))
+        x, y = normal(2 * BATCH, TIMESTEPS, FEATURES), np.zeros((2 * BATCH, UNITS))
         history = model.fit(
             x,
             y,

@@ -1,0 +1,90 @@
+"""Each layer of the family is the layer of Keras, with the same arguments."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import assume, given
+
+from backends import BACKEND
+from keras_init_lstm import InitStateGRU, InitStateLSTM
+from models import UNITS, X
+from oracles import assert_same, flat, lstm_of, numpy_lstm, tiled_states
+from strategies import cases
+
+# Of the names in `keras.activations`, those that are no activations of an LSTM: three
+# helpers, one that halves its input, and one that needs more arguments.
+EVERY_ACTIVATION = sorted(
+    {name for name in dir(keras.activations) if not name.startswith("_")}
+    - {"get", "serialize", "deserialize", "glu", "threshold"}
+)
+
+
+class TestLSTM:
+    @given(cases(dtypes=("float32", "float64"), dropout=False))
+    def test_outputs_are_those_of_the_equations(self, case):
+        # An unrolled loop of Keras puts the zeros where the mask is before it is
+        # reversed; on JAX, it puts out none.
+        unrolled = case.arguments["unroll"] and case.arguments["zero_output_for_mask"]
+        in_order = BACKEND == "tensorflow" and not case.arguments["go_backwards"]
+        assume(case.mask is None or in_order or not unrolled)
+        layer = case.layer(return_state=True)
+        states = tiled_states(layer, case.batch)
+        expected = numpy_lstm(case, layer, states)
+        for got, want in zip(
+            flat(layer(case.inputs, mask=case.mask)), expected, strict=True
+        ):
+            tolerance = case.tolerance * max(1.0, np.abs(want).max())
+            np.testing.assert_allclose(got, want, rtol=0, atol=10 * tolerance)
+
+    @pytest.mark.parametrize("name", EVERY_ACTIVATION)
+    def test_with_every_activation_of_keras(self, name):
+        arguments = {"activation": name, "recurrent_activation": name}
+        layer = InitStateLSTM(4, initial_state=[0.5, "trainable"], **arguments)
+        got = layer(X)
+        states = tiled_states(layer, len(X))
+        assert_same(got, lstm_of(layer, **arguments)(X, initial_state=states))
+
+
+class TestWithoutInitialState:
+    @pytest.mark.parametrize("initial_state", [None, "zeros", [None, "zeros"]])
+    def test_it_is_an_lstm(self, initial_state):
+        layer = InitStateLSTM(UNITS, initial_state=initial_state, name="lstm")
+        lstm = keras.layers.LSTM(UNITS, name="lstm")
+        assert isinstance(layer, keras.layers.LSTM)
+        layer(X), lstm(X)
+        assert [w.path for w in layer.weights] == [w.path for w in lstm.weights]
+        assert len(layer.variables) == len(lstm.variables)
+        layer.set_weights(lstm.get_weights())
+        assert_same(layer(X), lstm(X))
+        lstm.set_weights([w + 1 for w in layer.get_weights()])
+        layer.set_weights(lstm.get_weights())
+        assert_same(layer(X), lstm(X))
+
+    def test_the_summary_is_that_of_lstm(self):
+        def summary(cls):
+            lines = []
+            model = keras.Sequential([keras.Input((5, 2)), cls(4, name="lstm")])
+            model.summary(print_fn=lambda text, **_: lines.extend(text.splitlines()))
+            rows = "\n".join(lines[1:]).replace("InitStateLSTM", "LSTM")
+            return [row.split() for row in rows.replace("━", "").split("\n")]
+
+        assert ["Total", "params:", "112", "(448.00", "B)"] in summary(InitStateLSTM)
+        assert summary(InitStateLSTM) == summary(keras.layers.LSTM)
+
+    def test_every_argument_keeps_its_name_place_and_default(self):
+        arguments = (3, "relu", "tanh", False, "ones", "zeros", "ones", False)
+        layer = InitStateLSTM(*arguments, dropout=0.25, initial_state="trainable")
+        lstm = keras.layers.LSTM(*arguments, dropout=0.25)
+        ours = layer.get_config()
+        for key, value in lstm.get_config().items():
+            assert ours[key] == value or key == "name"
+        with pytest.raises(TypeError):
+            InitStateLSTM(*[3] * 26, "trainable")
+
+
+@pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
+def test_what_keras_forgets_is_in_the_configuration(cls):
+    layer = cls(2, use_cudnn=False, implementation=1)
+    restored = cls.from_config(layer.get_config())
+    assert restored.use_cudnn is False
+    assert restored.cell.implementation == 1
