@@ -1,0 +1,124 @@
+"""Layers that own their initial states, in both directions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+from keras_init_lstm import (
+    Conditional,
+    InitStateBidirectional,
+    InitStateLSTM,
+    Sampled,
+)
+from models import BATCH, CONTEXT, TIMESTEPS, UNITS, X, encoder, normal
+from oracles import assert_same, flat, to_numpy
+from strategies import cases
+
+
+class TestOfThisPackage:
+    @given(
+        cases(
+            ["conditional"],
+            dtypes=["float32"],
+            layers=("LSTM", "GRU", "SimpleRNN", "stacked"),
+            go_backwards=False,
+            dropout=False,
+        ),
+        st.sampled_from(["concat", "sum", "mul", "ave", None]),
+    )
+    def test_is_that_of_keras_with_the_states_of_both_directions(self, case, merge):
+        layer = InitStateBidirectional(case.layer(), merge)
+        outputs = case.call(layer, context=case.context)
+        reference = layers.Bidirectional(case.reference(case.layer()), merge)
+        reference.build(case.inputs.shape)
+        states = []
+        for name in ("forward_layer", "backward_layer"):
+            ours = getattr(layer, name)
+            getattr(reference, name).set_weights(ours.cell.get_weights())
+            states += case.states(ours)
+        want = case.call(reference, initial_state=states)
+        assert_same(outputs, want, case.tolerance)
+
+    def test_each_direction_keeps_the_weights_of_the_given_encoder(self):
+        built = encoder()
+        built.build((None, 6))
+        given = InitStateLSTM(UNITS, initial_state=Conditional(built))
+        layer = InitStateBidirectional(given)
+        layer(X, context=CONTEXT)
+        for direction in (layer.forward_layer, layer.backward_layer):
+            for entry in direction.initial_state:
+                assert_same(entry.encoder.get_weights(), built.get_weights())
+
+    def test_a_backward_layer_of_its_own(self):
+        backward = InitStateLSTM(UNITS, initial_state=0.5, go_backwards=True)
+        forward = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
+        layer = InitStateBidirectional(forward, backward_layer=backward)
+        got = layer(X, context=CONTEXT)
+        want = [layer.forward_layer(X, context=CONTEXT), layer.backward_layer(X)]
+        assert_same(got, np.concatenate(flat(want), axis=1))
+
+    def test_without_a_conditional_state_it_is_bidirectional(self):
+        layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=0.5))
+        want = [layer.forward_layer(X), layer.backward_layer(X)]
+        assert_same(layer(X), np.concatenate(flat(want), axis=1))
+        with pytest.raises(ValueError, match="`context` is for"):
+            layer(X, context=CONTEXT)
+
+    def test_the_other_kinds_know_whether_it_trains(self):
+        start = [Conditional(encoder()), Sampled(0.0, 1.0)]
+        layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=start))
+        first, second = flat(
+            [layer(X, context=CONTEXT, training=True) for _ in range(2)]
+        )
+        assert (first != second).all()
+        assert_same(layer(X, context=CONTEXT), layer(X, context=CONTEXT))
+
+    def test_missing_context(self):
+        layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
+        with pytest.raises(ValueError, match="`context` is missing"):
+            InitStateBidirectional(layer)(X)
+        states = [normal(BATCH, UNITS)] * 4
+        bidirectional = InitStateBidirectional(layer)
+        got = bidirectional(X, initial_state=states)
+        assert_same(got, bidirectional(X, initial_state=states, context=CONTEXT))
+        assert (to_numpy(got) != to_numpy(bidirectional(X, context=CONTEXT))).any()
+
+    def test_layers_of_keras_are_refused(self):
+        with pytest.raises(ValueError, match="`layer` must be a layer of this package"):
+            InitStateBidirectional(layers.LSTM(2))
+        with pytest.raises(ValueError, match="`backward_layer` must be"):
+            InitStateBidirectional(
+                InitStateLSTM(2), backward_layer=layers.LSTM(2, go_backwards=True)
+            )
+
+
+class TestOfKeras:
+    @pytest.mark.parametrize("merge_mode", ["concat", "sum", None])
+    @pytest.mark.parametrize("return_sequences", [False, True])
+    @pytest.mark.parametrize("with_mask", [False, True])
+    def test_is_that_around_layers_of_keras(
+        self, merge_mode, return_sequences, with_mask
+    ):
+        arguments = {"return_sequences": return_sequences}
+        layer = layers.Bidirectional(
+            InitStateLSTM(UNITS, initial_state="trainable", **arguments), merge_mode
+        )
+        reference = layers.Bidirectional(layers.LSTM(UNITS, **arguments), merge_mode)
+        mask = np.arange(TIMESTEPS) < np.arange(BATCH)[:, None] if with_mask else None
+        layer(X), reference(X)
+        states = normal(4, UNITS)
+        layer.forward_layer.assign_initial_state(list(states[:2]))
+        layer.backward_layer.assign_initial_state(list(states[2:]))
+        for direction in ("forward_layer", "backward_layer"):
+            owner, lstm = getattr(layer, direction), getattr(reference, direction)
+            lstm.set_weights(owner.cell.get_weights())
+        assert len(layer.trainable_weights) == 10
+        tiled = [np.tile(s, (BATCH, 1)) for s in states]
+        assert_same(layer(X, mask=mask), reference(X, initial_state=tiled, mask=mask))
+        explicit = list(normal(4, BATCH, UNITS))
+        assert_same(
+            layer(X, initial_state=explicit, mask=mask),
+            reference(X, initial_state=explicit, mask=mask),
+        )
