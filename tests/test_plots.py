@@ -1,35 +1,33 @@
-import os
-import pathlib
+"""Pictures of initial states: what stands in them, and what they are drawn from."""
+
+import re
 import sys
-import warnings
 
 import keras
 import matplotlib
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from backends import FLOAT64
 from keras_init_lstm import (
     Fixed,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
     InitStateSimpleRNN,
-    LogInitialState,
     Sampled,
     Trainable,
     plot_initial_state,
 )
-from keras_init_lstm.initial_states import InitialState
-from properties import assert_same
+from models import BATCH, FEATURES, TIMESTEPS, PerRow, X, normal
+from oracles import assert_same, flat, owned_values, tiled_states, to_numpy
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-BATCH, TIMESTEPS, FEATURES = 5, 6, 2
 MASKS = {
     "no mask": None,
-    "right": np.arange(TIMESTEPS) < np.array([[6], [4], [1], [0], [3]]),
+    "right": np.arange(TIMESTEPS) < np.array([[TIMESTEPS], [3], [1], [0]]),
     "holes": np.random.default_rng(0).random((BATCH, TIMESTEPS)) < 0.5,
 }
 
@@ -40,8 +38,9 @@ def close_figures():
     plt.close("all")
 
 
-def inputs_of(batch=BATCH):
-    return np.random.normal(size=(batch, TIMESTEPS, FEATURES)).astype("float32")
+def layer_with_weights(layer):
+    layer.build((None, None, FEATURES))
+    return layer
 
 
 def lstm(**kwargs):
@@ -58,7 +57,7 @@ def any_cell(**kwargs):
     return InitStateRNN(stacked, initial_state=start, **kwargs)
 
 
-LAYERS = {
+MAKERS = {
     "LSTM": lstm,
     "GRU": lambda **kwargs: InitStateGRU(3, initial_state=[[1, 2, -3]], **kwargs),
     "SimpleRNN": lambda **kwargs: InitStateSimpleRNN(2, initial_state=0.5, **kwargs),
@@ -72,15 +71,11 @@ def visited_by_prefixes(layer, x, mask):
     mask = np.ones(x.shape[:2], bool) if mask is None else mask
     if layer.go_backwards:
         x, mask = x[:, ::-1], mask[:, ::-1]
-    start = [
-        np.tile(0 if entry is None else entry.assignable.numpy(), (len(x), 1))
-        for entry in layer.initial_state
-    ]
-    start = keras.tree.pack_sequence_as(layer.state_size, start)
+    start = tiled_states(layer, len(x))
     visited = []
     for end in range(1, x.shape[1] + 1):
         _, *states = rnn(x[:, :end], initial_state=start, mask=mask[:, :end])
-        states = [np.asarray(s, "float64") for s in keras.tree.flatten(states)]
+        states = [state.astype("float64") for state in flat(states)]
         visited.append([state[mask[:, end - 1]] for state in states])
     return [np.concatenate(states) for states in zip(*visited, strict=True)]
 
@@ -125,25 +120,24 @@ class TestPlot:
             ("float32", False, "no mask"),
             ("float32", False, "right"),
             ("float32", True, "holes"),
-            ("float64", True, "right"),
+            pytest.param(*FLOAT64.values, True, "right", marks=FLOAT64.marks),
             ("mixed_bfloat16", False, "holes"),
         ],
     )
-    @pytest.mark.parametrize("kind", LAYERS)
+    @pytest.mark.parametrize("kind", MAKERS)
     def test_the_visited_states_are_those_of_keras(
         self, kind, dtype, go_backwards, mask
     ):
-        x, mask = inputs_of(), MASKS[mask]
-        layer = LAYERS[kind](dtype=dtype, go_backwards=go_backwards)
+        x, mask = X, MASKS[mask]
+        layer = MAKERS[kind](dtype=dtype, go_backwards=go_backwards)
         layer.build(x.shape)
         figure = plot_initial_state(layer, x, mask)
         visited = visited_by_prefixes(layer, x, mask)
         assert len(figure.axes) == len(visited) == len(layer.state_names)
-        for ax, entry, visits in zip(
-            figure.axes, layer.initial_state, visited, strict=True
+        for ax, value, visits in zip(
+            figure.axes, owned_values(layer), visited, strict=True
         ):
             found = drawn(ax)
-            value = entry.value.numpy().astype("float64")
             low, high = np.percentile(visits, [10, 90], axis=0)
             tolerance = {
                 "rtol": 0,
@@ -155,7 +149,7 @@ class TestPlot:
                 "visited: median": np.median(visits, axis=0),
             }.items():
                 np.testing.assert_allclose(found[label], want, **tolerance)
-            np.testing.assert_allclose(starts(found), value)
+            np.testing.assert_allclose(starts(found), value.astype("float64"))
         count = BATCH * TIMESTEPS if mask is None else mask.sum()
         assert f"{layer.name} starts" in figure.get_suptitle()
         assert f"each of {count} timesteps" in figure.get_suptitle()
@@ -167,7 +161,7 @@ class TestPlot:
         kernel.assign(np.ones(kernel.shape))
         for weight in others:
             weight.assign(np.zeros(weight.shape))
-        figure = plot_initial_state(layer, inputs_of())
+        figure = plot_initial_state(layer, X)
         found = drawn(figure.axes[0])
         assert found["initial state"] == {0: 0.0}
         assert found["initial state, outside 10 to 90 %"] == {1: 5.0, 2: -5.0}
@@ -178,7 +172,7 @@ class TestPlot:
     def test_a_sampled_state_is_its_mean_and_stddev(self):
         mean, stddev = [0.1, -0.2, 3.0], [0.1, 0.0, 0.5]
         layer = InitStateLSTM(3, initial_state=[Sampled(mean, stddev), None])
-        for sequences in (inputs_of(), None):
+        for sequences in (X, None):
             figure = plot_initial_state(layer_with_weights(layer), sequences)
             found = drawn(figure.axes[0])
             np.testing.assert_allclose(starts(found, "mean"), mean)
@@ -205,9 +199,8 @@ class TestPlot:
         sampled = Sampled([0.5, 0.0, -9.0, 0.0], [0.1, 0.2, 0.3, 0.4])
         layer = InitStateLSTM(4, initial_state=[[3.0, 1.0, 4.0, 1.0], sampled])
         layer_with_weights(layer)
-        x = inputs_of()
-        as_they_are = plot_initial_state(layer, x)
-        in_order = plot_initial_state(layer, x, sort=True)
+        as_they_are = plot_initial_state(layer, X)
+        in_order = plot_initial_state(layer, X, sort=True)
         for index, what in enumerate(["initial state", "mean"]):
             ax = in_order.axes[index]
             order = [int(text.get_text()) for text in ax.get_xticklabels()]
@@ -236,10 +229,10 @@ class TestPlot:
     def test_many_units_are_sorted(self, units):
         layer = InitStateLSTM(units, initial_state=Trainable("glorot_normal"))
         layer.build((None, None, FEATURES))
-        for sequences in (inputs_of(), None):
+        for sequences in (X, None):
             for sort in (None, False):
                 ax = plot_initial_state(layer, sequences, sort=sort).axes[0]
-                got, value = starts(drawn(ax)), layer.h0.value.numpy()
+                got, value = starts(drawn(ax)), to_numpy(layer.h0.value)
                 is_sorted = sort is None and units == 33
                 assert_same(
                     [np.array(got)],
@@ -251,11 +244,11 @@ class TestPlot:
         layer = layer_with_weights(lstm())
         figure = matplotlib.figure.Figure(layout="constrained")
         axes = figure.subplots(1, 2)
-        assert plot_initial_state(layer, inputs_of(), axes=axes) is figure
+        assert plot_initial_state(layer, X, axes=axes) is figure
         assert not plt.get_fignums()
         assert all("visited: median" in drawn(ax) for ax in axes)
         assert not figure.get_suptitle()
-        single = LAYERS["GRU"]()
+        single = MAKERS["GRU"]()
         single.build((None, None, FEATURES))
         assert plot_initial_state(single, axes=axes[0]) is figure
         with pytest.raises(ValueError, match="`axes` must be 2.*h0, c0. Received: 1"):
@@ -276,11 +269,10 @@ class TestPlot:
             results = []
             for training in (True, False, True):
                 if look:
-                    variables = [v.numpy() for v in layer.variables]
-                    states = [state.numpy() for state in layer.states]
+                    variables, states = flat(layer.variables), flat(layer.states)
                     plot_initial_state(layer, np.ones((2, 3, FEATURES)))
                     plot_initial_state(layer, np.ones((BATCH, 3, FEATURES)))
-                    assert_same([v.numpy() for v in layer.variables], variables)
+                    assert_same(layer.variables, variables)
                     assert_same(layer.states, states)
                 results.append(layer(np.ones((BATCH, 2, FEATURES)), training=training))
                 if not training:
@@ -295,10 +287,10 @@ class TestPlot:
         model = keras.Sequential(
             [keras.Input((None, 1)), keras.layers.Dense(FEATURES), layer, both]
         )
-        x = np.random.normal(size=(BATCH, TIMESTEPS, 1))
-        inputs = keras.Model(model.inputs, layer.input)([x])
+        x = normal(BATCH, TIMESTEPS, 1)
+        inputs = to_numpy(keras.Model(model.inputs, layer.input)([x]))
         figure = plot_initial_state(layer, inputs)
-        visits = visited_by_prefixes(layer, inputs.numpy(), None)[0]
+        visits = visited_by_prefixes(layer, inputs, None)[0]
         np.testing.assert_allclose(
             drawn(figure.axes[0])["visited: all"],
             [visits.min(axis=0), visits.max(axis=0)],
@@ -317,12 +309,12 @@ class TestPlot:
 
     def test_a_layer_must_be_built(self):
         with pytest.raises(ValueError, match="`layer` must be built"):
-            plot_initial_state(lstm(), inputs_of())
+            plot_initial_state(lstm(), X)
 
     def test_a_state_without_a_value_is_refused(self):
         layer = InitStateLSTM(3, initial_state=[None, PerRow()])
         with pytest.raises(ValueError, match="own one value for each unit.*c0 from"):
-            plot_initial_state(layer_with_weights(layer), inputs_of())
+            plot_initial_state(layer_with_weights(layer), X)
 
     @pytest.mark.parametrize(
         ("shape", "mask"),
@@ -341,7 +333,7 @@ class TestPlot:
         message = rf"`sequences` must.*\(batch, timesteps, features\).*{FEATURES} feat"
         if mask is not None:
             message = r"`mask` must.*\(batch, timesteps\)` = \(2, 3\)"
-        received = re_escaped(shape if mask is None else mask.shape)
+        received = re.escape(str(shape if mask is None else mask.shape))
         with pytest.raises(ValueError, match=f"{message}.*Received.*{received}"):
             plot_initial_state(layer_with_weights(lstm()), np.zeros(shape), mask)
 
@@ -355,186 +347,5 @@ class TestPlot:
         with pytest.raises(
             ImportError, match=r"pip install keras_init_lstm\[plot\]"
         ) as error:
-            plot_initial_state(layer_with_weights(lstm()), inputs_of())
+            plot_initial_state(layer_with_weights(lstm()), X)
         assert isinstance(error.value.__cause__, ImportError)
-
-
-def re_escaped(shape):
-    return str(shape).replace("(", r"\(").replace(")", r"\)")
-
-
-def layer_with_weights(layer):
-    layer.build((None, None, FEATURES))
-    return layer
-
-
-class PerRow(InitialState):
-    """A kind that has weights, but no value of its own."""
-
-    def build(self, state_shape):
-        super().build(state_shape)
-        self.scale = self.add_weight(name="scale", shape=())
-
-    def call(self, batch_size, training=False):
-        return self.scale * keras.ops.ones((batch_size, self.units))
-
-
-def events(folder):
-    """What was logged: `{tag: {step: array}}`, and no step twice."""
-    found = {}
-    for path in sorted(pathlib.Path(folder).glob("*tfevents*")):
-        for record in tf.data.TFRecordDataset(str(path)):
-            event = tf.compat.v1.Event.FromString(record.numpy())
-            for value in event.summary.value:
-                steps = found.setdefault(value.tag, {})
-                assert event.step not in steps
-                steps[event.step] = tf.make_ndarray(value.tensor)
-    return found
-
-
-def fit(model, *callbacks, epochs=2, **kwargs):
-    model.compile("sgd", "mse")
-    x, y = inputs_of(), np.ones((BATCH, 2))
-    model.fit(x, y, epochs=epochs, verbose=0, callbacks=[*callbacks], **kwargs)
-
-
-def small_model(**kwargs):
-    layer = InitStateLSTM(2, name="rnn", **{"initial_state": "trainable", **kwargs})
-    return keras.Sequential([keras.Input((None, FEATURES)), layer], name="model")
-
-
-class Recorder(keras.callbacks.Callback):
-    """The values of the variables at each step, as they are."""
-
-    def __init__(self, *variables):
-        super().__init__()
-        self.variables, self.seen = variables, {}
-
-    def record(self, step):
-        self.seen[step] = [v.numpy().astype("float64") for v in self.variables]
-
-    def on_train_begin(self, logs=None):
-        self.record(0)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.record(epoch + 1)
-
-
-class TestLog:
-    @pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16"])
-    def test_every_owned_value_of_a_nested_model(self, dtype, tmp_path):
-        def layer(name, *entries):
-            return InitStateLSTM(
-                2,
-                name=name,
-                initial_state=[*entries],
-                return_sequences=True,
-                dtype=dtype,
-            )
-
-        sampled = Sampled([0.5, -2.0], [0.1, 0.2], trainable=True)
-        first, second = layer("first", "trainable", None), layer("second", None, 0.5)
-        third = layer("third", sampled, PerRow())
-        model = keras.Sequential(
-            [
-                keras.Input((None, FEATURES)),
-                keras.layers.Bidirectional(first, name="both"),
-                keras.Sequential([second, third], name="inner"),
-                keras.layers.LSTM(2),
-            ],
-            name="model",
-        )
-        (both, inner, _) = model.layers
-        fixed, drawn = inner.layers[0].c0, inner.layers[1].h0
-        variables = {
-            "model/both/forward_first/h0/value": both.forward_layer.h0.value,
-            "model/both/backward_first/h0/value": both.backward_layer.h0.value,
-            "model/inner/second/c0/value": fixed.value,
-            "model/inner/third/h0/mean": drawn.mean,
-            "model/inner/third/h0/stddev": drawn.stddev,
-        }
-        recorder = Recorder(*variables.values())
-        fit(model, LogInitialState(tmp_path), recorder, epochs=3)
-        found = events(tmp_path / "initial_state")
-        paths = {variable.path: name for name, variable in variables.items()}
-        assert {tag.rpartition("/")[0] for tag in found} == set(paths)
-        assert len(found) == 2 * len(variables)
-        moved = 0
-        for index, variable in enumerate(variables.values()):
-            norms = found[f"{variable.path}/norm"]
-            histograms = found[f"{variable.path}/histogram"]
-            assert list(norms) == list(histograms) == [0, 1, 2, 3]
-            for step, norm in norms.items():
-                value = recorder.seen[step][index]
-                np.testing.assert_allclose(norm, np.sqrt((value**2).sum()), rtol=1e-6)
-                left, right, counts = histograms[step].T
-                assert counts.sum() == len(value)
-                np.testing.assert_allclose(left[0], value.min(), rtol=1e-6)
-                np.testing.assert_allclose(right[-1], value.max(), rtol=1e-6)
-            moved += norms[3] != norms[0]
-        assert moved >= 2
-
-    def test_tags_are_the_paths_of_the_variables(self, tmp_path):
-        fit(small_model(), LogInitialState(str(tmp_path)))
-        assert sorted(events(tmp_path / "initial_state")) == [
-            f"model/rnn/{state}/value/{what}"
-            for state in ("c0", "h0")
-            for what in ("histogram", "norm")
-        ]
-
-    def test_a_resumed_run_goes_on_with_the_steps(self, tmp_path):
-        model = small_model()
-        fit(model, LogInitialState(tmp_path), initial_epoch=3, epochs=5)
-        found = events(tmp_path / "initial_state")
-        assert list(found["model/rnn/h0/value/norm"]) == [3, 4, 5]
-
-    def test_one_callback_for_two_runs(self, tmp_path):
-        model, callback = small_model(), LogInitialState(tmp_path)
-        fit(model, callback, epochs=1)
-        fit(model, callback, initial_epoch=2, epochs=3)
-        found = events(tmp_path / "initial_state")
-        assert list(found["model/rnn/h0/value/norm"]) == [0, 1, 2, 3]
-
-    @pytest.mark.parametrize("update_freq", ["epoch", 1000])
-    def test_beside_the_callback_of_keras(self, update_freq, tmp_path):
-        board = keras.callbacks.TensorBoard(tmp_path, update_freq=update_freq)
-        fit(small_model(), board, LogInitialState(tmp_path))
-        assert events(tmp_path / "train")
-        found = events(tmp_path / "initial_state")
-        assert {tuple(steps) for steps in found.values()} == {(0, 1, 2)}
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
-            "initial_state",
-            "train",
-        ]
-
-    def test_every_epoch_can_be_seen_at_once(self, tmp_path):
-        seen = []
-
-        class Look(keras.callbacks.Callback):
-            def on_epoch_end(self, epoch, logs=None):
-                found = events(tmp_path / "initial_state")
-                seen.append(list(found["model/rnn/h0/value/norm"]))
-
-        fit(small_model(), LogInitialState(tmp_path), Look(), epochs=3)
-        assert seen == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
-
-    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-    def test_the_file_is_closed_at_the_end(self, tmp_path):
-        callback = LogInitialState(tmp_path)
-        fit(small_model(), callback)
-        files = pathlib.Path("/proc/self/fd").iterdir()
-        opened = [os.path.realpath(file) for file in files]
-        assert not any(str(tmp_path) in path for path in opened)
-
-    def test_a_model_that_fit_builds_has_no_value_at_the_start(self, tmp_path):
-        layer = InitStateLSTM(2, initial_state=Fixed([3.0, 4.0]))
-        model = keras.Sequential([layer])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "LogInitialState")
-            fit(model, LogInitialState(tmp_path))
-        found = events(tmp_path / "initial_state")
-        assert found[f"{layer.h0.value.path}/norm"] == {1: 5, 2: 5}
-
-    def test_a_model_that_owns_nothing(self, tmp_path):
-        with pytest.warns(UserWarning, match="nothing to log"):
-            fit(small_model(initial_state=None), LogInitialState(tmp_path))
