@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from backends import tf
+from explicit_state import ExplicitState
 from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
 from keras_init_lstm.initial_states import InitialState
 
@@ -156,31 +157,9 @@ def owning(units, **kwargs):
     )
 
 
-class ByHand(layers.Layer):
-    """What people write today: an LSTM that is handed two tiled variables."""
-
-    def __init__(self, units, **kwargs):
-        super().__init__()
-        self.lstm = layers.LSTM(units, **_weights_of(units), **kwargs)
-        self.supports_masking = True
-
-    def build(self, shape):
-        self.lstm.build(shape)
-        shape = (self.lstm.units,)
-        h0, c0 = keras.initializers.Constant(0.25), keras.initializers.Constant(-0.5)
-        self.h0 = self.add_weight(shape=shape, initializer=h0, trainable=False)
-        self.c0 = self.add_weight(shape=shape, initializer=c0)
-
-    def call(self, x, mask=None, training=False):
-        batch = keras.ops.shape(x)[0]
-        states = [keras.ops.tile(v[None], (batch, 1)) for v in (self.h0, self.c0)]
-        return self.lstm(x, initial_state=states, mask=mask, training=training)
-
-    def compute_output_shape(self, shape):
-        return self.lstm.compute_output_shape(shape)
-
-    def compute_mask(self, x, mask=None):
-        return mask if self.lstm.return_sequences else None
+def by_hand(units, **kwargs):
+    h0, c0 = keras.initializers.Constant(0.25), keras.initializers.Constant(-0.5)
+    return ExplicitState(units, h0, c0, fixed=["h0"], **_weights_of(units), **kwargs)
 
 
 # Models around `rnn(units, **kwargs)`, whatever layer that makes.
