@@ -3,14 +3,29 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from backends import tf
 from keras_init_lstm import InitStateLSTM, fused
-from properties import assert_same, cases, flat, tiled_states
+from models import FEATURES, UNITS, normal
+from oracles import assert_same, gradients, lstm_of, scale_of, tiled_states
+from strategies import at_most, cases
 
-TIMESTEPS, FEATURES, UNITS = 10, 3, 4
+pytestmark = pytest.mark.tensorflow
+
+TIMESTEPS = 10  # With few, it is not taken.
+
+
+def batch(rows=4, timesteps=TIMESTEPS):
+    return normal(rows, timesteps, FEATURES)
+
+
+def of_weights_and_inputs(layer, x, states=None, order=1, **kwargs):
+    x = tf.cast(x, layer.compute_dtype)
+    watched = [x, *(w.value for w in layer.cell.weights)]
+    kwargs |= {} if states is None else {"initial_state": states}
+    return gradients(lambda: layer(x, **kwargs), watched, order)
 
 
 @pytest.fixture
@@ -27,30 +42,8 @@ def taken(monkeypatch):
     return calls
 
 
-def batch(rows=4, timesteps=TIMESTEPS, features=FEATURES):
-    rng = np.random.default_rng(rows + timesteps)
-    return rng.normal(size=(rows, timesteps, features)).astype("float32")
-
-
-def gradients(layer, x, states=None, order=1, **kwargs):
-    """The gradients of a loss, up to the given order, of the weights and the input."""
-    x = tf.cast(x, layer.compute_dtype)
-    watched = [x, *(w.value for w in layer.cell.weights)]
-    kwargs |= {} if states is None else {"initial_state": states}
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        outputs = layer(x, **kwargs)
-        loss = sum(tf.reduce_sum(o**3) for o in keras.tree.flatten(outputs))
-        found = []
-        for _ in range(order):
-            derivatives = tape.gradient(loss, watched)
-            found += derivatives
-            loss = sum(tf.reduce_sum(d**2) for d in derivatives)
-    return found
-
-
 class TestGradients:
-    @settings(max_examples=15)  # Each differentiates twice, through a plain loop.
+    @at_most(15)  # Each differentiates twice, through a plain loop.
     @given(
         cases(
             kinds=("zeros", "fixed", "trainable"),
@@ -64,10 +57,10 @@ class TestGradients:
         layer = case.layer()
         states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
         call = {"order": 2, "mask": case.mask, "training": training}
-        got = gradients(layer, case.inputs, **call)
-        want = gradients(case.reference(layer), case.inputs, states, **call)
-        scale = max(1.0, *(np.abs(g).max() for g in flat(want)))
-        assert_same(got, want, tolerance=1e-9 * scale)
+        got = of_weights_and_inputs(layer, case.inputs, **call)
+        reference = case.reference(layer)
+        want = of_weights_and_inputs(reference, case.inputs, states, **call)
+        assert_same(got, want, tolerance=1e-9 * scale_of(want))
 
 
 class TestBatches:
@@ -97,7 +90,7 @@ class TestBatches:
 
             @tf.function(input_signature=signature)
             def call(x, each=each):
-                return each(x), gradients(each, x, training=True)
+                return each(x), of_weights_and_inputs(each, x, training=True)
 
             got.append(call(x))
         assert_same(*got, tolerance=1e-4)
@@ -157,10 +150,7 @@ class TestWhenItRuns:
         got = call(batch())
         known = timesteps is not None
         assert bool(taken) == (use_fused is True or (training and known))
-        lstm = keras.layers.LSTM(UNITS)
-        lstm.build((None, None, FEATURES))
-        lstm.set_weights(layer.get_weights())
-        assert_same(got, lstm(batch()), tolerance=1e-6)
+        assert_same(got, lstm_of(layer)(batch()), tolerance=1e-6)
 
     def test_the_known_part_of_the_shape_is_kept(self):
         layer = InitStateLSTM(UNITS, return_sequences=True, use_fused=True)
@@ -189,7 +179,8 @@ class TestWhenItRuns:
         assert [shape[0] for shape in taken] == [*range(1, 9), 3]
 
     def test_for_batches_of_any_size_in_a_graph(self, taken):
-        model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), InitStateLSTM(4)])
+        layer = InitStateLSTM(UNITS)
+        model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 33, 100):
             model.predict(batch(rows), batch_size=rows, verbose=0)
         assert 1 <= len(taken) <= 2
@@ -265,5 +256,5 @@ class TestExports:
 
 def test_a_mask_of_integers_is_one_of_booleans():
     layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=True)
-    mask = np.arange(TIMESTEPS) < np.array([[3], [0], [10], [7]])
+    mask = np.arange(TIMESTEPS) < np.array([[3], [0], [TIMESTEPS], [7]])
     assert_same(layer(batch(), mask=mask.astype("int32")), layer(batch(), mask=mask))
