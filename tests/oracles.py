@@ -140,3 +140,62 @@ def gradients(call, watched, order=1):
             found += tape.gradient(loss, watched, unconnected_gradients="zero")
             loss = sum(tf.reduce_sum(d**2) for d in keras.tree.flatten(found))
     return found + tape.gradient(loss, watched, unconnected_gradients="zero")
+
+
+class HandedItsStates(keras.layers.Layer):
+    """A layer of Keras that is handed, at each call, states made of weights beside it.
+
+    Args:
+        rnn: The layer of Keras.
+        layer: A layer of this package that is built, whose states these are.
+        noise: For each state an array `(batch, units)`: what a `Sampled` one draws,
+            before its mean and standard deviation.
+    """
+
+    def __init__(self, rnn, layer, noise):
+        super().__init__()
+        self.rnn = rnn
+        self.supports_masking = True
+        self.state_size = layer.state_size
+        self.takes_context = layer.takes_context
+        self.owned = [
+            [self._copy(weight) for weight in entry.weights]
+            for entry in layer.initial_state
+        ]
+        self.makers = [
+            self._maker(entry, drawn)
+            for entry, drawn in zip(layer.initial_state, noise, strict=True)
+        ]
+
+    def _copy(self, weight):
+        copied = self.add_weight(
+            shape=weight.shape,
+            trainable=weight.trainable,
+            regularizer=weight.regularizer,
+            constraint=weight.constraint,
+        )
+        copied.assign(to_numpy(weight))
+        return copied
+
+    @staticmethod
+    def _maker(entry, noise):
+        """The function from weights and a context to a state, by the kind of entry."""
+        if entry.takes_context:
+            activation = entry.encoder.activation
+            return lambda context, kernel, bias=0.0: activation(
+                keras.ops.matmul(context, kernel) + bias
+            )
+        if hasattr(entry, "stddev"):
+            return lambda _, mean, stddev: mean + stddev * noise
+        return lambda _, value: keras.ops.broadcast_to(value, noise.shape)
+
+    def call(self, inputs, mask=None, context=None, training=False):
+        states = [
+            make(context, *weights)
+            for make, weights in zip(self.makers, self.owned, strict=True)
+        ]
+        states = keras.tree.pack_sequence_as(self.state_size, states)
+        return self.rnn(inputs, initial_state=states, mask=mask, training=training)
+
+    def compute_mask(self, inputs, mask=None):
+        return self.rnn.compute_mask(inputs, mask)

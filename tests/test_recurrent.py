@@ -14,6 +14,7 @@ from backends import compiled, tf
 from keras_init_lstm import InitStateLSTM
 from models import BATCH, FEATURES, STARTS, UNITS, X, normal
 from oracles import (
+    HandedItsStates,
     assert_same,
     flat,
     gradients,
@@ -114,6 +115,55 @@ class TestTheOneRule:
         got = keras.tree.flatten(layer.compute_mask(case.inputs, mask))
         want = keras.tree.flatten(case.reference(layer).compute_mask(case.inputs, mask))
         assert [id(m) for m in got] == [id(m) for m in want]
+
+
+def step_of_fit(case, layer, weights, **kwargs):
+    """What a step of `fit` takes from each weight: its gradient, with this optimizer.
+
+    But for a weight with a constraint, which holds after the step.
+    """
+    given = {"inputs": case.inputs, "context": case.context}
+    if case.mask is not None:
+        given["mask"] = case.mask
+    symbolic = {
+        name: keras.Input(batch_shape=array.shape, dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    outputs = dataclasses.replace(case, **symbolic).call(layer)
+    model = keras.Model(symbolic, outputs)
+    loss = keras.losses.MeanSquaredError("sum")
+    model.compile(keras.optimizers.SGD(1.0), loss, **kwargs)
+    before = flat(weights)
+    model.fit(given, np.zeros(outputs.shape), case.batch, verbose=0)
+    return [old - new for old, new in zip(before, flat(weights), strict=True)]
+
+
+class TestGradientsOfFit:
+    @for_each_layer(
+        ("trainable", "sampled", "conditional"),
+        dtypes=["float32"],
+        dropout=False,
+        return_state=False,
+    )
+    def test_are_those_of_keras_with_states_tiled_by_hand(self, case, data):
+        layer = case.layer(stateful=data.draw(st.booleans()))
+        noise_of = case.layer()
+        for entry, other in zip(
+            layer.initial_state, noise_of.initial_state, strict=True
+        ):
+            if hasattr(entry, "seed_generator"):
+                other.seed_generator.state.assign(entry.seed_generator.state)
+                other.mean.assign(np.zeros(other.mean.shape))
+                other.stddev.assign(np.ones(other.stddev.shape))
+        context = {"context": case.context} if layer.takes_context else {}
+        noise = noise_of.get_initial_state(case.batch, training=True, **context)
+        by_hand = HandedItsStates(case.reference(layer), layer, flat(noise))
+        owned = [weight for entry in layer.initial_state for weight in entry.weights]
+        mode = {"run_eagerly": data.draw(st.booleans())}
+        got = step_of_fit(case, layer, layer.cell.weights + owned, **mode)
+        weights = by_hand.rnn.weights + keras.tree.flatten(by_hand.owned)
+        want = step_of_fit(case, by_hand, weights, **mode)
+        assert_same(got, want, tolerance=10 * case.tolerance * scale_of(want))
 
 
 @pytest.mark.tensorflow
