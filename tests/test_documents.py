@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import keras_init_lstm
+from oracles import to_numpy
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +22,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MODULES = [m.name for m in pkgutil.iter_modules(keras_init_lstm.__path__)]
 
 
+@pytest.mark.tensorflow  # whose tensors they show
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     module = importlib.import_module(f"keras_init_lstm.{name}")
@@ -34,6 +36,7 @@ def test_every_public_name_has_an_example():
         assert ">>> " in getattr(keras_init_lstm, name).__doc__, name
 
 
+@pytest.mark.tensorflow  # for the logs and the `tf.function` in it
 def test_readme_against_the_wheel(tmp_path):
     assert len(BLOCKS) >= 10
     subprocess.run(
@@ -94,13 +97,14 @@ def test_every_capability_of_what_people_used_before(code):
     keras.utils.set_random_seed(1)
     scope = {"keras": keras, "np": np}
     exec(f"from keras_init_lstm import *\n{SETUP}", scope)
-    outputs = eval(code, scope).numpy()
+    outputs = to_numpy(eval(code, scope))
     assert outputs.shape[0] == 4
     # All rows are given the same sequence, so that only their start can differ.
     same = [(outputs[0] == row).all() for row in outputs[1:]]
     assert set(same) == {"context" not in code and "initial_state=[h" not in code}
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("backend", ["jax"])
 def test_another_backend_is_refused(backend):
     # With a stand-in for the other backend, whose packages need not be installed.
