@@ -21,17 +21,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 
 from arguments import picture_path, positive
-from contenders import LAYERS, TORCH, Mode, Shape, on_gpu, torch
-from experiments import measure, run_all
-from graphs import cudnn_ops
+from contenders import LAYERS, TORCH, Shape, on_gpu, torch
+from experiments import run_all
 from machine import cores, machine
 from memory import added_to_peak
 from picture import save_picture
 from plan import Plan
 from report import geometric_means, heading, tables, targets
-
-# What the speed notebook takes from here.
-__all__ = ["Mode", "Shape", "cudnn_ops", "machine", "main", "measure"]
 
 
 def parse_args(argv):
