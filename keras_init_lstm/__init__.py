@@ -1,14 +1,15 @@
 """Recurrent layers for Keras 3 that own their initial state."""
 
-import keras
-
-from keras_init_lstm.adoption import load_keras2_model, with_initial_state
-from keras_init_lstm.conditional import Conditional, InitStateBidirectional
-from keras_init_lstm.initial_states import Fixed, Sampled, Trainable
-from keras_init_lstm.inspection import LogInitialState, plot_initial_state
+from keras_init_lstm.adoption import with_initial_state
+from keras_init_lstm.bidirectional import InitStateBidirectional
+from keras_init_lstm.conditional import Conditional
+from keras_init_lstm.initial_states import Fixed, InitialState, Sampled, Trainable
+from keras_init_lstm.keras2 import load_keras2_model
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
+from keras_init_lstm.plots import plot_initial_state
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.streams import ResetStates, reset_states
+from keras_init_lstm.tensorboard import LogInitialState
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "InitStateLSTM",
     "InitStateRNN",
     "InitStateSimpleRNN",
+    "InitialState",
     "LogInitialState",
     "ResetStates",
     "Sampled",
@@ -29,9 +31,3 @@ __all__ = [
     "reset_states",
     "with_initial_state",
 ]
-
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "keras_init_lstm works with the TensorFlow backend of Keras 3. "
-        f"Received: the backend {keras.backend.backend()!r}"
-    )

@@ -97,7 +97,7 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         if inner[0].built:
             copied.forward_layer.build_from_config(inner[0].get_build_config())
         hand_over(inner[0], copied.forward_layer)
-        # Which the constructor overwrites.
+        # The constructor of `Bidirectional` sets it to another value.
         for ours, theirs in (
             (layer.forward_layer, copied.forward_layer),
             (layer.backward_layer, copied.backward_layer),
@@ -116,7 +116,7 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
             _compile_like(layer, copied)
     else:
         return None
-    # Past the setter, which writes into the layers inside.
+    # The setter of `trainable` would freeze or unfreeze the layers inside as well.
     copied._trainable = layer.trainable
     return copied
 
@@ -124,8 +124,8 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
 def _clone(model: keras.Model, copy_inner: Callable[[Any], Any]) -> keras.Model:
     compiled, model.compiled = model.compiled, False
     try:
-        # It would compile the clone by way of a configuration, which takes only
-        # losses and metrics that are registered with Keras.
+        # Of a compiled model Keras also compiles the clone, from a configuration that
+        # holds only losses and metrics which are registered with it.
         return keras.models.clone_model(model, clone_function=copy_inner)
     finally:
         model.compiled = compiled
@@ -135,18 +135,19 @@ def _compile_like(source: keras.Model, target: keras.Model) -> None:
     if type(source).compile is not keras.Model.compile:
         target.compile_from_config(source.get_compile_config())
         return
-    # Keras has no other record of the objects that a model was compiled with.
+    # The public `get_compile_config()` holds no functions, so this reads the objects
+    # that the model was compiled with.
     arguments = dict(source._compile_config.config)
     given = arguments["optimizer"]
     if given is not None:
         arguments["optimizer"] = _from_config(given)
     for key in ("metrics", "weighted_metrics"):
         arguments[key] = keras.tree.map_structure(
-            # Of a name or a function, each model makes a metric of its own.
+            # From a name or a function, each model makes a metric of its own.
             lambda m: _from_config(m) if isinstance(m, keras.metrics.Metric) else m,
             arguments[key],
         )
-    # The compiled one is then around the given one.
+    # To scale the loss, Keras puts an optimizer of its own around the given one.
     auto_scaled = source.optimizer is not given
     target.compile(**arguments, auto_scale_loss=auto_scaled)
 
@@ -159,8 +160,14 @@ def _from_config(original: Any) -> Any:
 def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration of a layer, with the functions that no configuration keeps."""
     config = layer.get_config()
+    if isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
+        # Keras leaves these two out.
+        left_out = {
+            "implementation": layer.cell.implementation,
+            "use_cudnn": layer.use_cudnn,
+        }
+        config = {**left_out, **config}
     if _is_ours_or_keras(type(layer)):
-        config |= forgotten(layer)
         for key in config:
             value = getattr(layer, key, None)
             named = value if isinstance(value, types.FunctionType) else type(value)
@@ -168,16 +175,6 @@ def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
             if callable(value) and not _is_ours_or_keras(named):
                 config[key] = value
     return config
-
-
-def forgotten(layer: keras.layers.Layer) -> dict[str, Any]:
-    """The arguments that Keras leaves out of the configuration of an LSTM or GRU."""
-    if not isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
-        return {}
-    return {
-        "implementation": layer.cell.implementation,
-        "use_cudnn": layer.use_cudnn,
-    }
 
 
 def _is_ours_or_keras(named: Any) -> bool:

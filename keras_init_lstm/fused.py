@@ -8,12 +8,15 @@ and of the input after it. What is left in the loop is compiled by XLA.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+# With fewer, the loop is too small a part of a step for its compilation to pay.
+_FEWEST_TIMESTEPS = 8
 # A wide batch is run in blocks of rows at the same time, since XLA uses one core
 # for the gates. From this number of units on it pays for the second call.
 _UNITS_FOR_BLOCKS = 128
@@ -31,6 +34,115 @@ def available() -> bool:
     except (tf.errors.OpError, ValueError):
         return False
     return True
+
+
+def inner_loop(
+    layer: keras.layers.LSTM,
+    sequences: tf.Tensor,
+    initial_state: Sequence[tf.Tensor],
+    mask: Any,
+    training: bool,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """Does what `keras.layers.LSTM.inner_loop` does, for the layers it is made for.
+
+    Args:
+        layer: An `InitStateLSTM`. Where its `use_fused` is not True, the loop runs
+            only where it is known to win.
+        sequences: A tensor `(batch, timesteps, features)`.
+        initial_state: h and c, each `(batch, units)`.
+        mask: A tensor `(batch, timesteps)`, a list of it, or `None`.
+        training: Python boolean.
+
+    Returns:
+        The last output, all outputs, and the list of the last h and c.
+
+    Raises:
+        NotImplementedError: If Keras's loop has to run, or is to be preferred.
+    """
+    _check_runs(layer, sequences, training)
+    if training and layer.dropout:
+        sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
+    if mask is not None:
+        mask = tf.cast(keras.tree.flatten(mask)[0], "bool")
+    if layer.go_backwards:
+        sequences = tf.reverse(sequences, [1])
+        mask = None if mask is None else tf.reverse(mask, [1])
+    outputs, h, c = lstm(
+        *_with_few_timesteps(sequences, mask),
+        initial_state[0],
+        initial_state[1],
+        tf.convert_to_tensor(layer.cell.kernel),
+        tf.convert_to_tensor(layer.cell.recurrent_kernel),
+        tf.convert_to_tensor(layer.cell.bias) if layer.use_bias else None,
+        training=bool(training),
+    )
+    # The last state is the last output. Where only that is wanted, the others are not
+    # used, and need not be put together.
+    wanted = outputs[:, : sequences.shape[1]] if layer.return_sequences else h[:, None]
+    if mask is not None:
+        # What Keras puts out where nothing was read: the output before, if any.
+        read = mask
+        if not layer.zero_output_for_mask:
+            read = tf.cumsum(tf.cast(mask, "int32"), axis=1) > 0
+        if not layer.return_sequences:
+            read = read[:, -1:]
+        wanted = tf.where(read[:, :, None], wanted, tf.zeros_like(wanted))
+    return wanted[:, -1], wanted, [h, c]
+
+
+def _check_runs(layer: keras.layers.LSTM, sequences: tf.Tensor, training: bool) -> None:
+    """Raises a `NotImplementedError` with the reason why the loop is not to run."""
+    refusals = {
+        "a GPU, or a TensorFlow without XLA": not available(),
+        "activations other than tanh and sigmoid": (
+            layer.activation is not keras.activations.tanh
+            or layer.recurrent_activation is not keras.activations.sigmoid
+        ),
+        "unroll=True": layer.unroll,
+        "recurrent_dropout": training and layer.recurrent_dropout,
+        "dropout with implementation=1": (
+            training and layer.dropout and layer.cell.implementation == 1
+        ),
+        f"inputs of dtype {sequences.dtype.name}": (
+            sequences.dtype != layer.compute_dtype
+        ),
+    }
+    if layer.use_fused is not True:
+        # An exporter traces like the user of a `tf.function`, and would find no LSTM
+        # in a compiled loop. Keras's `evaluate` and `predict` trace within a replica,
+        # whose context outside of one is of a subclass.
+        context = tf.distribute.get_replica_context()
+        in_keras = type(context) is tf.distribute.ReplicaContext
+        refusals |= {
+            "few or an unknown number of timesteps": (
+                (sequences.shape[1] or 0) < _FEWEST_TIMESTEPS
+            ),
+            "16-bit floating point": layer.compute_dtype not in ("float32", "float64"),
+            "what may be an export": (
+                tf.inside_function() and not (training or in_keras)
+            ),
+        }
+    for reason, applies in refusals.items():
+        if applies:
+            raise NotImplementedError(reason)
+
+
+def _with_few_timesteps(
+    sequences: tf.Tensor, mask: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Pads an eager batch, so that many different lengths need few compilations.
+
+    What is added is masked. In a graph the length stays: there each one is traced
+    anyway, and only once.
+    """
+    timesteps = sequences.shape[1]
+    missing = 0 if tf.inside_function() else rounded_up(timesteps) - timesteps
+    if missing:
+        if mask is None:
+            mask = tf.ones(sequences.shape[:2], "bool")
+        mask = tf.pad(mask, [[0, 0], [0, missing]])
+        sequences = tf.pad(sequences, [[0, 0], [0, missing], [0, 0]])
+    return sequences, mask
 
 
 def lstm(
@@ -100,7 +212,7 @@ def lstm(
         (parts[0] if blocks == 1 else tf.concat(parts, 0))[:batch_size]
         for parts in zip(*results, strict=True)
     )
-    # Which the compiled function does not tell.
+    # The compiled function forgets what is known of the shape.
     return tf.ensure_shape(hs, [*sequences.shape[:2], units]), h, c
 
 
@@ -132,7 +244,7 @@ def _block(
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        # Or a tape would look into the compiled function.
+        # A tape of the caller would otherwise differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
         forward = _compiled(_forward, *size, training=training)
         if training:
@@ -185,14 +297,14 @@ def _forward(
     )
     kernel, recurrent_kernel, bias = kernel * half, recurrent_kernel * half, bias * half
     z = tf.matmul(tf.reshape(x, [-1, features]), kernel)
-    z = _array(tf.reshape(z, [timesteps, rows, 4 * units]))
-    masks = None if mask is None else _array(mask)
+    z = _tensor_array(tf.reshape(z, [timesteps, rows, 4 * units]))
+    masks = None if mask is None else _tensor_array(mask)
     empty = tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
 
     def step(
         t: Any, h: Any, c: Any, z: Any, hs: Any, decays: Any = None, forgets: Any = None
     ) -> tuple:
-        # With the bias added before the loop, XLA holds the sums beside the products.
+        # Here, since before the loop XLA would keep the sums beside the products.
         gates = tf.tanh(z.read(t) + tf.matmul(h, recurrent_kernel) + bias)
         i, f, g, o = tf.split(gates, 4, axis=1)
         i, f, o = 0.5 * i + 0.5, 0.5 * f + 0.5, 0.5 * o + 0.5
@@ -212,7 +324,7 @@ def _forward(
                 decay = tf.where(keep, decay, tf.zeros_like(decay))
                 f = tf.where(keep, f, tf.ones_like(f))
         if training:
-            # In place of the inputs of this timestep, which were the last to be read.
+            # The array of inputs takes them up: those of this timestep were just read.
             z = z.write(t, factors)
             decays, forgets = decays.write(t, decay), forgets.write(t, f)
             return new_h, new_c, z, hs.write(t, new_h), decays, forgets
@@ -248,9 +360,9 @@ def _backward_loop(
     """The loop of the gradients: those of the gates at each step, and of h and c."""
     timesteps = dhs.shape[0] or tf.shape(dhs)[0]
     transposed = tf.transpose(recurrent_kernel)
-    factors, decays, forgets = map(_array, residuals)
-    gradients = _array(dhs)
-    masks = None if mask is None else _array(mask)
+    factors, decays, forgets = map(_tensor_array, residuals)
+    gradients = _tensor_array(dhs)
+    masks = None if mask is None else _tensor_array(mask)
 
     def step(k: Any, dh: Any, dc: Any, dz: Any) -> tuple:
         t = timesteps - 1 - k
@@ -282,11 +394,11 @@ def _backward(
     loop = _compiled(_backward_loop, features, units)
     dz, dh, dc = loop(mask, recurrent_kernel, residuals, *upstream)
     dz = tf.reshape(dz, [-1, 4 * units])
-    # Outside of XLA, whose products are slower where the left factor is transposed.
+    # Not compiled: XLA's products are slower where the left factor is transposed.
     before = tf.reshape(tf.concat([h[None], hs[:-1]], 0), [-1, units])
     dkernel = tf.matmul(tf.reshape(x, [-1, features]), dz, transpose_a=True)
     drecurrent_kernel = tf.matmul(before, dz, transpose_a=True)
-    # Twice as fast as `reduce_sum`.
+    # As a product, this sum over the rows is twice as fast as `reduce_sum`.
     dbias = tf.matmul(tf.ones([1, tf.shape(dz)[0]], dz.dtype), dz)[0]
     dx = tf.reshape(tf.matmul(dz, kernel, transpose_b=True), tf.shape(x))
     return [dx, dh, dc, dkernel, drecurrent_kernel, dbias]
@@ -308,7 +420,7 @@ def _second(
     )
 
 
-def _array(tensor: tf.Tensor) -> tf.TensorArray:
+def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:
     array = tf.TensorArray(
         tensor.dtype,
         tensor.shape[0] or tf.shape(tensor)[0],

@@ -1,23 +1,51 @@
 """What a state starts from: one small Keras layer for each kind of initial state.
 
 A kind owns variables of shape `(units,)` and makes from them one row for each
-sequence of a batch. A new kind is a new subclass of `InitialState`; nothing else
-changes.
+sequence of a batch. A new kind is a new subclass of `InitialState` in a file of its
+own: the rest of the package asks only for what that class declares.
 """
+
+from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
-from numpy.typing import ArrayLike
 
-# What a variable starts from: an array `()` or `(units,)`, or a Keras initializer.
-Start: TypeAlias = "np.ndarray | Callable"
+from keras_init_lstm.validation import (
+    described,
+    finite_array,
+    is_legacy,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+
+class SupportsArray(Protocol):
+    """An array, or a tensor or variable of any backend."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class LayerArguments(TypedDict, total=False):
+    """The arguments that every layer of Keras takes."""
+
+    name: str | None
+    dtype: Any
+    trainable: bool
+
+
+# One number for all units, or one for each.
+Numbers: TypeAlias = float | list[float] | tuple[float, ...] | SupportsArray
+# As Keras takes it: an instance, its name or its configuration.
+Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
+Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 
 _PACKAGE = "keras_init_lstm"
 
@@ -40,20 +68,32 @@ _STANDARD_DRAWS = {
 
 
 class InitialState(keras.layers.Layer):
-    """Base class of the kinds of initial state.
+    """Base class of the kinds of initial state, for kinds of one's own.
 
-    The recurrent layer that owns the object names it (`h0`, `c0`), gives it its
-    own dtype policy and builds it. A subclass implements `call()`; `build()` if it
-    has variables; `get_config()` if its constructor takes arguments, and `check()`
-    if they can be wrong for a number of units.
+    The recurrent layer that is given the object makes a copy of it for each of its
+    states, names that (`h0`, `c0`), gives it its own dtype policy and builds it. A
+    subclass implements `call()`; `build()` if it has variables; `get_config()` if its
+    constructor takes arguments, and `check()` if they can be wrong for a number of
+    units. With `takes_context = True` it is computed from the context that the layer
+    is called with.
 
     Args:
-        **kwargs: Base layer arguments, such as `name`, `dtype` and `trainable`.
+        **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
+
+    Attributes:
+        units: The size of the state, once it is built.
+        value: The variable `(units,)` that rows start from at inference, if the kind
+            owns one, once it is built: what `assign_initial_state()` overwrites and
+            `plot_initial_state()` draws. `build()` sets it.
+        stddev: The variable `(units,)` that tells by how much rows differ in training,
+            if the kind owns one.
+        takes_context: Whether `build()` takes a `context_shape` and `call()` a
+            `context`, what the recurrent layer was called with. `build()` then waits
+            for the first call that has one.
 
     Example:
-    >>> from keras_init_lstm.initial_states import InitialState
     >>> @keras.saving.register_keras_serializable()
-    ... class PerRow(InitialState):
+    ... class PerRow(keras_init_lstm.InitialState):
     ...     '''Row `i` of the batch starts from the number `i`.'''
     ...
     ...     def call(self, batch_size, training=False):
@@ -61,30 +101,29 @@ class InitialState(keras.layers.Layer):
     ...         return keras.ops.tile(rows[:, None], (1, self.units))
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=[PerRow(), None])
     >>> h, c = layer.get_initial_state(batch_size=2)
-    >>> h.numpy().tolist()
+    >>> keras.ops.convert_to_numpy(h).tolist()
     [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
     """
 
-    # The variable `(units,)` that `assign_initial_state()` overwrites, if any.
-    assignable: keras.Variable | None = None
+    takes_context: bool = False
+    units: int
+    value: keras.Variable
+    stddev: keras.Variable
 
-    # Whether `call()` takes the `context` that the layer was called with.
-    takes_context = False
+    if not TYPE_CHECKING:  # Or a type checker would take any misspelt attribute.
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "InitialState":
-        initial_state = super().__new__(cls, *args, **kwargs)
-        object.__setattr__(initial_state, "_arguments", (args, kwargs))
-        return initial_state
+        def __getattr__(self, name: str) -> Any:
+            if name in InitialState.__annotations__ | type(self).__annotations__:
+                raise AttributeError(self._missing(name))
+            return getattr(super(), "__getattr__", super().__getattribute__)(name)
 
-    def copy(self, **kwargs: Any) -> "InitialState":
-        """Returns an unbuilt object of the same arguments, but for `kwargs`.
-
-        Unlike a way through `get_config()`, it takes any callable as an initializer.
-        """
-        args, given = self._arguments
-        copied = type(self)(*args, **{**given, **kwargs})
-        copied.trainable = self.trainable
-        return copied
+    def _missing(self, name: str) -> str:
+        if self.built:
+            return f"{type(self).__name__} {self.name!r} owns no `{name}`"
+        return (
+            f"{type(self).__name__} {self.name!r} has no `{name}` before it is built: "
+            "call the layer that owns it, or its `get_initial_state(batch_size)`"
+        )
 
     def check(self, units: int) -> None:
         """Raises a `ValueError` if the constructor's arguments do not fit `units`."""
@@ -94,9 +133,9 @@ class InitialState(keras.layers.Layer):
         (self.units,) = state_shape
 
     def get_build_config(self) -> None:
-        return None  # The owner builds it.
+        return None  # It is the layer that owns it which builds it.
 
-    def call(self, batch_size: Any, training: bool = False) -> tf.Tensor:
+    def call(self, batch_size: Any, training: bool = False) -> Any:
         """Returns the state that a batch starts from.
 
         Args:
@@ -108,11 +147,45 @@ class InitialState(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def preview(self, batch_size: int) -> Any:
+        """Returns what a stream that has not begun yet shows as its state.
+
+        It is looked at without a context, and must not draw: the same as `call()` at
+        inference where a `value` is owned.
+
+        Args:
+            batch_size: Python integer.
+
+        Returns:
+            A tensor `(batch_size, units)`.
+        """
+        value = getattr(self, "value", None)
+        return self.call(batch_size) if value is None else tile(value, batch_size)
+
+    def copy(self, **kwargs: Any) -> Self:
+        """Returns an unbuilt object of the same arguments, but for `kwargs`."""
+        base = keras.layers.Layer.get_config(self)
+        # The arguments themselves, of which a configuration can't hold every one.
+        return type(self).from_config({**base, **self._arguments(), **kwargs})
+
+    def hand_over_to(self, other: Self) -> None:
+        """Gives `other`, made from the configuration of this one, what that lacks."""
+
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor, not serialized."""
+        base = keras.layers.Layer.get_config(self)
+        return {k: v for k, v in self.get_config().items() if k not in base}
+
+    def __repr__(self) -> str:
+        given = {k: v for k, v in self._arguments().items() if v is not None}
+        shown = ", ".join(f"{name}={_brief(value)}" for name, value in given.items())
+        return f"{type(self).__name__}({shown})"
+
 
 class _OwnedValue(InitialState):
     """What `Fixed` and `Trainable` share: every row starts from `value (units,)`."""
 
-    def call(self, batch_size: Any, training: bool = False) -> tf.Tensor:
+    def call(self, batch_size: Any, training: bool = False) -> Any:
         return tile(self.value, batch_size)
 
 
@@ -126,7 +199,7 @@ class Fixed(_OwnedValue):
     Args:
         value: Number, array of shape `(units,)`, or Keras initializer (an
             instance or its name). Defaults to `"zeros"`.
-        **kwargs: Base layer arguments, such as `name` and `dtype`.
+        **kwargs: Base layer arguments: `name` and `dtype`.
 
     Raises:
         ValueError: If `value` is neither of these, or is not finite.
@@ -135,25 +208,28 @@ class Fixed(_OwnedValue):
     >>> start = keras_init_lstm.Fixed([0.5, 1.0])
     >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=[start, None])
     >>> h, c = layer.get_initial_state(batch_size=3)
-    >>> h.numpy().tolist()
+    >>> keras.ops.convert_to_numpy(h).tolist()
     [[0.5, 1.0], [0.5, 1.0], [0.5, 1.0]]
     """
 
-    def __init__(self, value: Any = "zeros", **kwargs: Any) -> None:
+    def __init__(
+        self, value: Numbers | Initializer = "zeros", **kwargs: Unpack[LayerArguments]
+    ) -> None:
         super().__init__(**kwargs)
-        self._start = _array_or_initializer(value, "value")
+        self._given = _numbers_or_initializer(value, "value")
 
     def check(self, units: int) -> None:
-        _check_array(self, "value", self._start, units)
+        _check_numbers(self, "value", self._given, units)
 
     def build(self, state_shape: tuple[int]) -> None:
         super().build(state_shape)
-        self.value = self.assignable = _add_variable(
-            self, "value", self._start, trainable=False
-        )
+        self.value = _add_variable(self, "value", self._given, trainable=False)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"value": self._given}
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "value": _serialize(self._start)}
+        return {**super().get_config(), "value": _serialize(self._given)}
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
@@ -170,7 +246,7 @@ class Trainable(_OwnedValue):
             of shape `(units,)` that learning starts from. Defaults to `"zeros"`.
         regularizer: Keras regularizer of the value. Defaults to `None`.
         constraint: Keras constraint of the value. Defaults to `None`.
-        **kwargs: Base layer arguments, such as `name`, `dtype` and `trainable`.
+        **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:
         ValueError: If `initializer` is neither of these, or is not finite.
@@ -185,33 +261,40 @@ class Trainable(_OwnedValue):
 
     def __init__(
         self,
-        initializer: Any = "zeros",
+        initializer: Numbers | Initializer = "zeros",
         regularizer: Any = None,
         constraint: Any = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self._start = _array_or_initializer(initializer, "initializer")
+        self._given = _numbers_or_initializer(initializer, "initializer")
         self.regularizer = keras.regularizers.get(regularizer)
         self.constraint = keras.constraints.get(constraint)
 
     def check(self, units: int) -> None:
-        _check_array(self, "initializer", self._start, units)
+        _check_numbers(self, "initializer", self._given, units)
 
     def build(self, state_shape: tuple[int]) -> None:
         super().build(state_shape)
-        self.value = self.assignable = _add_variable(
+        self.value = _add_variable(
             self,
             "value",
-            self._start,
+            self._given,
             regularizer=self.regularizer,
             constraint=self.constraint,
         )
 
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "initializer": self._given,
+            "regularizer": self.regularizer,
+            "constraint": self.constraint,
+        }
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "initializer": _serialize(self._start),
+            "initializer": _serialize(self._given),
             "regularizer": keras.regularizers.serialize(self.regularizer),
             "constraint": keras.constraints.serialize(self.constraint),
         }
@@ -221,7 +304,7 @@ class Trainable(_OwnedValue):
 class Sampled(InitialState):
     """An initial state drawn at random: for each row, at each call, its own draw.
 
-    Owns `mean` and `stddev`, each of shape `(units,)`. With `trainable=True` both
+    Owns `mean` and `stddev`, each of shape `(units,)`. With `learned=True` both
     are learned by the reparameterisation `mean + stddev * noise` of [Kingma and
     Welling, 2014](https://arxiv.org/abs/1312.6114). Noisy initial states as a
     regulariser are treated in [Zimmermann, Tietz and Grothmann,
@@ -230,11 +313,12 @@ class Sampled(InitialState):
     Args:
         mean: Number or array of shape `(units,)`. Defaults to `0.0`.
         stddev: Non-negative number or array of shape `(units,)`, the standard
-            deviation. Defaults to `1.0`.
+            deviation. Defaults to `0.1`: the hidden state of an LSTM lies between -1
+            and 1.
         distribution: One of `"normal"`, `"truncated_normal"` (a normal
             distribution cut at two of its standard deviations and widened so that
             `stddev` is that of the draws) and `"uniform"`. Defaults to `"normal"`.
-        trainable: Boolean, whether `mean` and `stddev` are learned; `stddev` is
+        learned: Boolean, whether `mean` and `stddev` are learned; `stddev` is
             then kept non-negative by a constraint. Defaults to `False`.
         at_inference: What a row starts from when the layer is not training:
             `"mean"`, or `"sample"` for a draw. Defaults to `"mean"`.
@@ -242,12 +326,12 @@ class Sampled(InitialState):
             layer draw independently of each other also when they share a seed; two
             layers with the same seed draw the same, as with `Dropout`, and so do the
             two directions of a `Bidirectional`. Defaults to `None`.
-        **kwargs: Base layer arguments, such as `name` and `dtype`.
+        **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:
         ValueError: If `mean` or `stddev` is not a number or an array, or is not
-            finite, if `stddev` is negative, or if `distribution`, `at_inference`
-            or `seed` is not one of the values above.
+            finite, if `stddev` is negative, or if `distribution`, `learned`,
+            `at_inference` or `seed` is not one of the values above.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(
@@ -259,15 +343,17 @@ class Sampled(InitialState):
     (0.5, 0.20000000298023224)
     """
 
+    mean: keras.Variable
+
     def __init__(
         self,
-        mean: ArrayLike = 0.0,
-        stddev: ArrayLike = 1.0,
-        distribution: str = "normal",
-        trainable: bool = False,
-        at_inference: str = "mean",
+        mean: Numbers = 0.0,
+        stddev: Numbers = 0.1,
+        distribution: Distribution = "normal",
+        learned: bool = False,
+        at_inference: Literal["mean", "sample"] = "mean",
         seed: int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
         self._mean = finite_array(mean, "mean")
@@ -275,28 +361,28 @@ class Sampled(InitialState):
         if (self._stddev < 0).any():
             raise ValueError(
                 "Argument `stddev` must not be negative. "
-                f"Received: stddev={_show(stddev)}"
+                f"Received: stddev={described(stddev)}"
             )
-        _check_choice("distribution", distribution, _STANDARD_DRAWS)
-        _check_choice("at_inference", at_inference, ("mean", "sample"))
+        one_of(distribution, "distribution", _STANDARD_DRAWS)
+        one_of(learned, "learned", (True, False))
+        one_of(at_inference, "at_inference", ("mean", "sample"))
         if not (seed is None or isinstance(seed, int)):
             raise ValueError(
-                f"Argument `seed` must be an integer or None. Received: seed={seed}"
+                "Argument `seed` must be an integer or None. "
+                f"Received: seed={described(seed)}"
             )
         self.distribution = distribution
-        # Not `self.trainable`: that one may be switched off and on again for a
-        # whole model, which must not make a given distribution a learned one.
-        self.learned = bool(trainable)
+        self.learned = learned
         self.at_inference = at_inference
         self.seed = seed
 
     def check(self, units: int) -> None:
-        _check_array(self, "mean", self._mean, units)
-        _check_array(self, "stddev", self._stddev, units)
+        _check_numbers(self, "mean", self._mean, units)
+        _check_numbers(self, "stddev", self._stddev, units)
 
     def build(self, state_shape: tuple[int]) -> None:
         super().build(state_shape)
-        self.mean = self.assignable = _add_variable(
+        self.mean = self.value = _add_variable(
             self, "mean", self._mean, trainable=self.learned
         )
         self.stddev = _add_variable(
@@ -312,7 +398,7 @@ class Sampled(InitialState):
             seed = random.Random(f"{seed} {self.name}").getrandbits(31)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, batch_size: Any, training: bool = False) -> tf.Tensor:
+    def call(self, batch_size: Any, training: bool = False) -> Any:
         if not (training or self.at_inference == "sample"):
             return tile(self.mean, batch_size)
         noise = _STANDARD_DRAWS[self.distribution](
@@ -336,25 +422,32 @@ class Sampled(InitialState):
         if seed_generator_state is not None:
             self.seed_generator.state.assign(seed_generator_state)
 
-    def get_config(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         return {
-            **super().get_config(),
-            "mean": _serialize(self._mean),
-            "stddev": _serialize(self._stddev),
+            "mean": self._mean,
+            "stddev": self._stddev,
             "distribution": self.distribution,
-            "trainable": self.learned,
-            "frozen": not self.trainable,
+            "learned": self.learned,
             "at_inference": self.at_inference,
             "seed": self.seed,
         }
 
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            **self._arguments(),
+            "mean": _serialize(self._mean),
+            "stddev": _serialize(self._stddev),
+        }
+
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Sampled":
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
-        frozen = config.pop("frozen", False)
-        initial_state = cls(**config)
-        initial_state.trainable = not frozen
-        return initial_state
+        if "frozen" in config:
+            # Written before `learned` had a name of its own, and was `trainable`.
+            config["learned"] = config["trainable"]
+            config["trainable"] = not config.pop("frozen")
+        return super().from_config(config)
 
 
 _NAMES = {"fixed": Fixed, "sampled": Sampled, "trainable": Trainable}
@@ -369,7 +462,7 @@ def get(entry: Any) -> InitialState | None:
             serialized form of one.
 
     Returns:
-        An `InitialState`, or `None` for a state that starts from zeros.
+        An `InitialState`, or `None` for the start that the cell has of its own.
 
     Raises:
         ValueError: If `entry` is none of these.
@@ -382,6 +475,12 @@ def get(entry: Any) -> InitialState | None:
         return entry
     if isinstance(entry, str) and entry == "zeros":
         return None
+    hint = ""
+    if isinstance(entry, (str, keras.initializers.Initializer)):
+        hint = (
+            " To start from a Keras initializer, pass `Trainable(initializer)`, which "
+            "is learned, or `Fixed(initializer)`, which is not."
+        )
     try:
         return Fixed(finite_array(entry, "initial_state"))
     except ValueError as error:
@@ -389,61 +488,16 @@ def get(entry: Any) -> InitialState | None:
             "An entry of `initial_state` must be None, 'zeros', a finite number, a "
             f"finite array of shape `(units,)`, one of {sorted(_NAMES)}, or an object "
             "such as `Fixed(value)`, `Sampled(mean, stddev)` or "
-            "`Trainable(initializer)`. "
-            f"Received: {_show(entry)}"
+            f"`Trainable(initializer)`.{hint} Received: {described(entry)}"
         ) from error
 
 
-def tile(value: keras.Variable, batch_size: Any) -> tf.Tensor:
+def tile(value: keras.Variable, batch_size: Any) -> Any:
     """Repeats `value (units,)` for each row: `(batch_size, units)`."""
     return ops.broadcast_to(value, (batch_size, *value.shape))
 
 
-def finite_array(value: Any, argument: str, dtype: str = "float64") -> np.ndarray:
-    """Returns `value` as a new float64 array that is finite in `dtype`.
-
-    float64 holds every value of the narrower float types, so no bit is lost.
-
-    Raises:
-        ValueError: If `value` is not made of real numbers, or is not finite.
-    """
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind in "bcmMSUO":
-            raise TypeError("not real numbers")
-        array = array.astype("float64")
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"Argument `{argument}` must be a number or an array of numbers. "
-            f"Received: {argument}={_show(value)}"
-        ) from error
-    if not (np.abs(array) <= tf.as_dtype(dtype).max).all():
-        raise ValueError(
-            f"Argument `{argument}` must be finite in dtype {dtype}. "
-            f"Received: {argument}={_show(value)}"
-        )
-    return array
-
-
-def is_legacy(value: Any) -> bool:
-    """Whether `value` is an object of `tf_keras`, the legacy Keras 2 package."""
-    return any(c.__module__.split(".")[0] == "tf_keras" for c in type(value).__mro__)
-
-
-def received(value: Any) -> str:
-    """What came, as it stands in a message: named if it is of `tf_keras`."""
-    return f"{value} of the legacy package tf_keras" if is_legacy(value) else f"{value}"
-
-
-def _show(value: Any) -> str:
-    if tf.is_symbolic_tensor(value):
-        return f"{value} (a symbolic tensor; only values known now can be checked)"
-    if is_legacy(value):
-        return f"{value} (a legacy tf_keras object; this package works with Keras 3)"
-    return f"{value!r} (of type {type(value).__name__})"
-
-
-def _array_or_initializer(value: Any, argument: str) -> Start:
+def _numbers_or_initializer(value: Any, argument: str) -> np.ndarray | Callable:
     if not (isinstance(value, (str, dict)) or callable(value)):
         return finite_array(value, argument)
     try:
@@ -453,66 +507,54 @@ def _array_or_initializer(value: Any, argument: str) -> Start:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Argument `{argument}` must be a number, an array of shape `(units,)` or "
-            f"a Keras initializer. Received: {argument}={_show(value)}"
+            f"a Keras initializer. Received: {argument}={described(value)}"
         ) from error
 
 
-def _serialize(start: Start) -> Any:
-    if isinstance(start, np.ndarray):
-        return start.tolist()
-    return keras.initializers.serialize(start)
+def _check_numbers(
+    kind: InitialState, argument: str, value: np.ndarray | Callable, units: int
+) -> None:
+    if not isinstance(value, np.ndarray):
+        return
+    if value.shape not in ((), (units,)):
+        raise ValueError(
+            f"Argument `{argument}` of {type(kind).__name__} must be a number or an "
+            f"array of shape `(units,)` = ({units},). "
+            f"Received: an array of shape {value.shape}"
+        )
+    finite_array(value, argument, kind.compute_dtype)
 
 
 def _add_variable(
-    layer: InitialState, name: str, start: Start, **kwargs: Any
+    kind: InitialState, name: str, start: np.ndarray | Callable, **kwargs: Any
 ) -> keras.Variable:
+    initializer = start
     if isinstance(start, np.ndarray):
 
-        def initializer(shape: tuple[int], dtype: Any = None) -> tf.Tensor:
+        def initializer(shape: tuple[int], dtype: Any = None) -> Any:
             return ops.convert_to_tensor(np.broadcast_to(start, shape), dtype)
 
-    else:
-        initializer = start
     # Without autocast: tiled in its own dtype, and cast after, the gradients of
     # the rows are added up in the variable's precision under mixed policies too.
-    return layer.add_weight(
+    return kind.add_weight(
         name=name,
-        shape=(layer.units,),
+        shape=(kind.units,),
         initializer=initializer,
         autocast=False,
         **kwargs,
     )
 
 
-def _check_array(layer: InitialState, argument: str, start: Start, units: int) -> None:
-    if not isinstance(start, np.ndarray):
-        return
-    if start.shape not in ((), (units,)):
-        raise ValueError(
-            f"Argument `{argument}` of {type(layer).__name__} must be a number or an "
-            f"array of shape `(units,)` = ({units},). "
-            f"Received: an array of shape {start.shape}"
-        )
-    finite_array(start, argument, layer.compute_dtype)
+def _serialize(value: np.ndarray | Callable) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return keras.initializers.serialize(value)
 
 
-def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in tuple(choices):
-        raise ValueError(
-            f"Argument `{argument}` must be one of {sorted(choices)}. "
-            f"Received: {argument}={_show(value)}"
-        )
-
-
-def fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
-    """Whether two shapes, `None` for what is unknown, can be the same."""
-    return len(shape) == len(expected) and all(
-        a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
-    )
-
-
-def shape_text(shape: tuple[int | None, ...]) -> str:
-    """A shape as it is written in messages, with `batch` for what is unknown."""
-    return str(tuple("batch" if size is None else size for size in shape)).replace(
-        "'batch'", "batch"
-    )
+def _brief(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        short = value.size <= 8
+        return str(value.tolist()) if short else f"<array of shape {value.shape}>"
+    if isinstance(value, (str, int, float, list, dict, keras.layers.Layer)):
+        return repr(value)
+    return getattr(value, "__name__", type(value).__name__)

@@ -1,21 +1,67 @@
 """The layers: `LSTM`, `GRU` and `SimpleRNN` that own their initial state."""
 
-from typing import Any
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import keras
-import tensorflow as tf
 
-from keras_init_lstm import fused
-from keras_init_lstm.recurrent import InitStateRNN
+from keras_init_lstm.backend import backend
+from keras_init_lstm.initial_states import Initializer, InitialState, LayerArguments
+from keras_init_lstm.recurrent import InitialStates, InitStateRNN
+from keras_init_lstm.validation import one_of
 
-# With fewer, the loop is too small a part of a step for its compilation to pay.
-_FEWEST_TIMESTEPS = 8
-# Each is compiled anew, in some tenths of a second.
-_MOST_SHAPES = 8
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+Activation: TypeAlias = str | Callable[..., Any] | None
+Regularizer: TypeAlias = str | Callable[..., Any] | None
+Constraint: TypeAlias = str | Callable[..., Any] | None
+
+_in_own_loop = contextvars.ContextVar("_in_own_loop", default=False)
+
+
+class CellLayerArguments(LayerArguments, total=False):
+    """What these layers take too: of their cell, and as every recurrent layer."""
+
+    implementation: Literal[1, 2]
+    zero_output_for_mask: bool
+
+
+class _MayUseCudnn(InitStateRNN):
+    """What `InitStateLSTM` and `InitStateGRU` share: cuDNN may run their loop."""
+
+    # On JAX and PyTorch, Keras's `Bidirectional` runs two layers with `use_cudnn` in
+    # one cuDNN call, and from zeros. To it, a layer that owns a state has none.
+    @property
+    def use_cudnn(self) -> bool | Literal["auto"]:
+        if not backend.fuses_directions or _in_own_loop.get():
+            return self._use_cudnn
+        return False if any(self.initial_state) else self._use_cudnn
+
+    @use_cudnn.setter
+    def use_cudnn(self, value: bool | Literal["auto"]) -> None:
+        self._use_cudnn = value
+
+    def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
+        token = _in_own_loop.set(True)
+        try:
+            return super().inner_loop(*args, **kwargs)
+        finally:
+            _in_own_loop.reset(token)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "implementation": self.cell.implementation,
+            "use_cudnn": self._use_cudnn,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
+class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
     """Long short-term memory layer that owns its initial state.
 
     It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
@@ -28,7 +74,8 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
 
     Args:
         units: Positive integer, dimensionality of the output space.
-        *args: The other arguments of `keras.layers.LSTM`, in its order.
+        activation: This and all that follow up to `use_cudnn` as in
+            `keras.layers.LSTM`.
         initial_state: What each sequence starts from. One entry, used for both
             states (each then owns its own variables), or a list of two, for h and
             c. An entry is one of:
@@ -41,10 +88,12 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
 
             Defaults to `None`.
         use_fused: Whether to run the fused loop of `keras_init_lstm.fused`, which
-            gives the same results and gradients, on the CPU, faster. `"auto"` takes
-            it where it can and is known to win; `False` never; `True` always, with
-            an error where it cannot. See "Fused loop" below. Defaults to `"auto"`.
-        **kwargs: The keyword arguments of `keras.layers.LSTM`.
+            gives the same results and gradients on the CPU with TensorFlow, faster.
+            `"auto"` takes it where it can and is known to win; `False` never; `True`
+            always, with an error where it cannot. See "Fused loop" below. Defaults to
+            `"auto"`.
+        **kwargs: Base layer arguments, such as `name` and `dtype`, and
+            `implementation` and `zero_output_for_mask`.
 
     Call arguments:
         sequences: A tensor `(batch, timesteps, features)`.
@@ -83,16 +132,16 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         the model.
 
     Fused loop:
-        It is for tanh and sigmoid as activations, without `unroll`, and in training
-        without `recurrent_dropout` (nor `dropout` with `implementation=1`), on the
-        CPU. Otherwise, and where a GPU is present, Keras's own loop runs. `"auto"`
-        also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a number
-        of timesteps that is unknown in a graph; what comes after the first eight
-        different numbers of timesteps, or shapes of eager batches, since each is
-        compiled anew (batch sizes are rounded up to few);
-        and inference in a `tf.function` of one's own, which may be an export. So
-        `fit`, `evaluate`, `predict` and eager calls take the fused loop, while a
-        SavedModel, TFLite or ONNX file holds a plain LSTM.
+        It is for the backend TensorFlow on the CPU, for tanh and sigmoid as
+        activations, without `unroll`, and in training without `recurrent_dropout`
+        (nor `dropout` with `implementation=1`). Otherwise, and where a GPU is
+        present, Keras's own loop runs. `"auto"` also leaves to Keras: 16-bit floating
+        point; fewer than 8 timesteps; a number of timesteps that is unknown in a
+        graph; and inference in a `tf.function` of one's own, which may be an export.
+        So `fit`, `evaluate`, `predict` and eager calls take the fused loop, while a
+        SavedModel, TFLite or ONNX file holds a plain LSTM. Each number of timesteps
+        is compiled once in a graph; batch sizes, and in eager calls the timesteps
+        too, are rounded up to few, so that little is compiled.
 
     References:
         [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)
@@ -100,146 +149,115 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
-    >>> layer(np.zeros((32, 10, 8))).shape
-    TensorShape([32, 4])
+    >>> tuple(layer(np.zeros((32, 10, 8))).shape)
+    (32, 4)
     >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables[-2:]]
     ['h0/value', 'c0/value']
     """
 
+    keras_layer = keras.layers.LSTM
+    _to_the_last_bit: ClassVar[dict[str, Any]] = {"use_fused": False}
+    h0: InitialState
+    c0: InitialState
+
     def __init__(
-        self, units: int, *args: Any, use_fused: bool | str = "auto", **kwargs: Any
+        self,
+        units: int,
+        activation: Activation = "tanh",
+        recurrent_activation: Activation = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        recurrent_initializer: Initializer = "orthogonal",
+        bias_initializer: Initializer = "zeros",
+        unit_forget_bias: bool = True,
+        kernel_regularizer: Regularizer = None,
+        recurrent_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        recurrent_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        use_cudnn: bool | Literal["auto"] = "auto",
+        *,
+        initial_state: InitialStates = None,
+        use_fused: bool | Literal["auto"] = "auto",
+        **kwargs: Unpack[CellLayerArguments],
     ) -> None:
-        super().__init__(units, *args, **kwargs)
-        if not (use_fused == "auto" or isinstance(use_fused, bool)):
-            raise ValueError(
-                "Argument `use_fused` must be 'auto', True or False. "
-                f"Received: use_fused={use_fused}"
-            )
+        one_of(use_fused, "use_fused", ("auto", True, False))
+        keras.layers.LSTM.__init__(
+            self,
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            unit_forget_bias=unit_forget_bias,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            seed=seed,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            go_backwards=go_backwards,
+            stateful=stateful,
+            unroll=unroll,
+            use_cudnn=use_cudnn,
+            **kwargs,
+        )
+        self._own(initial_state)
         self.use_fused = use_fused
-        self._fused_shapes: set[tuple[int | None, int]] = set()
 
     @classmethod
     def from_lstm(
-        cls, lstm: keras.layers.LSTM, initial_state: Any = None, **kwargs: Any
-    ) -> "InitStateLSTM":
-        """Takes over a `keras.layers.LSTM`, with its weights, as `from_rnn()` does.
-
-        The outputs stay equal to the last bit while the states are zero, and so the
-        fused loop, which rounds in another order, is off: pass `use_fused="auto"`,
-        or set the attribute of that name later.
-
-        Args:
-            lstm: A layer `LSTM` of Keras 3, built or not.
-            initial_state: As in the constructor. `None` means zeros, as in `lstm`,
-                and of a layer of this package the owned states. Defaults to `None`.
-            **kwargs: Arguments of the constructor, in place of those of `lstm`.
-
-        Returns:
-            A layer of the same name, built if `lstm` is.
-
-        Raises:
-            ValueError: If `lstm` is not a layer `LSTM` of Keras 3.
-
-        Example:
-        >>> lstm = keras.layers.LSTM(4)
-        >>> lstm.build((None, 10, 8))
-        >>> layer = keras_init_lstm.InitStateLSTM.from_lstm(lstm, "trainable")
-        >>> bool((layer.cell.kernel.numpy() == lstm.cell.kernel.numpy()).all())
-        True
-        """
-        owned = {"use_fused": getattr(lstm, "use_fused", False)}
-        kwargs = {**owned, **kwargs}
-        return cls._taken_over("lstm", lstm, keras.layers.LSTM, initial_state, kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "use_fused": self.use_fused}
+        cls,
+        layer: keras.layers.LSTM,
+        initial_state: InitialStates = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Another name of `from_keras()`."""
+        return cls.from_keras(layer, initial_state, **kwargs)
 
     def inner_loop(
         self,
-        sequences: tf.Tensor,
+        sequences: Any,
         initial_state: Any,
         mask: Any,
         training: bool = False,
     ) -> Any:
-        if not self._takes_fused(sequences, training):
-            return super().inner_loop(sequences, initial_state, mask, training=training)
-        if training and self.dropout:
-            sequences *= self.cell.get_dropout_mask(sequences[:, 0])[:, None]
-        if mask is not None:
-            mask = tf.cast(keras.tree.flatten(mask)[0], "bool")
-        if self.go_backwards:
-            sequences = tf.reverse(sequences, [1])
-            mask = None if mask is None else tf.reverse(mask, [1])
-        outputs, h, c = fused.lstm(
-            sequences,
-            mask,
-            initial_state[0],
-            initial_state[1],
-            tf.convert_to_tensor(self.cell.kernel),
-            tf.convert_to_tensor(self.cell.recurrent_kernel),
-            tf.convert_to_tensor(self.cell.bias) if self.use_bias else None,
-            training=bool(training),
-        )
-        if not self.return_sequences:
-            # Not the end of `outputs`, which need then not be put together.
-            outputs = h[:, None]
-        if mask is not None:
-            # What Keras puts out where nothing was read: the output before, if any.
-            read = mask
-            if not self.zero_output_for_mask:
-                read = tf.cumsum(tf.cast(mask, "int32"), axis=1) > 0
-            if not self.return_sequences:
-                read = read[:, -1:]
-            outputs = tf.where(read[:, :, None], outputs, tf.zeros_like(outputs))
-        return outputs[:, -1], outputs, [h, c]
+        if self.use_fused:
+            try:
+                return backend.lstm(self, sequences, initial_state, mask, training)
+            except NotImplementedError as reason:
+                if self.use_fused is True:
+                    raise ValueError(
+                        f"The fused loop does not support {reason}. Pass "
+                        "`use_fused='auto'` to run Keras's own loop. "
+                        "Received: use_fused=True"
+                    ) from reason
+        return super().inner_loop(sequences, initial_state, mask, training=training)
 
-    def _takes_fused(self, sequences: tf.Tensor, training: bool) -> bool:
-        if self.use_fused is False:
-            return False
-        refusals = {
-            "a GPU, or a TensorFlow without XLA": not fused.available(),
-            "activations other than tanh and sigmoid": (
-                self.activation is not keras.activations.tanh
-                or self.recurrent_activation is not keras.activations.sigmoid
-            ),
-            "unroll=True": self.unroll,
-            "recurrent_dropout": training and self.recurrent_dropout,
-            "dropout with implementation=1": (
-                training and self.dropout and self.cell.implementation == 1
-            ),
-            f"inputs of dtype {sequences.dtype.name}": (
-                sequences.dtype != self.compute_dtype
-            ),
-        }
-        refused = [reason for reason, applies in refusals.items() if applies]
-        if self.use_fused is True and refused:
-            raise ValueError(
-                f"The fused loop does not support {refused[0]}. Pass "
-                "`use_fused='auto'` to run Keras's own loop. Received: use_fused=True"
-            )
-        if self.use_fused is True or refused:
-            return not refused
-        timesteps = sequences.shape[1]
-        if (timesteps or 0) < _FEWEST_TIMESTEPS or self.compute_dtype not in (
-            "float32",
-            "float64",
-        ):
-            return False
-        # An exporter traces like the user of a `tf.function`, and finds no LSTM in a
-        # compiled loop. Keras's `evaluate` and `predict` trace within a replica, whose
-        # context outside of one is of a subclass.
-        context = tf.distribute.get_replica_context()
-        in_keras = type(context) is tf.distribute.ReplicaContext
-        if tf.inside_function() and not (training or in_keras):
-            return False
-        compiled = (fused.rounded_up(sequences.shape[0]), timesteps)
-        if len(self._fused_shapes) < _MOST_SHAPES:
-            self._fused_shapes.add(compiled)
-        return compiled in self._fused_shapes
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "use_fused": self.use_fused}
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateGRU(InitStateRNN, keras.layers.GRU):
+class InitStateGRU(_MayUseCudnn, keras.layers.GRU):
     """Gated recurrent unit layer that owns its initial state.
 
     It is `keras.layers.GRU`, with all its arguments, but for the hidden state h that
@@ -247,10 +265,11 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
 
     Args:
         units: Positive integer, dimensionality of the output space.
-        *args: The other arguments of `keras.layers.GRU`, in its order.
+        activation: This and all that follow up to `use_cudnn` as in
+            `keras.layers.GRU`.
         initial_state: What each sequence starts from, as with `InitStateRNN`: one
             entry, or a list of one. Defaults to `None`.
-        **kwargs: The keyword arguments of `keras.layers.GRU`.
+        **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     The call arguments, shapes, errors and stateful streams are those of
     `InitStateRNN`.
@@ -260,36 +279,82 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
 
     Example:
     >>> layer = keras_init_lstm.InitStateGRU(4, initial_state="trainable")
-    >>> layer(np.zeros((32, 10, 8))).shape
-    TensorShape([32, 4])
+    >>> tuple(layer(np.zeros((32, 10, 8))).shape)
+    (32, 4)
     """
+
+    keras_layer = keras.layers.GRU
+    h0: InitialState
+
+    def __init__(
+        self,
+        units: int,
+        activation: Activation = "tanh",
+        recurrent_activation: Activation = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        recurrent_initializer: Initializer = "orthogonal",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        recurrent_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        recurrent_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        use_cudnn: bool | Literal["auto"] = "auto",
+        *,
+        initial_state: InitialStates = None,
+        **kwargs: Unpack[CellLayerArguments],
+    ) -> None:
+        keras.layers.GRU.__init__(
+            self,
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            seed=seed,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            go_backwards=go_backwards,
+            stateful=stateful,
+            unroll=unroll,
+            reset_after=reset_after,
+            use_cudnn=use_cudnn,
+            **kwargs,
+        )
+        self._own(initial_state)
 
     @classmethod
     def from_gru(
-        cls, gru: keras.layers.GRU, initial_state: Any = None, **kwargs: Any
-    ) -> "InitStateGRU":
-        """Takes over a `keras.layers.GRU`, with its weights, as `from_rnn()` does.
-
-        Args:
-            gru: A layer `GRU` of Keras 3, built or not.
-            initial_state: As in the constructor. `None` means zeros, as in `gru`,
-                and of a layer of this package the owned states. Defaults to `None`.
-            **kwargs: Arguments of the constructor, in place of those of `gru`.
-
-        Returns:
-            A layer of the same name, built if `gru` is.
-
-        Raises:
-            ValueError: If `gru` is not a layer `GRU` of Keras 3.
-
-        Example:
-        >>> gru = keras.layers.GRU(4)
-        >>> gru.build((None, 10, 8))
-        >>> layer = keras_init_lstm.InitStateGRU.from_gru(gru, "trainable")
-        >>> bool((layer.cell.kernel.numpy() == gru.cell.kernel.numpy()).all())
-        True
-        """
-        return cls._taken_over("gru", gru, keras.layers.GRU, initial_state, kwargs)
+        cls,
+        layer: keras.layers.GRU,
+        initial_state: InitialStates = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Another name of `from_keras()`."""
+        return cls.from_keras(layer, initial_state, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
@@ -301,49 +366,84 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
 
     Args:
         units: Positive integer, dimensionality of the output space.
-        *args: The other arguments of `keras.layers.SimpleRNN`, in its order.
+        activation: This and all that follow up to `seed` as in
+            `keras.layers.SimpleRNN`.
         initial_state: What each sequence starts from, as with `InitStateRNN`: one
             entry, or a list of one. Defaults to `None`.
-        **kwargs: The keyword arguments of `keras.layers.SimpleRNN`.
+        **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     The call arguments, shapes, errors and stateful streams are those of
     `InitStateRNN`.
 
     Example:
     >>> layer = keras_init_lstm.InitStateSimpleRNN(4, initial_state=0.5)
-    >>> layer.get_initial_state(batch_size=2)[0].numpy().tolist()
+    >>> keras.ops.convert_to_numpy(layer.get_initial_state(batch_size=2)[0]).tolist()
     [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
     """
+
+    keras_layer = keras.layers.SimpleRNN
+    h0: InitialState
+
+    def __init__(
+        self,
+        units: int,
+        activation: Activation = "tanh",
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        recurrent_initializer: Initializer = "orthogonal",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        recurrent_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        recurrent_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        seed: int | None = None,
+        *,
+        initial_state: InitialStates = None,
+        **kwargs: Unpack[CellLayerArguments],
+    ) -> None:
+        keras.layers.SimpleRNN.__init__(
+            self,
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            go_backwards=go_backwards,
+            stateful=stateful,
+            unroll=unroll,
+            seed=seed,
+            **kwargs,
+        )
+        self._own(initial_state)
 
     @classmethod
     def from_simple_rnn(
         cls,
-        simple_rnn: keras.layers.SimpleRNN,
-        initial_state: Any = None,
+        layer: keras.layers.SimpleRNN,
+        initial_state: InitialStates = None,
         **kwargs: Any,
-    ) -> "InitStateSimpleRNN":
-        """Takes over a `keras.layers.SimpleRNN` as `from_rnn()` does.
-
-        Args:
-            simple_rnn: A layer `SimpleRNN` of Keras 3, built or not.
-            initial_state: As in the constructor. `None` means zeros, as in
-                `simple_rnn`, and of a layer of this package the owned states.
-                Defaults to `None`.
-            **kwargs: Arguments of the constructor, in place of those of `simple_rnn`.
-
-        Returns:
-            A layer of the same name, built if `simple_rnn` is.
-
-        Raises:
-            ValueError: If `simple_rnn` is not a layer `SimpleRNN` of Keras 3.
-
-        Example:
-        >>> rnn = keras.layers.SimpleRNN(4)
-        >>> rnn.build((None, 10, 8))
-        >>> layer = keras_init_lstm.InitStateSimpleRNN.from_simple_rnn(rnn, "trainable")
-        >>> bool((layer.cell.kernel.numpy() == rnn.cell.kernel.numpy()).all())
-        True
-        """
-        return cls._taken_over(
-            "simple_rnn", simple_rnn, keras.layers.SimpleRNN, initial_state, kwargs
-        )
+    ) -> Self:
+        """Another name of `from_keras()`."""
+        return cls.from_keras(layer, initial_state, **kwargs)

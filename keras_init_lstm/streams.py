@@ -1,10 +1,289 @@
-"""Where a stream ends: starting every stateful layer of a model afresh."""
+"""What is carried from call to call, and where a stream ends."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
-from keras_init_lstm.initial_states import received
+from keras_init_lstm.backend import backend
+from keras_init_lstm.layout import State, StateLayout
+from keras_init_lstm.owned import OwnedStates
+from keras_init_lstm.validation import array_of_shape, described, with_shape
+
+
+class CarriedState:
+    """One state of a stream: what the next call of a stateful layer starts from.
+
+    Until something is assigned to it, it is fresh, and shows the initial state that
+    the layer owns. NumPy and Keras take it for a tensor `(batch, units)`.
+
+    Args:
+        state: Which state.
+        batch_size: The number of sequences of the stream.
+        dtype: That of the variable.
+        preview: Function of the batch size that returns what a fresh state shows.
+    """
+
+    trainable = False
+
+    def __init__(
+        self,
+        state: State,
+        batch_size: int,
+        dtype: str,
+        preview: Callable[[int], Any],
+    ) -> None:
+        self._preview = preview
+        self._carried = keras.Variable(
+            "zeros",
+            shape=(batch_size, state.units),
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            name="rnn_state",
+        )
+        self._fresh = keras.Variable(
+            "ones", shape=(), dtype="bool", trainable=False, name="fresh"
+        )
+        self.name = state.name
+        self.shape = (batch_size, state.units)
+        self.dtype = dtype
+        self.path = self._carried.path
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables behind it: the state, and whether it is fresh."""
+        return [self._carried, self._fresh]
+
+    @property
+    def value(self) -> Any:
+        """What the next call starts from, a tensor `(batch, units)`."""
+        return self.or_start(self._preview(self.shape[0]))
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next call starts from the initial state of the layer."""
+        return bool(ops.convert_to_numpy(self._fresh))
+
+    def or_start(self, start: Any) -> Any:
+        """Returns what was carried, or `start` while the state is fresh."""
+        carried = self._carried.value
+        # A copy, since PyTorch needs the condition as it was for the gradient.
+        fresh = ops.copy(self._fresh)
+        return ops.where(fresh, ops.cast(start, carried.dtype), carried)
+
+    def assign(self, value: Any) -> None:
+        """Carries `value (batch, units)`."""
+        assigned = self._carried.assign(value)
+        # A graph that fails before the value is there must change nothing.
+        backend.after(assigned, lambda: self._fresh.assign(False))
+
+    def restart(self) -> None:
+        """Makes the state fresh."""
+        self._fresh.assign(True)
+
+    def numpy(self) -> np.ndarray:
+        """Returns the value as an array."""
+        return ops.convert_to_numpy(self.value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.numpy().astype(dtype or self.dtype)
+
+    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> Any:
+        return ops.convert_to_tensor(self.value, dtype)
+
+    def __repr__(self) -> str:
+        return f"<CarriedState path={self.path}, value={self.numpy()}>"
+
+
+class Stream:
+    """What a stateful layer carries: one state for each sequence of a batch.
+
+    Args:
+        layout: The states of the layer's cell.
+        batch_size: The number of sequences, which all batches must have.
+        dtype: That of the variables.
+        preview: Function of the index of a state and the batch size that returns what
+            it shows while it is fresh.
+    """
+
+    def __init__(
+        self,
+        layout: StateLayout,
+        batch_size: int,
+        dtype: str,
+        preview: Callable[[int, int], Any],
+    ) -> None:
+        self.batch_size = batch_size
+        self.states = [
+            CarriedState(state, batch_size, dtype, functools.partial(preview, index))
+            for index, state in enumerate(layout.states)
+        ]
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables behind all states."""
+        return [variable for state in self.states for variable in state.variables]
+
+    def check(self, batch_size: int | None) -> None:
+        """Raises a `ValueError` if a batch is known to have another size."""
+        if batch_size not in (None, self.batch_size):
+            raise ValueError(
+                f"{self._expectation} Received: sequences with a batch size of "
+                f"{batch_size}"
+            )
+
+    def checked(self, sequences: Any) -> Any:
+        """Returns sequences whose batch size is checked at run time too.
+
+        Nothing is carried from a batch of another size.
+        """
+        shape = (self.batch_size, *[None] * (len(sequences.shape) - 1))
+        return with_shape(sequences, shape, self._expectation)
+
+    @property
+    def _expectation(self) -> str:
+        return (
+            "A stateful layer carries one state for each sequence of a batch. Expected "
+            f"a batch size of {self.batch_size}, as in the stream so far (so leave out "
+            "a last batch that is smaller)."
+        )
+
+    def continued(self, rows: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        """Returns what is carried, in place of the rows of states that are not fresh.
+
+        A row that is `given` with the call stays.
+        """
+        triples = zip(self.states, rows, given, strict=True)
+        return [
+            state.or_start(row) if explicit is None else row
+            for state, row, explicit in triples
+        ]
+
+    def restart(self, states: Sequence[Any] | None = None) -> None:
+        """Makes the next call start from `states`, and where they are `None` afresh."""
+        for state, value in zip(
+            self.states, states or [None] * len(self.states), strict=True
+        ):
+            if value is None:
+                state.restart()
+            else:
+                state.assign(value)
+
+
+class CarriesStream(keras.layers.Layer):
+    """What a layer inherits from before `RNN`, to carry a stream if it is stateful.
+
+    A subclass has the layout of its states in `_layout`, and what it owns of them in
+    `_owned`.
+    """
+
+    _layout: StateLayout
+    _owned: OwnedStates
+    _carried: Stream | None = None
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """As of every layer of Keras. On JAX with those of the stream.
+
+        There training carries on what is among the variables, and nothing else.
+        """
+        variables: list[keras.Variable] = super().variables
+        if backend.returns_changed_variables and self._carried is not None:
+            variables = variables + self._carried.variables
+        return variables
+
+    def _begin_stream(self, batch_size: Any) -> None:
+        preview = self._owned.preview
+        stream = Stream(self._layout, batch_size, self.variable_dtype, preview)
+        self._carried = stream
+        # Keras would make weights of what is set as usual. But the states of a stream
+        # are neither counted nor saved with the model.
+        object.__setattr__(self, "states", self._layout.pack(stream.states))
+        self._stream = backend.trackable(
+            {state.name: state.variables for state in stream.states}
+        )
+
+    def reset_state(self) -> None:
+        """Lets the stream start afresh, from the owned initial state."""
+        if self._carried is not None:
+            self._carried.restart()
+
+    def reset_states(self, states: Sequence[Any] | None = None) -> None:
+        """Lets the stream start afresh, from the owned or from the given states.
+
+        Args:
+            states: List of arrays `(batch, units)` (of an LSTM, h and c), nested as
+                the cell's `state_size`, that the next call starts from, also if it is
+                the first. `None` as an entry, or for all, means the owned initial
+                state. Defaults to `None`.
+
+        Raises:
+            ValueError: If the layer is not stateful, or if an array is not finite
+                or not of that shape, with the batch size of the stream. The
+                carried states are then as before.
+
+        Example:
+        >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
+        >>> layer.reset_states(states=[np.ones((2, 4)), np.zeros((2, 4))])
+        >>> layer.states[0].numpy().tolist()
+        [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+        """
+        if states is None:
+            self.reset_state()
+            return
+        if not self.stateful:
+            raise ValueError(
+                "Argument `states` is for a layer with `stateful=True`, and "
+                f"{self.name} was created with stateful=False. "
+                f"Received: states={described(states)}"
+            )
+        batch_size = self._carried.batch_size if self._carried else None
+        arrays, batch_size = checked_states(
+            self._layout, states, batch_size, self.variable_dtype
+        )
+        if self._carried is None and batch_size is not None:
+            self._build_owned()
+            with keras.name_scope(self.name):
+                self._begin_stream(batch_size)
+        if self._carried is not None:
+            self._carried.restart(arrays)
+
+    def _go_on_from(self, states: Any) -> None:
+        """Carries what another layer carries."""
+        carried = [
+            None if getattr(state, "fresh", not np.any(state)) else np.array(state)
+            for state in keras.tree.flatten(states or [])
+        ]
+        if self.stateful and any(state is not None for state in carried):
+            self.reset_states(self._layout.pack(carried))
+
+
+def checked_states(
+    layout: StateLayout, states: Any, batch_size: int | None, dtype: str
+) -> tuple[list[np.ndarray | None], int | None]:
+    """Returns given states one by one, and their batch size.
+
+    Args:
+        layout: The states of the layer's cell.
+        states: Arrays `(batch, units)` or `None`, nested as the layout is.
+        batch_size: That of the stream, `None` if it has not begun.
+        dtype: That of the variables.
+
+    Raises:
+        ValueError: If an array is not finite, or not of that shape.
+    """
+    arrays = layout.unpack(states, "states")
+    for index, state in enumerate(layout.states):
+        if arrays[index] is not None:
+            arrays[index] = array = array_of_shape(
+                arrays[index], f"states[{index}]", dtype, (batch_size, state.units)
+            )
+            batch_size = len(array)
+    return arrays, batch_size
 
 
 def reset_states(model: keras.layers.Layer) -> None:
@@ -31,8 +310,9 @@ def reset_states(model: keras.layers.Layer) -> None:
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(
             "Argument `model` must be a model or layer of Keras 3. "
-            f"Received: {received(model)}"
+            f"Received: {described(model)}"
         )
+    backend.write_back(model)
     # Keras has no public way to reach the layers inside any layer.
     for layer in model._flatten_layers():
         if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):

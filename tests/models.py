@@ -113,7 +113,7 @@ def _cell(name, given):
 
 
 def sampled(*args, learned=False, **kwargs):
-    return Sampled(*args, trainable=learned, **kwargs)
+    return Sampled(*args, learned=learned, **kwargs)
 
 
 class PerRow(InitialState):

@@ -120,7 +120,14 @@ def initial_states(state_size, kinds=KINDS):
     """An entry for each state, nested as `state_size`, or one entry for all."""
     if isinstance(state_size, int):
         return entries(state_size, kinds)
-    nested = st.tuples(*(initial_states(size, kinds) for size in state_size))
+    nested = st.tuples(*(initial_states(size, kinds) for size in state_size)).map(
+        # As many numbers as units might be meant for these, and are refused.
+        lambda given: (
+            [Fixed(e) if isinstance(e, float) else e for e in given]
+            if all(size == len(given) for size in state_size)
+            else given
+        )
+    )
     either = st.one_of(nested, nested.map(list))
     if len(set(keras.tree.flatten(state_size))) == 1:
         either |= entries(keras.tree.flatten(state_size)[0], kinds)

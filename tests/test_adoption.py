@@ -301,7 +301,35 @@ class TestFromLayer:
         taken.assign_initial_state([np.array([1.0, 2.0]), None])
         assert_same(taken(x, training=True), layer(x, training=True))
 
-    @pytest.mark.parametrize("given", [layers.GRU(2), "lstm"])
-    def test_another_object_is_refused(self, given):
-        with pytest.raises(ValueError, match="`lstm` must be .* `LSTM`"):
-            InitStateLSTM.from_lstm(given)
+    @pytest.mark.parametrize(
+        ("cls", "name"),
+        [(InitStateLSTM, "LSTM"), (InitStateGRU, "GRU"), (InitStateRNN, "RNN")],
+    )
+    @pytest.mark.parametrize(
+        "given",
+        [
+            layers.LSTM(2),
+            layers.GRU(2),
+            layers.RNN(layers.LSTMCell(2)),
+            layers.Dense(2),
+            InitStateSimpleRNN(2),
+            "lstm",
+        ],
+        ids=str,
+    )
+    def test_another_object_is_refused(self, cls, name, given):
+        if type(given).__name__ == name:
+            assert cls.from_keras(given).units == 2 if name != "RNN" else True
+            return
+        message = f"`layer` must be a layer `{name}` of Keras 3.*Received"
+        for convert in (cls.from_keras, cls.from_rnn):
+            with pytest.raises(ValueError, match=message):
+                convert(given)
+
+    @pytest.mark.parametrize("method", ["from_keras", "from_rnn", "from_lstm"])
+    def test_under_every_name_the_outputs_are_equal(self, method):
+        lstm = layers.LSTM(2)
+        want = lstm(X)
+        taken = getattr(InitStateLSTM, method)(lstm, "trainable")
+        assert type(taken) is InitStateLSTM and taken.use_fused is False
+        assert_same(taken(X), want)

@@ -1,14 +1,19 @@
 """Layers that own their initial states, in both directions."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
+import keras_init_lstm
+from backends import BACKEND
 from keras_init_lstm import (
     Conditional,
     InitStateBidirectional,
+    InitStateGRU,
     InitStateLSTM,
     Sampled,
 )
@@ -122,3 +127,71 @@ class TestOfKeras:
             layer(X, initial_state=explicit, mask=mask),
             reference(X, initial_state=explicit, mask=mask),
         )
+
+
+class TestKerasInOneCall:
+    """Keras 3.15 may run both directions in one call of cuDNN, from zeros."""
+
+    @pytest.fixture
+    def recorded(self, monkeypatch):
+        """The states that each such call was given."""
+        calls = []
+
+        def recorder(count):
+            def record(_, *arguments, **__):
+                calls.append([to_numpy(state) for state in arguments[:count]])
+                raise NotImplementedError
+
+            return record
+
+        of_keras = sys.modules[layers.Bidirectional.__module__]
+        if not hasattr(of_keras.backend, "bidirectional_lstm"):
+            pytest.skip("a Keras without it")
+        monkeypatch.setattr(of_keras.backend, "bidirectional_lstm", recorder(4))
+        monkeypatch.setattr(of_keras.backend, "bidirectional_gru", recorder(2))
+        return calls
+
+    @pytest.mark.skipif(BACKEND == "tensorflow", reason="it always declines there")
+    @pytest.mark.parametrize("name", ["LSTM", "GRU"])
+    @pytest.mark.parametrize("wrapper", [layers.Bidirectional, InitStateBidirectional])
+    def test_drops_no_owned_state(self, recorded, name, wrapper):
+        cls = getattr(keras_init_lstm, f"InitState{name}")
+        layers.Bidirectional(getattr(layers, name)(UNITS))(X)
+        layers.Bidirectional(cls(UNITS))(X)
+        assert len(recorded) == 2  # From zeros, which is right.
+        layer = wrapper(cls(UNITS, initial_state=0.5))
+        got = layer(X)
+        assert len(recorded) == 2
+        want = [layer.forward_layer(X), layer.backward_layer(X)]
+        assert_same(got, np.concatenate(flat(want), axis=1))
+        count = 2 * len(layer.forward_layer.state_names)
+        layer(X, initial_state=[None] * count)
+        states = [normal(BATCH, UNITS) for _ in range(count)]
+        layer(X, initial_state=states)
+        for call in recorded[2:]:
+            assert_same(call, states)
+
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
+    def test_each_layer_by_itself_may_still_use_cudnn(self, cls, monkeypatch):
+        seen = []
+        of_keras = cls.keras_layer.inner_loop
+
+        def inner_loop(self, *args, **kwargs):
+            seen.append(self.use_cudnn)
+            return of_keras(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls.keras_layer, "inner_loop", inner_loop)
+        layer = cls(UNITS, initial_state=0.5)
+        layer(X)
+        InitStateBidirectional(layer)(X)
+        assert seen == ["auto"] * 3
+        restored = cls.from_config(layer.get_config())
+        assert restored.get_config()["use_cudnn"] == "auto"
+
+    @pytest.mark.tensorflow
+    def test_on_tensorflow_it_always_declines(self):
+        of_keras = sys.modules[layers.Bidirectional.__module__].backend
+        for name in ("bidirectional_lstm", "bidirectional_gru"):
+            if hasattr(of_keras, name):
+                with pytest.raises(NotImplementedError):
+                    getattr(of_keras, name)(X, *[None] * 12)

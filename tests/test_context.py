@@ -147,7 +147,7 @@ class TestRefusedContext:
     @pytest.mark.parametrize("rows", [1, 3, 5])
     def test_another_batch_size(self, rows):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
-        message = rf"shape \(4, 2\).*Received.*\({rows},"
+        message = rf"`context` must .* \(4, \.\.\.\).*Received.*\({rows}, 6\)"
         with pytest.raises(ValueError, match=message):
             layer(X, context=np.ones((rows, 6)))
 
@@ -161,7 +161,8 @@ class TestRefusedContext:
         def call(x, context):
             return layer(x, context=tf.ensure_shape(context, (None, 6)))
 
-        with pytest.raises(tf.errors.InvalidArgumentError):
+        message = rf"`context` must have one row .*Received.*\[{rows} {UNITS}\]"
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             call(X, np.ones((rows, 6), "float32"))
         assert call(X, CONTEXT).shape == (BATCH, UNITS)
 

@@ -102,19 +102,3 @@ def test_every_capability_of_what_people_used_before(code):
     # All rows are given the same sequence, so that only their start can differ.
     same = [(outputs[0] == row).all() for row in outputs[1:]]
     assert set(same) == {"context" not in code and "initial_state=[h" not in code}
-
-
-@pytest.mark.tensorflow
-@pytest.mark.parametrize("backend", ["jax"])
-def test_another_backend_is_refused(backend):
-    # With a stand-in for the other backend, whose packages need not be installed.
-    script = (
-        "import keras; keras.backend.backend = lambda: 'jax'; import keras_init_lstm"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert (
-        "ImportError: keras_init_lstm works with the TensorFlow backend" in done.stderr
-    )
-    assert f"Received: the backend '{backend}'" in done.stderr

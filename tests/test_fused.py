@@ -1,5 +1,7 @@
 """The fused loop where it differs from Keras's: when it runs, and what is compiled."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from backends import tf
 from keras_init_lstm import InitStateLSTM, fused
 from models import FEATURES, UNITS, normal
 from oracles import assert_same, gradients, lstm_of, scale_of, tiled_states
-from strategies import at_most, cases
+from strategies import at_most, cases, masks
 
 pytestmark = pytest.mark.tensorflow
 
@@ -96,6 +98,35 @@ class TestBatches:
         assert_same(*got, tolerance=1e-4)
 
 
+class TestTimesteps:
+    @given(
+        cases(
+            kinds=("fixed",),
+            dtypes=["float64"],
+            dropout=False,
+            use_fused=True,
+            return_state=True,
+        ),
+        st.sampled_from([9, 11, 17]),
+        st.data(),
+    )
+    def test_that_are_rounded_up_are_those_of_lstm(self, case, timesteps, data):
+        shape = (case.batch, timesteps, case.inputs.shape[2])
+        mask = data.draw(masks(*shape[:2]))
+        case = dataclasses.replace(case, inputs=normal(*shape), mask=mask)
+        layer = case.layer()
+        reference, states = case.reference(layer), case.states(layer)
+
+        def call(each, **kwargs):
+            weights = [w.value for w in each.cell.weights]
+            return case.call(each, **kwargs), gradients(
+                lambda: case.call(each, training=True, **kwargs), weights
+            )
+
+        want = call(reference, initial_state=states)
+        assert_same(call(layer), want, tolerance=1e-11 * scale_of(want))
+
+
 class TestWhenItRuns:
     def test_in_fit_evaluate_and_predict(self, taken):
         model = keras.Sequential([keras.Input((None, FEATURES)), InitStateLSTM(UNITS)])
@@ -164,19 +195,26 @@ class TestWhenItRuns:
 
         assert call(batch()).shape == (4, TIMESTEPS, UNITS)
 
-    def test_for_few_numbers_of_timesteps(self, taken):
+    def test_in_eager_calls_few_lengths_are_compiled(self, taken):
         layer = InitStateLSTM(UNITS)
-        for timesteps in range(10, 25):
+        for timesteps in range(8, 65):
             layer(batch(timesteps=timesteps))
-        assert [shape[1] for shape in taken] == list(range(10, 18))
-        layer(batch(timesteps=12))
-        assert len(taken) == 9
+        # Four to an octave.
+        rounded = [8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]
+        assert sorted({shape[1] for shape in taken}) == rounded
+        assert len(taken) == 57
 
-    def test_for_few_sizes_of_eager_batches(self, taken):
-        layer = InitStateLSTM(UNITS)
-        for rows in (*range(1, 10), 33, 100, 3):
-            layer(batch(rows))
-        assert [shape[0] for shape in taken] == [*range(1, 9), 3]
+    def test_whatever_calls_came_before(self, taken):
+        layers = [InitStateLSTM(UNITS, initial_state=0.5) for _ in range(2)]
+        shapes = [(rows, timesteps) for rows in (1, 3, 33) for timesteps in (8, 9, 20)]
+        for layer, order in zip(layers, (shapes, shapes[::-1]), strict=True):
+            layer.build((None, None, FEATURES))
+            layer.set_weights(layers[0].get_weights())
+            for shape in order:
+                layer(batch(*shape))
+        assert len(taken) == 2 * len(shapes)
+        for shape in shapes:
+            assert_same(*(layer(batch(*shape)) for layer in layers))
 
     def test_for_batches_of_any_size_in_a_graph(self, taken):
         layer = InitStateLSTM(UNITS)

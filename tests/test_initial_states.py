@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backends import FLOAT64, compiled, tf
 from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
-from models import UNITS, X, sampled
+from models import UNITS, PerRow, X, sampled
 from oracles import assert_same, flat, to_numpy
 from strategies import sizes
 
@@ -36,7 +36,7 @@ class TestSampled:
 
     def test_arguments_have_defaults(self):
         config = Sampled().get_config()
-        assert (config["mean"], config["stddev"]) == (0.0, 1.0)
+        assert (config["mean"], config["stddev"]) == (0.0, 0.1)
         assert (config["distribution"], config["at_inference"]) == ("normal", "mean")
 
     @pytest.mark.parametrize("learned", [False, True])
@@ -273,6 +273,58 @@ def bad_arrays(draw, units):
     )
 
 
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("kind", "text"),
+        [
+            (Fixed(0.5), "Fixed(value=0.5)"),
+            (Fixed([0.5, 1.0]), "Fixed(value=[0.5, 1.0])"),
+            (Fixed(np.ones(64)), "Fixed(value=<array of shape (64,)>)"),
+            (Trainable("ones"), "Trainable(initializer=Ones)"),
+            (
+                Trainable(0.0, "l2", "non_neg"),
+                "Trainable(initializer=0.0, regularizer=L2, constraint=NonNeg)",
+            ),
+            (
+                Sampled(0.5, 0.25, seed=1),
+                "Sampled(mean=0.5, stddev=0.25, distribution='normal', learned=False, "
+                "at_inference='mean', seed=1)",
+            ),
+            (PerRow(), "PerRow()"),
+        ],
+        ids=str,
+    )
+    def test_show_what_they_were_made_with(self, kind, text):
+        assert repr(kind) == text
+        assert repr(kind.copy(name="c0")) == text
+
+    @pytest.mark.parametrize("kind", [Fixed(), Trainable(), Sampled(), PerRow()])
+    def test_say_that_they_have_no_value_before_they_are_built(self, kind):
+        layer = InitStateLSTM(3, initial_state=[kind, None])
+        with pytest.raises(AttributeError, match="no `value` before it is built: call"):
+            _ = layer.h0.value
+        assert not hasattr(layer.h0, "value")
+        with pytest.raises(AttributeError, match="has no attribute 'values'"):
+            _ = layer.h0.values
+        layer.get_initial_state(1)
+        if isinstance(kind, PerRow):
+            with pytest.raises(AttributeError, match="PerRow 'h0' owns no `value`"):
+                _ = layer.h0.value
+        else:
+            assert layer.h0.value.shape == (3,)
+
+    def test_a_frozen_distribution_is_not_a_given_one(self):
+        entry = Sampled(learned=True, trainable=False)
+        assert entry.learned and not entry.trainable
+        layer = InitStateLSTM(2, initial_state=[entry, None])
+        layer(np.ones((2, 3, 1)))
+        assert len(layer.trainable_weights) == 3
+        layer.h0.trainable = True
+        assert len(layer.trainable_weights) == 5
+        with pytest.raises(ValueError, match="`learned` must be one of"):
+            Sampled(learned="yes")
+
+
 class TestBadInput:
     @given(st.data(), st.integers(2, 6))
     def test_values_that_do_not_fit(self, data, units):
@@ -312,6 +364,38 @@ class TestBadInput:
     def test_unknown_names_and_types(self, bad):
         with pytest.raises(ValueError, match=r"`initial_state`.*'trainable'.*Received"):
             InitStateLSTM(3, initial_state=bad)
+
+    @pytest.mark.parametrize(
+        "initializer", ["random_normal", keras.initializers.RandomNormal()]
+    )
+    def test_an_initializer_is_told_the_two_ways_to_write_it(self, initializer):
+        message = r"Trainable\(initializer\)`, which is learned, or `Fixed\(init"
+        with pytest.raises(ValueError, match=message):
+            InitStateLSTM(3, initial_state=initializer)
+
+    @given(st.data(), st.integers(2, 6))
+    def test_no_contents_of_arrays_in_messages(self, data, units):
+        bad = np.full((units + 1, 50), 0.123456789)
+        bad[data.draw(st.integers(0, units)), 7] = np.nan
+        layer = InitStateLSTM(units, initial_state="trainable", stateful=True)
+        x = np.ones((2, 4, 3))
+        calls = (
+            lambda given: InitStateLSTM(units, initial_state=given),
+            lambda given: InitStateLSTM(units, initial_state=[given, None]),
+            Fixed,
+            Sampled,
+            lambda given: Sampled(0.0, given),
+            lambda given: layer.assign_initial_state([given, None]),
+            lambda given: layer.reset_states([given, None]),
+            lambda given: layer.reset_states(given),
+            lambda given: layer(x, initial_state=given),
+            lambda given: layer(x, initial_state=[given, None]),
+            lambda given: layer(x, context=given),
+        )
+        call = data.draw(st.sampled_from(calls))
+        with pytest.raises(ValueError, match="Received") as error:
+            call(data.draw(st.sampled_from([bad, bad.tolist()])))
+        assert len(str(error.value)) < 1000
 
     def test_messages_spell_out_the_shapes(self):
         message = "`value` of Fixed must be .* = (8,). Received: an array of shape (7,)"

@@ -1,12 +1,20 @@
 """Each layer of the family is the layer of Keras, with the same arguments."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import assume, given
 
 from backends import BACKEND
-from keras_init_lstm import InitStateGRU, InitStateLSTM
+from keras_init_lstm import (
+    InitStateBidirectional,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateRNN,
+    InitStateSimpleRNN,
+)
 from models import UNITS, X
 from oracles import assert_same, flat, lstm_of, numpy_lstm, tiled_states
 from strategies import cases
@@ -43,6 +51,62 @@ class TestLSTM:
         got = layer(X)
         states = tiled_states(layer, len(X))
         assert_same(got, lstm_of(layer, **arguments)(X, initial_state=states))
+
+
+class TestSignature:
+    @pytest.mark.parametrize(
+        "cls",
+        [
+            InitStateLSTM,
+            InitStateGRU,
+            InitStateSimpleRNN,
+            InitStateRNN,
+            InitStateBidirectional,
+        ],
+    )
+    def test_is_that_of_keras_and_then_ours(self, cls):
+        of_keras = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
+        *want, _ = inspect.signature(of_keras).parameters.values()
+        *got, kwargs = inspect.signature(cls).parameters.values()
+        ours = {}
+        if cls is not InitStateBidirectional:
+            ours["initial_state"] = None
+        if cls is InitStateLSTM:
+            ours["use_fused"] = "auto"
+        assert [(p.name, p.default, p.kind) for p in got] == [
+            *((p.name, p.default, p.kind) for p in want),
+            *((n, value, inspect.Parameter.KEYWORD_ONLY) for n, value in ours.items()),
+        ]
+        assert kwargs.kind is inspect.Parameter.VAR_KEYWORD
+
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    def test_every_argument_arrives(self, cls):
+        of_keras = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
+        other = {
+            bool: lambda value: not value,
+            float: lambda _: 0.25,
+            str: lambda _: "ones",
+            type(None): lambda _: None,
+        }
+        given = {
+            name: other[type(parameter.default)](parameter.default)
+            for name, parameter in inspect.signature(of_keras).parameters.items()
+            if name not in ("units", "kwargs", "stateful")
+        }
+        for name in given:
+            if "activation" in name:
+                given[name] = "relu"
+            elif name.endswith("regularizer"):
+                given[name] = "l1"
+            elif name.endswith("constraint"):
+                given[name] = "non_neg"
+        given |= {"seed": 7}
+        given |= {"use_cudnn": False} if "use_cudnn" in given else {}
+        layer = cls(3, **given, initial_state="trainable", name="layer")
+        want = of_keras(3, **given, name="layer").get_config()
+        got = layer.get_config()
+        assert {key: got[key] for key in want} == want
+        assert len(want) > 20
 
 
 class TestWithoutInitialState:

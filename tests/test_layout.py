@@ -1,16 +1,39 @@
 """The states of a cell: how many, nested how, and named how."""
 
 import keras
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_init_lstm import InitStateLSTM, InitStateRNN
+from keras_init_lstm import Fixed, InitStateGRU, InitStateLSTM, InitStateRNN
 from oracles import assert_same
 from strategies import entries, values
 
 
 class TestLayout:
+    @pytest.mark.parametrize("given", [[0.5, 0.25], (1, 2)])
+    def test_numbers_that_may_be_of_the_states_or_of_the_units(self, given):
+        with pytest.raises(ValueError, match=r"2 states, or .* 2 units.*Fixed.*array"):
+            InitStateLSTM(2, initial_state=given)
+        cells = [keras.layers.LSTMCell(2), keras.layers.GRUCell(3)]
+        with pytest.raises(ValueError, match=r"2 states, or .* 2 units"):
+            InitStateRNN(cells, initial_state=[given, None])
+        of_units = InitStateLSTM(2, initial_state=np.array(given))
+        want = [np.array([given], "float32")] * 2
+        assert_same(of_units.get_initial_state(1), want)
+        of_states = InitStateLSTM(2, initial_state=[Fixed(each) for each in given])
+        want = [np.full((1, 2), each, "float32") for each in given]
+        assert_same(of_states.get_initial_state(1), want)
+        # Where there are other numbers of them, it is clear what is meant.
+        InitStateLSTM(3, initial_state=given)
+        InitStateLSTM(2, initial_state=[given[0], None])
+
+    def test_a_list_for_one_state(self):
+        message = r"entry for the one state: h0 \(2 units\) .*pass an array"
+        with pytest.raises(ValueError, match=message):
+            InitStateGRU(2, initial_state=[0.5, 0.25])
+
     @given(st.lists(entries(3), max_size=4).filter(lambda e: len(e) != 2))
     def test_not_one_entry_per_state(self, entries):
         with pytest.raises(ValueError, match=r"2 states: h0 \(3 units\), c0 \(3 units"):
@@ -19,7 +42,7 @@ class TestLayout:
     @given(st.lists(st.sampled_from(["LSTM", "GRU"]), min_size=2, max_size=3), values)
     def test_one_entry_stands_for_all_the_states_of_a_cell(self, names, value):
         def layer(initial_state):
-            cells = [getattr(keras.layers, f"{name}Cell")(2) for name in names]
+            cells = [getattr(keras.layers, f"{name}Cell")(4) for name in names]
             return InitStateRNN(cells, initial_state=initial_state)
 
         spelled_out = layer(
@@ -28,6 +51,9 @@ class TestLayout:
         want = spelled_out.get_initial_state(1)
         for entry in (value, [value] * len(names)):
             assert_same(layer(entry).get_initial_state(1), want)
+        assert spelled_out.state_units == tuple(
+            4 for name in names for _ in range(2 if name == "LSTM" else 1)
+        )
         assert spelled_out.state_names == tuple(
             f"cell{index}_{state}"
             for index, name in enumerate(names)

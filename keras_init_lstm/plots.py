@@ -1,19 +1,17 @@
-"""Seeing what was learned: a picture of the initial state, and its course in training.
+"""Seeing what was learned: a picture of the initial state.
 
 Nothing here changes a layer: no weight, no carried stream, no random stream.
 """
 
-import os
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_init_lstm import initial_states
+from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.recurrent import InitStateRNN
+from keras_init_lstm.validation import described, finite_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,11 +90,11 @@ def plot_initial_state(
         )
     if sequences is not None:
         visited = list(_visited_states(layer, sequences, mask))
-    for ax, name, entry, units, visits in zip(
+    for ax, name, kind, units, visits in zip(
         axes, names, layer.initial_state, layer.state_units, visited, strict=True
     ):
         in_order = units > _MOST_UNSORTED if sort is None else sort
-        _draw(ax, name, entry, units, visits, in_order)
+        _draw(ax, name, kind, units, visits, in_order)
     return axes[0].figure
 
 
@@ -107,25 +105,25 @@ def _check_layer(layer: Any) -> None:
             hint = " Pass its `forward_layer` or its `backward_layer`."
         raise ValueError(
             "Argument `layer` must be a recurrent layer of keras_init_lstm, such as "
-            f"`InitStateLSTM`. Received: {layer}.{hint}"
+            f"`InitStateLSTM`. Received: {described(layer)}.{hint}"
         )
     if not layer.built:
         raise ValueError(
             "Argument `layer` must be built, since before that there is no initial "
             f"state: call {layer.name} or its model first. Received: {layer}"
         )
-    for name, entry in zip(layer.state_names, layer.initial_state, strict=True):
-        if entry is not None and entry.assignable is None:
+    for name, kind in zip(layer.state_names, layer.initial_state, strict=True):
+        if kind is not None and getattr(kind, "value", None) is None:
             raise ValueError(
                 "Argument `layer` must own one value for each unit, which is the same "
-                f"for every sequence. Received: {layer} with {name} from {entry}"
+                f"for every sequence. Received: {layer} with {name} from {kind}"
             )
 
 
 def _checked_data(
     layer: InitStateRNN, sequences: Any, mask: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    sequences = initial_states.finite_array(sequences, "sequences", layer.compute_dtype)
+    sequences = finite_array(sequences, "sequences", layer.compute_dtype)
     features = layer.cell.get_build_config()["input_shape"][-1]
     if sequences.ndim != 3 or sequences.shape[2] != features or not sequences.size:
         raise ValueError(
@@ -164,9 +162,9 @@ def _visited_states(
                 keras.ops.where(read[:, None], new, old)
                 for new, old in zip(keras.tree.flatten(after), states, strict=True)
             ]
-            visited.append([tf.boolean_mask(state, read) for state in states])
+            visited.append([_array(state)[read] for state in states])
     for state in zip(*visited, strict=True):
-        yield tf.cast(tf.concat(state, axis=0), "float64").numpy()
+        yield np.concatenate(state)
 
 
 def _new_axes(number: int, title: str) -> Any:
@@ -185,14 +183,14 @@ def _new_axes(number: int, title: str) -> Any:
 def _draw(
     ax: "Axes",
     name: str,
-    entry: initial_states.InitialState | None,
+    kind: InitialState | None,
     units: int,
     visits: np.ndarray | None,
     in_order: bool,
 ) -> None:
-    start = np.zeros(units) if entry is None else _array(entry.assignable)
-    norm, kind = np.linalg.norm(start), type(entry).__name__ if entry else "not owned"
-    title = f"{name}, {kind}: " + (f"L2 norm {norm:.3g}" if norm else "at zero")
+    start = np.zeros(units) if kind is None else _array(kind.value)
+    norm, named = np.linalg.norm(start), type(kind).__name__ if kind else "not owned"
+    title = f"{name}, {named}: " + (f"L2 norm {norm:.3g}" if norm else "at zero")
     inside, spread = np.ones(units, bool), None
     if visits is not None:
         spread = np.percentile(visits, [0, 10, 50, 90, 100], axis=0)
@@ -205,7 +203,7 @@ def _draw(
     start, inside = start[order], inside[order]
     width, size = (0.8, 6) if units <= _MOST_UNSORTED else (1.0, 3)
     legend: list[Any] = []
-    ax.use_sticky_edges = False  # Else the lowest bar ends in the frame.
+    ax.use_sticky_edges = False  # With them the lowest bar would end in the frame.
 
     def bars(low: np.ndarray, high: np.ndarray, color: str, label: str) -> None:
         legend.append(ax.bar(at, high - low, width, low, color=color, label=label))
@@ -224,9 +222,10 @@ def _draw(
         lines = ax.hlines(median, left, right, "#3182bd", label="visited: median")
         legend.append(lines)
     what = "initial state"
-    if isinstance(entry, initial_states.Sampled):
+    spread_of_draws = getattr(kind, "stddev", None)
+    if spread_of_draws is not None:
         what = "mean"
-        stddev = _array(entry.stddev)[order]
+        stddev = _array(spread_of_draws)[order]
         error = ax.errorbar(
             at, start, stddev, fmt="none", ecolor="0.4", lw=size / 4, label="± stddev"
         )
@@ -250,81 +249,5 @@ def _draw(
     )
 
 
-def _array(variable: keras.Variable) -> np.ndarray:
-    return variable.numpy().astype("float64")
-
-
-class LogInitialState(keras.callbacks.Callback):
-    """Writes the initial states of a model for TensorBoard, at the end of each epoch.
-
-    Of each value `(units,)` that a layer of the model owns, nested models and wrappers
-    included, it writes the L2 norm as a scalar and the units as a histogram. Of a
-    `Sampled` state these are `mean` and `stddev`. The tags are the paths of the
-    variables, as in `sequential/init_state_lstm/h0/value/norm` and `.../histogram`.
-    The step is the number of epochs trained so far: 0 is before the first one (not
-    of a model that is built by its first batch, which then has no values yet).
-
-    Needs the package tensorboard, as `keras.callbacks.TensorBoard` does.
-
-    Args:
-        log_dir: Path of the folder to log to. The events go to its sub-folder
-            `initial_state`, and so `log_dir` may be that of
-            `keras.callbacks.TensorBoard`: TensorBoard wants one writer for each
-            folder, and shows the sub-folder as a run beside `train`.
-
-    Example:
-    >>> import tempfile
-    >>> model = keras.Sequential([
-    ...     keras.Input((3, 1)),
-    ...     keras_init_lstm.InitStateLSTM(4, initial_state="trainable"),
-    ... ])
-    >>> model.compile(loss="mse")
-    >>> log_dir = tempfile.mkdtemp()
-    >>> history = model.fit(
-    ...     np.ones((8, 3, 1)), np.ones((8, 4)), epochs=2, verbose=0,
-    ...     callbacks=[keras_init_lstm.LogInitialState(log_dir)],
-    ... )
-    """
-
-    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
-        super().__init__()
-        self.log_dir = os.fspath(log_dir)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        folder = tf.io.gfile.join(self.log_dir, "initial_state")
-        self._writer = tf.summary.create_file_writer(folder)
-        self._started = False
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # Only here is it known at which epoch `fit()` starts.
-        if not self._started:
-            self._write(epoch)
-            self._started = True
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not list(self._values()):
-            warnings.warn(
-                "LogInitialState has nothing to log: no layer of the model owns an "
-                "initial state. Create one with `initial_state='trainable'`, say.",
-                stacklevel=2,
-            )
-        self._write(epoch + 1)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self._writer.close()
-
-    def _values(self) -> Iterator[keras.Variable]:
-        # Keras has no public way to reach the layers inside any layer.
-        for layer in self.model._flatten_layers():
-            entries = layer.initial_state if isinstance(layer, InitStateRNN) else ()
-            for entry in entries:
-                if entry is not None and entry.assignable is not None:
-                    yield from entry.weights
-
-    def _write(self, step: int) -> None:
-        # Another callback may have limited what is recorded, as TensorBoard's does.
-        with self._writer.as_default(step), tf.summary.record_if(True):
-            for variable in self._values():
-                value = _array(variable)
-                tf.summary.scalar(f"{variable.path}/norm", np.linalg.norm(value))
-                tf.summary.histogram(f"{variable.path}/histogram", value)
+def _array(tensor: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(tensor).astype("float64")

@@ -1,0 +1,63 @@
+"""What the package asks of a backend, and how one answers that always knows its shapes.
+
+On JAX and PyTorch Python runs with the shape of every tensor known, and operations
+run, or are recorded, in the order in which Python comes to them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+
+class Backend:
+    """The answers of a backend whose shapes are always known."""
+
+    # Whether `layer.variables` must hold whatever a call changes, since training runs
+    # in functions that change nothing, and return the new values of these instead.
+    returns_changed_variables = False
+    # Whether `keras.layers.Bidirectional` may run both directions in one call.
+    fuses_directions = True
+
+    def is_symbolic(self, value: Any) -> bool:
+        """Whether `value` stands for a tensor whose values are not known now."""
+        return isinstance(value, keras.KerasTensor)
+
+    def with_shape(self, tensor: Any, shape: Sequence[Any], expectation: str) -> Any:
+        """Returns `tensor`, checked at run time where its shape is not known before.
+
+        What is made from the tensor that is returned waits for the check.
+
+        Args:
+            tensor: Any tensor.
+            shape: For each dimension an integer, a scalar integer tensor, or `None`
+                where any size will do.
+            expectation: What the error says before "Received".
+        """
+        return tensor
+
+    def after(self, value: Any, then: Callable[[], None]) -> None:
+        """Calls `then`, whose effects come after `value` is there."""
+        then()
+
+    def trackable(self, variables: dict[str, Sequence[keras.Variable]]) -> Any:
+        """An object that makes variables known to the files of the backend itself."""
+        return None
+
+    def write_back(self, model: keras.layers.Layer) -> None:
+        """Gives the variables of a model that is being trained their present values."""
+
+    def lstm(
+        self,
+        layer: Any,
+        sequences: Any,
+        initial_state: Sequence[Any],
+        mask: Any,
+        training: bool,
+    ) -> tuple[Any, Any, list[Any]]:
+        """Runs a faster loop, with the arguments and results of `inner_loop`.
+
+        Raises:
+            NotImplementedError: If there is none for this layer, with the reason.
+        """
+        raise NotImplementedError(f"the backend {keras.backend.backend()}")

@@ -1,0 +1,24 @@
+"""JAX: tensors without values while it traces, and training in pure functions."""
+
+from typing import Any
+
+import jax
+import keras
+
+from keras_init_lstm.backend.base import Backend
+
+
+class _Jax(Backend):
+    returns_changed_variables = True
+
+    def is_symbolic(self, value: Any) -> bool:
+        return isinstance(value, jax.core.Tracer) or super().is_symbolic(value)
+
+    def write_back(self, model: keras.layers.Layer) -> None:
+        # Within an epoch of `fit()` the model's variables are empty: their values
+        # are in a state that Keras hands from step to step.
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+
+
+backend = _Jax()

@@ -1,0 +1,53 @@
+"""TensorFlow: graphs, with unknown shapes, whose operations run in any order."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_init_lstm import fused
+from keras_init_lstm.backend.base import Backend
+
+
+class _TensorFlow(Backend):
+    fuses_directions = False
+
+    def is_symbolic(self, value: Any) -> bool:
+        return tf.is_symbolic_tensor(value) or super().is_symbolic(value)
+
+    def with_shape(
+        self, tensor: tf.Tensor, shape: Sequence[Any], expectation: str
+    ) -> tf.Tensor:
+        # XLA leaves out assertions, and TensorFlow does not always await them. It is
+        # `ensure_shape` that holds, and says in the name of its node what is wrong.
+        name = re.sub(r"\W+", "_", expectation).strip("_")
+        tensor = tf.ensure_shape(tensor, [None] * len(shape), name)
+        sizes = tf.shape(tensor)
+        fits = [sizes[i] == size for i, size in enumerate(shape) if size is not None]
+        message = f"{expectation} Received: a tensor of shape"
+        assertion = tf.debugging.Assert(tf.reduce_all(fits), [message, sizes])
+        with tf.control_dependencies([assertion]):
+            known = [size if isinstance(size, int) else None for size in shape]
+            return tf.ensure_shape(tensor, known, name)
+
+    def after(self, value: Any, then: Callable[[], None]) -> None:
+        with tf.control_dependencies([value]):
+            then()
+
+    def trackable(self, variables: dict[str, Sequence[keras.Variable]]) -> tf.Module:
+        # `tf.train.Checkpoint` and SavedModel must know of every variable, and find
+        # them by the names of attributes, here `h0` and so on.
+        module = tf.Module()
+        for name, of_state in variables.items():
+            # None while Keras defers the creation of variables.
+            values = [v.value for v in of_state if isinstance(v.value, tf.Variable)]
+            setattr(module, name, values)
+        return module
+
+    def lstm(self, *args: Any, **kwargs: Any) -> Any:
+        return fused.inner_loop(*args, **kwargs)
+
+
+backend = _TensorFlow()

@@ -1,0 +1,144 @@
+"""`Bidirectional` for layers whose initial states are computed from a context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import keras
+from keras import ops
+
+from keras_init_lstm.context import TakesContext
+from keras_init_lstm.initial_states import LayerArguments
+from keras_init_lstm.recurrent import InitStateRNN
+from keras_init_lstm.validation import described
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
+    """`keras.layers.Bidirectional` that hands a `context` to both of its layers.
+
+    Around layers without a `Conditional` state it is not needed.
+
+    Args:
+        layer: A layer of this package, such as `InitStateLSTM`.
+        merge_mode: This and the next as in `keras.layers.Bidirectional`.
+        weights: As in `keras.layers.Bidirectional`.
+        backward_layer: A layer of this package that goes backwards. Defaults to
+            `None`, one like `layer`.
+        **kwargs: Base layer arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        context: What the `Conditional` states are computed from: a tensor
+            `(batch, ...)` or a structure of them. Each direction has an encoder of
+            its own. The other arguments are those of `keras.layers.Bidirectional`.
+
+    Raises:
+        ValueError: If a layer is not of this package, or as by the layers.
+
+    Example:
+    >>> start = keras_init_lstm.Conditional(keras.layers.Dense(4))
+    >>> layer = keras_init_lstm.InitStateBidirectional(
+    ...     keras_init_lstm.InitStateLSTM(4, initial_state=start)
+    ... )
+    >>> tuple(layer(np.zeros((32, 10, 8)), context=np.ones((32, 3))).shape)
+    (32, 8)
+    """
+
+    def __init__(
+        self,
+        layer: InitStateRNN,
+        merge_mode: Literal["concat", "sum", "mul", "ave"] | None = "concat",
+        weights: Any = None,
+        backward_layer: InitStateRNN | None = None,
+        **kwargs: Unpack[LayerArguments],
+    ) -> None:
+        _check_ours(layer, "layer")
+        if backward_layer is not None:
+            _check_ours(backward_layer, "backward_layer")
+        super().__init__(
+            layer,
+            merge_mode=merge_mode,
+            weights=weights,
+            backward_layer=backward_layer,
+            **kwargs,
+        )
+        # Keras has made the layers from the configuration of the one that was given.
+        made = [self.forward_layer]
+        if backward_layer is None:
+            made.append(self.backward_layer)
+        for direction in made:
+            pairs = zip(layer.initial_state, direction.initial_state, strict=True)
+            for given, kind in pairs:
+                if given is not None:
+                    given.hand_over_to(kind)
+            if hasattr(layer, "_use_cudnn"):
+                # Not what `layer` shows to Keras's `Bidirectional`.
+                direction.use_cudnn = layer._use_cudnn
+
+    def _directions(self, states: Any) -> list[tuple[InitStateRNN, Any]]:
+        """Each of the two layers, with its half of the states given at a call."""
+        if states is None:
+            return [(self.forward_layer, None), (self.backward_layer, None)]
+        half = len(states) // 2
+        return [
+            (self.forward_layer, states[:half]),
+            (self.backward_layer, states[half:]),
+        ]
+
+    def _check_call(self, sequences: Any, initial_state: Any, context: Any) -> None:
+        directions = self._directions(initial_state)
+        used = any(direction.takes_context for direction, _ in directions)
+        for direction, states in directions:
+            # What only one of them uses is not superfluous.
+            takes_it = direction.takes_context or not used
+            direction._check_call(sequences, states, context if takes_it else None)
+
+    def _build_owned(self, context_shape: Any) -> None:
+        for direction, _ in self._directions(None):
+            direction._build_owned(context_shape)
+
+    def build(
+        self,
+        sequences_shape: tuple[int | None, ...],
+        initial_state_shape: Any = None,
+        context_shape: Any = None,
+    ) -> None:
+        for direction, _ in self._directions(None):
+            if not direction.built:
+                direction.build(sequences_shape, context_shape=context_shape)
+        super().build(sequences_shape, initial_state_shape)
+
+    def call(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = None,
+        context: Any = None,
+    ) -> Any:
+        if context is not None:
+            batch_size = ops.shape(sequences)[0]
+            initial_state = [
+                state
+                for direction, states in self._directions(initial_state)
+                for state in direction._starting_states(
+                    batch_size,
+                    states,
+                    bool(training),
+                    context if direction.takes_context else None,
+                )
+            ]
+        return super().call(
+            sequences, initial_state=initial_state, mask=mask, training=training
+        )
+
+
+def _check_ours(layer: Any, argument: str) -> None:
+    if not isinstance(layer, InitStateRNN):
+        raise ValueError(
+            f"Argument `{argument}` must be a layer of this package, such as "
+            f"InitStateLSTM. Received: {described(layer)}"
+        )

@@ -1,0 +1,216 @@
+"""The initial states of one layer: built, and made into what a batch starts from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_init_lstm import initial_states
+from keras_init_lstm.initial_states import InitialState
+from keras_init_lstm.layout import State, StateLayout
+from keras_init_lstm.validation import (
+    array_of_shape,
+    check_shape,
+    described,
+    shape_of,
+    shape_text,
+    with_shape,
+)
+
+
+def kinds_of(
+    layout: StateLayout, initial_state: Any, dtype: Any, trainable: bool
+) -> list[InitialState | None]:
+    """Returns what the argument `initial_state` of a layer stands for.
+
+    Args:
+        layout: The states of the layer's cell.
+        initial_state: One entry for all states, or a list nested as they are.
+        dtype: The dtype policy of the layer.
+        trainable: Whether the layer is.
+
+    Returns:
+        For each state a copy of its entry, or `None` for the cell's own start.
+
+    Raises:
+        ValueError: If an entry is none, or does not fit the units of its state.
+    """
+    entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
+    kinds: list[InitialState | None] = []
+    for state, entry in zip(layout.states, entries, strict=True):
+        try:
+            kind = initial_states.get(entry)
+            if kind is not None:
+                kind = kind.copy(name=state.name, dtype=dtype)
+                kind.check(state.units)
+        except ValueError as error:
+            raise ValueError(
+                f"Argument `initial_state`, for {state.name}: {error}"
+            ) from error
+        if kind is not None and not trainable:
+            kind.trainable = False
+        kinds.append(kind)
+    return kinds
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnedStates:
+    """What a layer owns of the states of its cell.
+
+    Args:
+        layout: The states.
+        kinds: For each an `InitialState`, or `None` for the start that the cell has
+            of its own: zeros, unless it has a `get_initial_state()`.
+        of_cell: Function of the batch size that returns that start, for all states.
+    """
+
+    layout: StateLayout
+    kinds: Sequence[InitialState | None]
+    of_cell: Callable[[Any], Sequence[Any]]
+
+    def __iter__(self) -> Iterator[tuple[State, InitialState | None]]:
+        return zip(self.layout.states, self.kinds, strict=True)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether a state is computed from a context."""
+        return any(kind is not None and kind.takes_context for kind in self.kinds)
+
+    def check_context(
+        self,
+        context: Any,
+        batch_size: Any,
+        given: Sequence[Any] | None,
+        name: str,
+    ) -> None:
+        """Raises a `ValueError` if a context is missing, superfluous or too short.
+
+        Args:
+            context: A tensor `(batch, ...)`, a structure of them, or `None`.
+            batch_size: Integer, or anything else where it is not known.
+            given: For each state what is taken in place of the owned one, or `None`.
+            name: That of the layer.
+        """
+        if context is not None and not self.takes_context:
+            raise ValueError(
+                "Argument `context` is for a layer with a `Conditional` initial state, "
+                f"and {name} has none. Received: context={described(context)}"
+            )
+        pairs = zip(self.kinds, given or [None] * len(self.kinds), strict=True)
+        if context is None and any(
+            kind is not None and kind.takes_context and tensor is None
+            for kind, tensor in pairs
+        ):
+            raise ValueError(
+                f"Argument `context` is missing: an initial state of {name} is "
+                "computed from it. Expected: a tensor of shape (batch, ...), or a "
+                "structure of them. Call the layer with `context=...`, in a Functional "
+                "model. The wrappers of Keras pass none on: in place of Bidirectional "
+                "use InitStateBidirectional, in place of TimeDistributed fold the "
+                "timesteps into the batch. Received: context=None"
+            )
+        for leaf in keras.tree.flatten(context):
+            shape = shape_of(leaf)
+            if shape:
+                check_shape(
+                    leaf,
+                    (batch_size, *[None] * (len(shape) - 1)),
+                    "Argument `context` must have one row for each sequence of the "
+                    f"batch: shape {shape_text((batch_size,))[:-1]} ...).",
+                )
+
+    def build(self, context_shape: Any = None) -> None:
+        """Builds what is not; what takes a context, once the shape of one is known."""
+        for state, kind in self:
+            if kind is None or kind.built:
+                continue
+            shapes = [context_shape] if kind.takes_context else []
+            if None not in shapes:
+                kind.build((state.units,), *shapes)
+
+    def rows(
+        self,
+        batch_size: Any,
+        training: bool = False,
+        context: Any = None,
+        given: Sequence[Any] | None = None,
+    ) -> list[Any]:
+        """Returns what the rows of a batch start from.
+
+        Args:
+            batch_size: Integer, or scalar integer tensor.
+            training: Python boolean, whether the layer is called in training mode.
+            context: What the layer is called with.
+            given: For each state a tensor that is taken in place of the owned state,
+                or `None`. Defaults to `None`.
+
+        Returns:
+            A tensor `(batch_size, units)` for each state.
+        """
+        # A cell makes all of its states at once.
+        of_cell = functools.cache(lambda: self.of_cell(batch_size))
+        rows = list(given or [None] * len(self.kinds))
+        for index, (state, kind) in enumerate(self):
+            if rows[index] is not None:
+                continue
+            if kind is None:
+                rows[index] = of_cell()[index]
+                continue
+            contexts = {"context": context} if kind.takes_context else {}
+            row = kind.call(batch_size, training=training, **contexts)
+            if kind.takes_context:
+                row = with_shape(
+                    row,
+                    (batch_size, state.units),
+                    "Argument `context` must have one row for each sequence of the "
+                    f"batch, so that {state.name} is (batch, {state.units}).",
+                )
+            rows[index] = row
+        return rows
+
+    def preview(self, index: int, batch_size: int) -> Any:
+        """Returns what state `index` of a stream shows before that has begun."""
+        kind = self.kinds[index]
+        if kind is None:
+            return self.of_cell(batch_size)[index]
+        return kind.preview(batch_size)
+
+    def assign(self, states: Sequence[Any], dtype: str) -> None:
+        """Overwrites the values that are owned, unless one is refused.
+
+        Args:
+            states: For each state an array `(units,)` or `(batch, units)`, or `None`.
+            dtype: That of the variables.
+
+        Raises:
+            ValueError: If an array is of another shape or not finite, or if there is
+                no value to overwrite. Nothing is then changed.
+        """
+        assignments = []
+        for index, (state, kind) in enumerate(self):
+            if states[index] is None:
+                continue
+            try:
+                if kind is None:
+                    raise AttributeError(
+                        "it has no initial state; `initial_state='fixed'` makes one"
+                    )
+                variable = kind.value
+            except AttributeError as error:
+                raise ValueError(
+                    f"Argument `states[{index}]` must be None, since the layer owns no "
+                    f"value of {state.name} to assign to: {error}. "
+                    f"Received: {described(states[index])}"
+                ) from error
+            array = array_of_shape(
+                states[index],
+                f"states[{index}]",
+                dtype,
+                (state.units,),
+                (None, state.units),
+            )
+            assignments.append((variable, array if array.ndim == 1 else array.mean(0)))
+        for variable, value in assignments:
+            variable.assign(value)

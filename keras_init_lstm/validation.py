@@ -1,0 +1,155 @@
+"""Is a value finite, does its shape fit, and how is a refused one described."""
+
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from keras_init_lstm.backend import backend
+
+# The sizes of a tensor, `None` for one that is not known yet.
+Shape: TypeAlias = tuple[int | None, ...]
+
+# NumPy does not know bfloat16, which has 8 bits of exponent and 7 of mantissa.
+_LARGEST_BFLOAT16 = (2 - 2**-7) * 2.0**127
+
+
+def finite_array(value: Any, argument: str, dtype: str = "float64") -> np.ndarray:
+    """Returns `value` as a new float64 array that is finite in `dtype`.
+
+    float64 holds every value of the narrower float types, so no bit is lost.
+
+    Raises:
+        ValueError: If `value` is not made of real numbers, or is not finite.
+    """
+    try:
+        if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
+            value = keras.ops.convert_to_numpy(value)
+        array = np.asarray(value)
+        if array.dtype.kind in "bcmMSUO":
+            raise TypeError("not real numbers")
+        array = array.astype("float64")
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"Argument `{argument}` must be a number or an array of numbers. "
+            f"Received: {argument}={described(value)}"
+        ) from error
+    largest = _LARGEST_BFLOAT16 if dtype == "bfloat16" else float(np.finfo(dtype).max)
+    if not (np.abs(array) <= largest).all():
+        raise ValueError(
+            f"Argument `{argument}` must be finite in dtype {dtype}. "
+            f"Received: {argument}={described(value)}"
+        )
+    return array
+
+
+def array_of_shape(value: Any, argument: str, dtype: str, *shapes: Shape) -> np.ndarray:
+    """Returns `value` as an array that is finite in `dtype` and has one of `shapes`.
+
+    Raises:
+        ValueError: If it is not, or if it is empty.
+    """
+    array = finite_array(value, argument, dtype)
+    if array.size == 0 or not any(fits(array.shape, shape) for shape in shapes):
+        raise ValueError(
+            f"Argument `{argument}` must be an array of shape "
+            f"{' or '.join(map(shape_text, shapes))}. "
+            f"Received: an array of shape {array.shape}"
+        )
+    return array
+
+
+def one_of(value: Any, argument: str, choices: Iterable[Any]) -> None:
+    """Raises a `ValueError` if `value` is none of `choices`."""
+    # By type too, or 1 would be taken for True, and an array would not compare.
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(
+            f"Argument `{argument}` must be one of {list(choices)}. "
+            f"Received: {argument}={described(value)}"
+        )
+
+
+def fits(shape: Shape, expected: Shape) -> bool:
+    """Whether two shapes, `None` for what is unknown, can be the same."""
+    return len(shape) == len(expected) and all(
+        a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
+    )
+
+
+def check_shape(tensor: Any, shape: Sequence[Any], expectation: str) -> None:
+    """Raises a `ValueError` if `tensor` is none, or is known to have another shape.
+
+    Args:
+        tensor: Anything.
+        shape: For each dimension an integer, a scalar integer tensor, or `None`
+            where any size will do.
+        expectation: What the error says before "Received".
+    """
+    given, expected = shape_of(tensor), tuple(map(_known, shape))
+    if not hasattr(tensor, "shape") or not (given is None or fits(given, expected)):
+        raise ValueError(f"{expectation} Received: {described(tensor)}")
+
+
+def with_shape(tensor: Any, shape: Sequence[Any], expectation: str) -> Any:
+    """Returns `tensor`, checked as by `check_shape()`, and at run time for the rest.
+
+    What is made from the tensor that is returned waits for that check.
+    """
+    check_shape(tensor, shape, expectation)
+    given = shape_of(tensor) or [None] * len(shape)
+    pairs = zip(given, shape, strict=True)
+    if any(want is not None and None in (got, _known(want)) for got, want in pairs):
+        return backend.with_shape(tensor, shape, expectation)
+    return tensor
+
+
+def _known(size: Any) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def shape_of(value: Any) -> Shape | None:
+    """The shape of a tensor or array as a tuple; `None` of what has none."""
+    try:
+        return tuple(value.shape)
+    except (AttributeError, TypeError, ValueError):  # Of a tensor of unknown rank.
+        return None
+
+
+def shape_text(shape: Sequence[Any]) -> str:
+    """A shape as it is written in messages, with `batch` for what is unknown."""
+    sizes = [str(size) if isinstance(size, int) else "batch" for size in shape]
+    return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
+
+
+def is_legacy(value: Any) -> bool:
+    """Whether `value` is an object of `tf_keras`, the legacy Keras 2 package."""
+    return any(c.__module__.split(".")[0] == "tf_keras" for c in type(value).__mro__)
+
+
+def refuse_legacy(value: Any, argument: str) -> None:
+    """Raises a `ValueError` if a tensor of `tf_keras` is among `value`."""
+    for leaf in keras.tree.flatten(value):
+        if is_legacy(leaf):
+            raise ValueError(
+                f"Argument `{argument}` must be a tensor of Keras 3. "
+                f"Received: {described(leaf)}"
+            )
+
+
+def described(value: Any) -> str:
+    """What came, as it stands in a message: of an array its shape, not its contents."""
+    kind = type(value).__name__
+    if is_legacy(value):
+        return (
+            f"{value} (of type {kind} of the legacy package tf_keras; this package "
+            "works with Keras 3)"
+        )
+    if backend.is_symbolic(value):
+        return f"{value} (a symbolic tensor; only values known now can be checked)"
+    shape = shape_of(value)
+    if shape and not isinstance(value, type):
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        return f"an array of shape {shape} and dtype {dtype} (of type {kind})"
+    return f"{reprlib.repr(value)} (of type {kind})"

@@ -1,0 +1,88 @@
+"""Which backends the package runs on, and what it imports of them."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_init_lstm
+from backends import BACKEND
+from keras_init_lstm.backend import backend
+
+PACKAGE = Path(keras_init_lstm.__file__).parent
+FRAMEWORKS = {"tensorflow", "jax", "torch"}
+ALLOWED = {
+    "backend/tensorflow.py": {"tensorflow"},
+    "fused.py": {"tensorflow"},
+    "tensorboard.py": {"tensorflow"},
+    "backend/jax.py": {"jax"},
+    "backend/torch.py": {"torch"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_a_framework_is_imported_in_its_own_files_alone():
+    files = {
+        path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")
+    }
+    assert ALLOWED.keys() <= files.keys()
+    for name, path in files.items():
+        frameworks = FRAMEWORKS.intersection(imported(path))
+        assert frameworks <= ALLOWED.get(name, set()), name
+
+
+def test_no_other_framework_is_loaded_with_the_package():
+    script = (
+        "import sys, keras; before = set(sys.modules); import keras_init_lstm;"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not (FRAMEWORKS - {BACKEND}).intersection(done.stdout.split())
+
+
+def test_another_backend_is_refused():
+    # With a stand-in for the other backend, whose packages need not be installed.
+    script = (
+        "import keras; keras.backend.backend = lambda: 'numpy'; import keras_init_lstm"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (
+        "ImportError: keras_init_lstm works with the TensorFlow, JAX and PyTorch"
+        in done.stderr
+    )
+    assert "Received: the backend 'numpy'" in done.stderr
+
+
+@pytest.mark.parametrize("use_fused", ["auto", False])
+def test_the_fused_loop_is_of_tensorflow(use_fused):
+    layer = keras_init_lstm.InitStateLSTM(2, use_fused=use_fused)
+    assert tuple(layer(np.ones((2, 10, 3))).shape) == (2, 2)
+    layer = keras_init_lstm.InitStateLSTM(2, use_fused=True)
+    if BACKEND == "tensorflow":
+        assert tuple(layer(np.ones((2, 10, 3))).shape) == (2, 2)
+    else:
+        with pytest.raises(
+            ValueError, match=f"not support the backend {BACKEND}.*auto"
+        ):
+            layer(np.ones((2, 10, 3)))
+
+
+def test_what_is_symbolic():
+    assert backend.is_symbolic(keras.Input((3,)))
+    for known in (np.ones(3), keras.ops.ones(3), 1.0, "text", None):
+        assert not backend.is_symbolic(known)
