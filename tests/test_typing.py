@@ -1,0 +1,49 @@
+"""What type checkers say of a user's script, right and wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "typed"
+ROOT = FOLDER.parents[1]
+
+
+def run(*command):
+    """What a checker prints, of the scripts and no other file."""
+    command = [sys.executable, "-m", *command]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+def mypy(script):
+    # Keras ships no types.
+    output = run("mypy", "--strict", "--ignore-missing-imports", str(script))
+    return {int(line) for line in re.findall(rf"{script.name}:(\d+): error", output)}
+
+
+def pyright(script):
+    output = run("pyright", "--outputjson", "--pythonpath", sys.executable, str(script))
+    return {
+        1 + each["range"]["start"]["line"]
+        for each in json.loads(output)["generalDiagnostics"]
+        if each["severity"] == "error"
+    }
+
+
+@pytest.mark.parametrize("checker", [mypy, pyright])
+class TestScripts:
+    def test_a_right_one_has_no_error(self, checker):
+        assert checker(FOLDER / "right.py") == set()
+
+    def test_of_a_wrong_one_each_line_is_found(self, checker):
+        lines = (FOLDER / "wrong.py").read_text().splitlines()
+        wrong = {n for n, line in enumerate(lines, 1) if line.endswith("# error")}
+        assert len(wrong) > 20
+        assert checker(FOLDER / "wrong.py") == wrong

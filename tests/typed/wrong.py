@@ -1,0 +1,38 @@
+"""What a type checker must refuse, line by line."""
+
+import keras
+
+from keras_init_lstm import (
+    Conditional,
+    Fixed,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateRNN,
+    InitStateSimpleRNN,
+    Sampled,
+    Trainable,
+    with_initial_state,
+)
+
+Sampled(distribution="nrmal")  # error
+Sampled(at_inference="draw")  # error
+Sampled(0.5, 0.1, sead=1)  # error
+Sampled(mean="zero")  # error
+Sampled(seed=1.5)  # error
+Trainable(initialiser="ones")  # error
+Fixed(value=None)  # error
+Conditional()  # error
+InitStateLSTM()  # error
+InitStateLSTM("64")  # error
+InitStateLSTM(64, initial_states="trainable")  # error
+InitStateLSTM(64, initial_state="trainble")  # error
+InitStateLSTM(64, use_fused="yes")  # error
+InitStateLSTM(64, return_sequence=True)  # error
+InitStateGRU(64, use_fused=True)  # error
+InitStateSimpleRNN(64, recurrent_activation="tanh")  # error
+InitStateRNN(keras.layers.GRUCell(4), inital_state="trainable")  # error
+layer = InitStateLSTM(64, initial_state="trainable")
+layer.assign_initial_state()  # error
+layer.reset_states(state=None)  # error
+InitStateLSTM.from_lstm(keras.layers.LSTM(4), initial_state="trainble")  # error
+with_initial_state(keras.Sequential(), "trainble")  # error
