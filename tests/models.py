@@ -7,7 +7,14 @@ from keras import layers
 
 from backends import tf
 from explicit_state import ExplicitState
-from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm import (
+    Conditional,
+    Fixed,
+    InitStateBidirectional,
+    InitStateLSTM,
+    Sampled,
+    Trainable,
+)
 from keras_init_lstm.initial_states import InitialState
 
 BATCH, TIMESTEPS, FEATURES, UNITS = 4, 5, 3, 2
@@ -130,8 +137,14 @@ class PerRow(InitialState):
 STARTS = {
     "zeros": None,
     "fixed": [Fixed([0.5, -0.25]), 0.125],
-    "sampled": Sampled(0.5, 0.25, seed=1),
+    "sampled": Sampled(0.5, 1 / 64, seed=1),  # A loss falls in spite of the noise.
     "trainable": [Trainable([0.5, -0.25], regularizer="l2"), Trainable("ones")],
+}
+
+
+WRAPS = {
+    "alone": lambda layer: layer,
+    "both directions": InitStateBidirectional,
 }
 
 

@@ -12,13 +12,18 @@ from keras_init_lstm import (
     InitStateGRU,
     InitStateLSTM,
 )
-from models import BATCH, CONTEXT, FEATURES, TIMESTEPS, UNITS, X, encoder, normal
+from models import (
+    BATCH,
+    CONTEXT,
+    FEATURES,
+    TIMESTEPS,
+    UNITS,
+    WRAPS,
+    X,
+    encoder,
+    normal,
+)
 from oracles import assert_same, flat, lstm_of, to_numpy
-
-WRAPS = {
-    "alone": lambda layer: layer,
-    "both directions": InitStateBidirectional,
-}
 
 
 class TestContext:

@@ -134,5 +134,5 @@ class TestLegacyObjects:
             with_initial_state(legacy, "trainable")
 
     def test_as_a_layer_to_adopt(self):
-        with pytest.raises(ValueError, match="`lstm` must be .* `LSTM`.*tf_keras"):
+        with pytest.raises(ValueError, match="must be .* `LSTM`.*tf_keras"):
             InitStateLSTM.from_lstm(tf_keras.layers.LSTM(2))

@@ -45,12 +45,13 @@ class TestLayout:
             cells = [getattr(keras.layers, f"{name}Cell")(4) for name in names]
             return InitStateRNN(cells, initial_state=initial_state)
 
+        entry = Fixed(value)  # Of numbers, two might be meant for two units.
         spelled_out = layer(
-            [[value, value] if name == "LSTM" else value for name in names]
+            [[entry, entry] if name == "LSTM" else entry for name in names]
         )
         want = spelled_out.get_initial_state(1)
-        for entry in (value, [value] * len(names)):
-            assert_same(layer(entry).get_initial_state(1), want)
+        for one in (entry, [entry] * len(names)):
+            assert_same(layer(one).get_initial_state(1), want)
         assert spelled_out.state_units == tuple(
             4 for name in names for _ in range(2 if name == "LSTM" else 1)
         )

@@ -9,7 +9,7 @@ from backends import FLOAT64, tf
 from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
 from keras_init_lstm.initial_states import InitialState
 from models import sampled
-from oracles import assert_same, owned_values
+from oracles import assert_same, nested, owned_values
 from strategies import arrays, for_each_layer
 
 
@@ -112,7 +112,7 @@ class TestAssign:
             for units in layer.state_units
         ]
         before = owned_values(layer)
-        layer.assign_initial_state(keras.tree.pack_sequence_as(layer.state_size, given))
+        layer.assign_initial_state(nested(layer, given))
         for got, value, old in zip(owned_values(layer), given, before, strict=True):
             if value is None:
                 want = old

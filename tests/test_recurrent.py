@@ -8,6 +8,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from backends import compiled, tf
@@ -19,6 +20,7 @@ from oracles import (
     flat,
     gradients,
     lstm_of,
+    nested,
     scale_of,
     to_numpy,
 )
@@ -72,10 +74,7 @@ class TestTheOneRule:
             state if given is None else given
             for given, state in zip(explicit, owned, strict=True)
         ]
-        explicit, expected = (
-            keras.tree.pack_sequence_as(layer.state_size, states)
-            for states in (explicit, expected)
-        )
+        explicit, expected = nested(layer, explicit), nested(layer, expected)
         want = case.call(case.reference(layer), initial_state=expected)
         case.assert_same(case.call(layer, initial_state=explicit), want)
         case.assert_same(layer(case.inputs, explicit, case.mask), want)
@@ -134,7 +133,9 @@ def step_of_fit(case, layer, weights, **kwargs):
     loss = keras.losses.MeanSquaredError("sum")
     model.compile(keras.optimizers.SGD(1.0), loss, **kwargs)
     before = flat(weights)
-    model.fit(given, np.zeros(outputs.shape), case.batch, verbose=0)
+    y = np.zeros(outputs.shape)
+    # In the order of the rows: each has noise of its own.
+    model.fit(given, y, case.batch, shuffle=False, verbose=0)
     return [old - new for old, new in zip(before, flat(weights), strict=True)]
 
 
@@ -270,6 +271,7 @@ class TestRowsAndSteps:
 
     @for_each_layer(**IN_ORDER, return_state=True)
     def test_a_sequence_in_two_pieces_is_the_whole(self, case, data):
+        assume(not case.misplaces_zeros)
         layer = case.layer()
         outputs, *states = layer(case.inputs, mask=case.mask)
         cut = data.draw(st.integers(0, case.inputs.shape[1]))
