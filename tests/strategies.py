@@ -271,6 +271,9 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
         arguments.setdefault("use_fused", is_fused)
     if name == "GRU":
         arguments["reset_after"] = draw(st.booleans())
+    if name in ("GRU", "stacked") and BACKEND == "jax":
+        # Without a bias, a GRU of Keras makes float32 of what has 16 bits.
+        arguments["use_bias"] |= arguments["dtype"].startswith("mixed")
     if name == "SimpleRNN":
         del arguments["recurrent_activation"]
     if arguments.get("use_fused"):

@@ -55,7 +55,7 @@ class TestTheOneRule:
     def test_in_training_with_the_states_drawn(self, case):
         layer, twin = case.layer(), case.layer()
         for entry, other in zip(layer.initial_state, twin.initial_state, strict=True):
-            other.seed_generator.state.assign(entry.seed_generator.state)
+            other.seed_generator.state.assign(to_numpy(entry.seed_generator.state))
         reference = case.reference(layer)
         for _ in range(2):
             states = twin.get_initial_state(case.batch, training=True)
@@ -153,7 +153,7 @@ class TestGradientsOfFit:
             layer.initial_state, noise_of.initial_state, strict=True
         ):
             if hasattr(entry, "seed_generator"):
-                other.seed_generator.state.assign(entry.seed_generator.state)
+                other.seed_generator.state.assign(to_numpy(entry.seed_generator.state))
                 other.mean.assign(np.zeros(other.mean.shape))
                 other.stddev.assign(np.ones(other.stddev.shape))
         context = {"context": case.context} if layer.takes_context else {}
