@@ -74,9 +74,6 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             for given, kind in pairs:
                 if given is not None:
                     given.hand_over_to(kind)
-            if hasattr(layer, "_use_cudnn"):
-                # Not what `layer` shows to Keras's `Bidirectional`.
-                direction.use_cudnn = layer._use_cudnn
 
     def _directions(self, states: Any) -> list[tuple[InitStateRNN, Any]]:
         """Each of the two layers, with its half of the states given at a call."""

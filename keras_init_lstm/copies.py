@@ -202,7 +202,9 @@ def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
                 ours.save_assets(folder)
                 theirs.load_assets(folder)
     for ours, theirs in zip(source.variables, target.variables, strict=True):
-        theirs.assign(ours)
+        # By way of an array, or on JAX they would share a buffer, which training one
+        # of them takes from the other.
+        theirs.assign(keras.ops.convert_to_numpy(ours))
         theirs.trainable = ours.trainable
     for theirs in target._flatten_layers():
         if isinstance(theirs, keras.layers.Normalization):

@@ -48,6 +48,7 @@ Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 
 _PACKAGE = "keras_init_lstm"
+_BASE_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer")
 
 # What `keras.random.truncated_normal` draws, a standard normal cut at two
 # standard deviations, has the variance 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).
@@ -164,7 +165,11 @@ class InitialState(keras.layers.Layer):
 
     def copy(self, **kwargs: Any) -> Self:
         """Returns an unbuilt object of the same arguments, but for `kwargs`."""
-        base = keras.layers.Layer.get_config(self)
+        base = {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+        }
         # The arguments themselves, of which a configuration can't hold every one.
         return type(self).from_config({**base, **self._arguments(), **kwargs})
 
@@ -172,9 +177,9 @@ class InitialState(keras.layers.Layer):
         """Gives `other`, made from the configuration of this one, what that lacks."""
 
     def _arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor, not serialized."""
-        base = keras.layers.Layer.get_config(self)
-        return {k: v for k, v in self.get_config().items() if k not in base}
+        """The arguments of the constructor, as far as possible not serialized."""
+        ours = self.get_config()
+        return {key: ours[key] for key in ours if key not in _BASE_ARGUMENTS}
 
     def __repr__(self) -> str:
         given = {k: v for k, v in self._arguments().items() if v is not None}

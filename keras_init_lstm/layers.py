@@ -30,20 +30,34 @@ class CellLayerArguments(LayerArguments, total=False):
     zero_output_for_mask: bool
 
 
+class _Alone:
+    """A `use_cudnn` that holds within one layer, and is none to `Bidirectional`."""
+
+    def __init__(self, value: bool | Literal["auto"]) -> None:
+        self.value = value
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"{self.value!r}, but not for two layers in one call"
+
+
 class _MayUseCudnn(InitStateRNN):
     """What `InitStateLSTM` and `InitStateGRU` share: cuDNN may run their loop."""
 
-    # On JAX and PyTorch, Keras's `Bidirectional` runs two layers with `use_cudnn` in
-    # one cuDNN call, and from zeros. To it, a layer that owns a state has none.
+    # On JAX and PyTorch, Keras's `Bidirectional` runs two layers whose `use_cudnn` is
+    # True or "auto" in one call of cuDNN, from zeros. So a layer that owns a state
+    # shows it another value, which the wrapper also sets on the layers that it makes.
     @property
-    def use_cudnn(self) -> bool | Literal["auto"]:
+    def use_cudnn(self) -> Any:
         if not backend.fuses_directions or _in_own_loop.get():
             return self._use_cudnn
-        return False if any(self.initial_state) else self._use_cudnn
+        return _Alone(self._use_cudnn) if any(self.initial_state) else self._use_cudnn
 
     @use_cudnn.setter
-    def use_cudnn(self, value: bool | Literal["auto"]) -> None:
-        self._use_cudnn = value
+    def use_cudnn(self, value: Any) -> None:
+        self._use_cudnn = value.value if isinstance(value, _Alone) else value
 
     def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
         token = _in_own_loop.set(True)

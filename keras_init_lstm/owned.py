@@ -38,12 +38,15 @@ def kinds_of(
         ValueError: If an entry is none, or does not fit the units of its state.
     """
     entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
+    # As it stands in a configuration: Keras makes none by itself for a kind of a user's
+    # own that was given an object.
+    policy = keras.dtype_policies.serialize(dtype)
     kinds: list[InitialState | None] = []
     for state, entry in zip(layout.states, entries, strict=True):
         try:
             kind = initial_states.get(entry)
             if kind is not None:
-                kind = kind.copy(name=state.name, dtype=dtype)
+                kind = kind.copy(name=state.name, dtype=policy)
                 kind.check(state.units)
         except ValueError as error:
             raise ValueError(

@@ -19,7 +19,11 @@ from oracles import to_numpy
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-MODULES = [m.name for m in pkgutil.iter_modules(keras_init_lstm.__path__)]
+MODULES = [
+    module.name
+    for module in pkgutil.iter_modules(keras_init_lstm.__path__)
+    if not module.ispkg
+]
 
 
 @pytest.mark.tensorflow  # whose tensors they show
@@ -28,7 +32,9 @@ def test_docstrings(name):
     module = importlib.import_module(f"keras_init_lstm.{name}")
     names = {"keras": keras, "np": np, "keras_init_lstm": keras_init_lstm}
     result = doctest.testmod(module, extraglobs=names)
-    assert result.attempted and not result.failed
+    # That of `load_keras2_model` is of a file that is not here.
+    shown = name != "keras2" and ">>> " in pathlib.Path(module.__file__).read_text()
+    assert bool(result.attempted) >= shown and not result.failed
 
 
 def test_every_public_name_has_an_example():

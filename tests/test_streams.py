@@ -161,7 +161,10 @@ class Stream(RuleBasedStateMachine):
             call = tf.function(
                 self.layer, input_signature=[tf.TensorSpec((None, None, FEATURES))]
             )
-            message += rf".*Received.*\[{batch} {TIMESTEPS} {FEATURES}\]"
+            message = (
+                rf"(?s)\[{batch},{TIMESTEPS},{FEATURES}\].*expected shape \[{BATCH},.*"
+                rf"batch_size_of_{BATCH}_as_in_the_stream_so_far"
+            )
             with pytest.raises(tf.errors.InvalidArgumentError, match=message):
                 call(x)
 
@@ -537,3 +540,102 @@ class TestResetStates:
         ).history
         losses = [*history["loss"], *history["val_loss"]]
         np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
+class TestFit:
+    """A stream in `fit`, `evaluate` and `predict`, beside that of Keras's own LSTM."""
+
+    x = normal(3 * BATCH, TIMESTEPS, FEATURES)
+
+    def model(self, layer):
+        shape = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
+        model = keras.Sequential([shape, layer])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        return model
+
+    def run(self, model, how, x=x, callbacks=()):
+        y = np.zeros((len(x), UNITS))
+        data = (x,) if how == "predict" else (x, y)
+        options = {"batch_size": BATCH, "verbose": 0, "callbacks": list(callbacks)}
+        if how == "fit":
+            options["shuffle"] = False
+        return getattr(model, how)(*data, **options)
+
+    @pytest.mark.parametrize("how", ["fit", "evaluate", "predict"])
+    @pytest.mark.parametrize("start", ["trainable", 0.5, Conditional(encoder())])
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
+    def test_goes_on_from_batch_to_batch(self, cls, start, how):
+        layer = cls(UNITS, initial_state=start, stateful=True, use_cudnn=False)
+        if layer.takes_context:
+            # An encoder of the sequences themselves: in a model of one input.
+            x = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
+            model = keras.Model(x, layer(x, context=x[:, 0]))
+            model.compile(keras.optimizers.SGD(0.0), "mse")
+            contexts = [{"context": x[:, 0]} for x in np.split(self.x, 3)]
+        else:
+            model, contexts = self.model(layer), [{}] * 3
+        counted, saved = model.count_params(), len(model.weights)
+        self.run(model, how)
+        got = [to_numpy(state) for state in layer.states]
+        layer.reset_state()
+        for x, context in zip(np.split(self.x, 3), contexts, strict=True):
+            layer(x, **context)
+        assert_same(got, layer.states, tolerance=1e-6)
+        assert (model.count_params(), len(model.weights)) == (counted, saved)
+
+    def test_of_keras_itself(self):
+        # What the README says of it: a Keras that does more shows here.
+        layer = keras.layers.LSTM(UNITS, stateful=True)
+        model = self.model(layer)
+        if BACKEND == "torch":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                self.run(model, "fit")
+            return
+        self.run(model, "fit")
+        carried = any(np.any(to_numpy(state)) for state in layer.states)
+        assert carried == (BACKEND == "tensorflow")
+
+    def test_may_be_reset_within_an_epoch(self):
+        class Reset(keras.callbacks.Callback):
+            def on_train_batch_begin(self, batch, logs=None):
+                reset_states(self.model)
+
+        layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
+        self.run(self.model(layer), "fit", callbacks=[Reset()])
+        got = [to_numpy(state) for state in layer.states]
+        layer.reset_state()
+        layer(self.x[2 * BATCH :])
+        assert_same(got, layer.states, tolerance=1e-6)
+
+    @pytest.mark.parametrize("how", ["fit", "evaluate", "predict"])
+    def test_a_smaller_last_batch_is_refused_in_words(self, how):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+        model = self.model(layer)
+        errors = (ValueError, tf.errors.InvalidArgumentError) if tf else ValueError
+        # In a graph of TensorFlow the words are those of a name.
+        message = rf"Expected.a.batch.size.of.{BATCH}.+as.in.+last.batch"
+        with pytest.raises(errors, match=message):
+            self.run(model, how, x=self.x[:-1])
+        if BACKEND != "jax":  # There it is lost with the epoch.
+            layer_of_two = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+            layer_of_two(self.x[:BATCH])
+            layer_of_two.set_weights(layer.get_weights())
+            layer_of_two.reset_state()
+            for x in np.split(self.x[: 2 * BATCH], 2):
+                layer_of_two(x)
+            assert_same(layer.states, layer_of_two.states, tolerance=1e-6)
+
+    @pytest.mark.skipif(BACKEND != "jax", reason="needed only there")
+    def test_is_in_what_a_stateless_call_returns(self):
+        layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
+        model = self.model(layer)
+        trained, others = (
+            [v.value for v in variables]
+            for variables in (model.trainable_variables, model.non_trainable_variables)
+        )
+        for x in np.split(self.x, 3):
+            got, others = model.stateless_call(trained, others, x)
+        assert all(state.fresh for state in layer.states)
+        for x in np.split(self.x, 3):
+            want = layer(x)
+        assert_same(got, want, tolerance=1e-6)

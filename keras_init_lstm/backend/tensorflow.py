@@ -20,17 +20,19 @@ class _TensorFlow(Backend):
     def with_shape(
         self, tensor: tf.Tensor, shape: Sequence[Any], expectation: str
     ) -> tf.Tensor:
-        # XLA leaves out assertions, and TensorFlow does not always await them. It is
-        # `ensure_shape` that holds, and says in the name of its node what is wrong.
+        # Whatever is made from the result of `ensure_shape` waits for it, also under
+        # XLA, which leaves out assertions. What is wrong stands in its node's name.
         name = re.sub(r"\W+", "_", expectation).strip("_")
-        tensor = tf.ensure_shape(tensor, [None] * len(shape), name)
+        known = [size if isinstance(size, int) else None for size in shape]
+        tensor = tf.ensure_shape(tensor, known, name)
         sizes = tf.shape(tensor)
-        fits = [sizes[i] == size for i, size in enumerate(shape) if size is not None]
+        fits = [sizes[i] == size for i, size in enumerate(shape) if tf.is_tensor(size)]
+        if not fits:
+            return tensor
         message = f"{expectation} Received: a tensor of shape"
         assertion = tf.debugging.Assert(tf.reduce_all(fits), [message, sizes])
         with tf.control_dependencies([assertion]):
-            known = [size if isinstance(size, int) else None for size in shape]
-            return tf.ensure_shape(tensor, known, name)
+            return tf.identity(tensor)
 
     def after(self, value: Any, then: Callable[[], None]) -> None:
         with tf.control_dependencies([value]):
