@@ -48,7 +48,8 @@ Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 
 _PACKAGE = "keras_init_lstm"
-_BASE_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer")
+# What the configuration of every layer of Keras may hold.
+_BASE_ARGUMENTS = ("name", "dtype", "trainable", "autocast", "activity_regularizer")
 
 # What `keras.random.truncated_normal` draws, a standard normal cut at two
 # standard deviations, has the variance 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).

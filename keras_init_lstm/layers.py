@@ -51,9 +51,10 @@ class _MayUseCudnn(InitStateRNN):
     # shows it another value, which the wrapper also sets on the layers that it makes.
     @property
     def use_cudnn(self) -> Any:
-        if not backend.fuses_directions or _in_own_loop.get():
-            return self._use_cudnn
-        return _Alone(self._use_cudnn) if any(self.initial_state) else self._use_cudnn
+        shown = self._use_cudnn
+        if shown and backend.fuses_directions and not _in_own_loop.get():
+            return _Alone(shown) if any(self.initial_state) else shown
+        return shown
 
     @use_cudnn.setter
     def use_cudnn(self, value: Any) -> None:

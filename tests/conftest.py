@@ -15,6 +15,7 @@ NEEDED = {
     "test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),
     "test_tensorboard.py": ("tensorflow",),
+    "test_typing.py": ("mypy", "pyright"),
 }
 collect_ignore = [
     name
