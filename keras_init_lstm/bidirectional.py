@@ -121,7 +121,7 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             initial_state = [
                 state
                 for direction, states in self._directions(initial_state)
-                for state in direction._starting_states(
+                for state in direction._initial_states(
                     batch_size,
                     states,
                     bool(training),

@@ -468,7 +468,7 @@ def get(entry: Any) -> InitialState | None:
             serialized form of one.
 
     Returns:
-        An `InitialState`, or `None` for the start that the cell has of its own.
+        An `InitialState`, or `None` for what the cell starts from by itself.
 
     Raises:
         ValueError: If `entry` is none of these.
@@ -532,13 +532,13 @@ def _check_numbers(
 
 
 def _add_variable(
-    kind: InitialState, name: str, start: np.ndarray | Callable, **kwargs: Any
+    kind: InitialState, name: str, given: np.ndarray | Callable, **kwargs: Any
 ) -> keras.Variable:
-    initializer = start
-    if isinstance(start, np.ndarray):
+    initializer = given
+    if isinstance(given, np.ndarray):
 
         def initializer(shape: tuple[int], dtype: Any = None) -> Any:
-            return ops.convert_to_tensor(np.broadcast_to(start, shape), dtype)
+            return ops.convert_to_tensor(np.broadcast_to(given, shape), dtype)
 
     # Without autocast: tiled in its own dtype, and cast after, the gradients of
     # the rows are added up in the variable's precision under mixed policies too.

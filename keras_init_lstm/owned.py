@@ -32,7 +32,8 @@ def kinds_of(
         trainable: Whether the layer is.
 
     Returns:
-        For each state a copy of its entry, or `None` for the cell's own start.
+        For each state a copy of its entry, or `None` for what the cell starts from by
+        itself.
 
     Raises:
         ValueError: If an entry is none, or does not fit the units of its state.
@@ -64,9 +65,9 @@ class OwnedStates:
 
     Args:
         layout: The states.
-        kinds: For each an `InitialState`, or `None` for the start that the cell has
-            of its own: zeros, unless it has a `get_initial_state()`.
-        of_cell: Function of the batch size that returns that start, for all states.
+        kinds: For each an `InitialState`, or `None` for what the cell starts from by
+            itself: zeros, unless it has a `get_initial_state()` of its own.
+        of_cell: Function of the batch size that returns that, for all states.
     """
 
     layout: StateLayout

@@ -145,7 +145,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         """Makes what is owned of the states: the end of every constructor."""
         self._layout = layout = StateLayout.of(self)
         kinds = kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
-        self._owned = OwnedStates(layout, kinds, self._start_of_cell)
+        self._owned = OwnedStates(layout, kinds, self._initial_states_of_cell)
         # As attributes, since both Keras and TensorFlow find the entries of their
         # files by the names of attributes; in a list they would have none.
         for state, kind in self._owned:
@@ -290,12 +290,12 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         if self._carried is not None:
             sequences = self._carried.checked(sequences)
         batch_size = ops.shape(sequences)[0]
-        states = self._starting_states(batch_size, initial_state, training, context)
+        states = self._initial_states(batch_size, initial_state, training, context)
         return super().call(
             sequences, initial_state=states, mask=mask, training=training
         )
 
-    def _starting_states(
+    def _initial_states(
         self, batch_size: Any, given: Any, training: bool, context: Any
     ) -> list[Any]:
         """What the rows of a call start from, nested as the cell's `state_size`."""
@@ -308,7 +308,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             rows = self._carried.continued(rows, given)
         return self._layout.pack(rows)
 
-    def _start_of_cell(self, batch_size: Any) -> list[Any]:
+    def _initial_states_of_cell(self, batch_size: Any) -> list[Any]:
         return keras.tree.flatten(super().get_initial_state(batch_size))
 
     def get_initial_state(

@@ -61,19 +61,19 @@ class CarriedState:
     @property
     def value(self) -> Any:
         """What the next call starts from, a tensor `(batch, units)`."""
-        return self.or_start(self._preview(self.shape[0]))
+        return self.or_initial(self._preview(self.shape[0]))
 
     @property
     def fresh(self) -> bool:
         """Whether the next call starts from the initial state of the layer."""
         return bool(ops.convert_to_numpy(self._fresh))
 
-    def or_start(self, start: Any) -> Any:
-        """Returns what was carried, or `start` while the state is fresh."""
+    def or_initial(self, initial: Any) -> Any:
+        """Returns what was carried, or `initial` while the state is fresh."""
         carried = self._carried.value
         # A copy, since PyTorch needs the condition as it was for the gradient.
         fresh = ops.copy(self._fresh)
-        return ops.where(fresh, ops.cast(start, carried.dtype), carried)
+        return ops.where(fresh, ops.cast(initial, carried.dtype), carried)
 
     def assign(self, value: Any) -> None:
         """Carries `value (batch, units)`."""
@@ -159,7 +159,7 @@ class Stream:
         """
         triples = zip(self.states, rows, given, strict=True)
         return [
-            state.or_start(row) if explicit is None else row
+            state.or_initial(row) if explicit is None else row
             for state, row, explicit in triples
         ]
 

@@ -128,6 +128,10 @@ class TestOfKeras:
             assert_same(got, want, across_programs())
 
 
+# What `keras.layers.Bidirectional` calls.
+OF_KERAS = getattr(sys.modules[layers.Bidirectional.__module__], "backend", None)
+
+
 class TestKerasInOneCall:
     """Keras 3.15 may run both directions in one call of cuDNN, from zeros."""
 
@@ -143,11 +147,10 @@ class TestKerasInOneCall:
 
             return record
 
-        of_keras = sys.modules[layers.Bidirectional.__module__]
-        if not hasattr(of_keras.backend, "bidirectional_lstm"):
+        if not hasattr(OF_KERAS, "bidirectional_lstm"):
             pytest.skip("a Keras without it")
-        monkeypatch.setattr(of_keras.backend, "bidirectional_lstm", recorder(4))
-        monkeypatch.setattr(of_keras.backend, "bidirectional_gru", recorder(2))
+        monkeypatch.setattr(OF_KERAS, "bidirectional_lstm", recorder(4))
+        monkeypatch.setattr(OF_KERAS, "bidirectional_gru", recorder(2))
         return calls
 
     @pytest.mark.skipif(BACKEND == "tensorflow", reason="it always declines there")
@@ -189,8 +192,7 @@ class TestKerasInOneCall:
 
     @pytest.mark.tensorflow
     def test_on_tensorflow_it_always_declines(self):
-        of_keras = sys.modules[layers.Bidirectional.__module__].backend
         for name in ("bidirectional_lstm", "bidirectional_gru"):
-            if hasattr(of_keras, name):
+            if hasattr(OF_KERAS, name):
                 with pytest.raises(NotImplementedError):
-                    getattr(of_keras, name)(X, *[None] * 12)
+                    getattr(OF_KERAS, name)(X, *[None] * 12)

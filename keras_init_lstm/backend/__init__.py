@@ -1,7 +1,7 @@
 """What `keras.ops` cannot say: one object of a few methods for each backend of Keras.
 
-`backend` is that of the backend in use. A new one is a new file with a subclass of
-`Backend`, and an entry in `_MODULES`.
+`backend` is that of the backend in use. A new one is a new file, named as Keras names
+the backend, with a subclass of `Backend`, and its name in `_NAMES`.
 """
 
 import importlib
@@ -10,14 +10,14 @@ import keras
 
 from keras_init_lstm.backend.base import Backend
 
-_MODULES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+_NAMES = ("tensorflow", "jax", "torch")
 
 _name = keras.backend.backend()
-if _name not in _MODULES:
+if _name not in _NAMES:
     raise ImportError(
         "keras_init_lstm works with the TensorFlow, JAX and PyTorch backends of "
         f"Keras 3. Received: the backend {_name!r}"
     )
-backend: Backend = importlib.import_module(f"{__name__}.{_MODULES[_name]}").backend
+backend: Backend = importlib.import_module(f"{__name__}.{_name}").backend
 
 __all__ = ["Backend", "backend"]
