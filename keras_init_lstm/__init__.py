@@ -3,11 +3,12 @@
 from keras_init_lstm.adoption import with_initial_state
 from keras_init_lstm.bidirectional import InitStateBidirectional
 from keras_init_lstm.conditional import Conditional
-from keras_init_lstm.initial_states import Fixed, InitialState, Sampled, Trainable
+from keras_init_lstm.initial_states import Fixed, InitialState, Trainable
 from keras_init_lstm.keras2 import load_keras2_model
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.plots import plot_initial_state
 from keras_init_lstm.recurrent import InitStateRNN
+from keras_init_lstm.sampled import Sampled
 from keras_init_lstm.streams import ResetStates, reset_states
 from keras_init_lstm.tensorboard import LogInitialState
 

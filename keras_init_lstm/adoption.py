@@ -7,7 +7,7 @@ import keras
 
 from keras_init_lstm.copies import copy_layer, inner_layers, make_anew
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
-from keras_init_lstm.recurrent import InitialStates, InitStateRNN
+from keras_init_lstm.recurrent import InitialStateArgument, InitStateRNN
 from keras_init_lstm.validation import described, is_legacy
 
 _FAMILY: tuple[type[InitStateRNN], ...] = (
@@ -16,15 +16,15 @@ _FAMILY: tuple[type[InitStateRNN], ...] = (
     InitStateSimpleRNN,
     InitStateRNN,
 )
-# What takes the place of a layer. A subclass of one of these may be anything, and is
-# left as it is.
+# What takes the place of a layer, by its exact class: a subclass may compute something
+# else, and is left alone.
 _OF_KERAS: dict[type, type[InitStateRNN]] = {cls.keras_layer: cls for cls in _FAMILY}
 _REPLACED = {**_OF_KERAS, **{cls: cls for cls in _FAMILY}}
 
 
 def with_initial_state(
     model: keras.Model,
-    initial_state: InitialStates = None,
+    initial_state: InitialStateArgument = None,
     where: str | Iterable[str] | Callable[[Any], bool] | None = None,
 ) -> keras.Model:
     """Returns a model whose recurrent layers own their initial state.
@@ -85,6 +85,14 @@ def with_initial_state(
     found = list(_recurrent_layers(model, (), None))
     if isinstance(where, str):
         where = [where]
+    if not (where is None or callable(where)):
+        try:
+            where = set(where)
+        except TypeError as error:
+            raise ValueError(
+                "Argument `where` must be None, a name, names, or a function of a "
+                f"layer. Received: where={described(where)}"
+            ) from error
     chosen = set()
     for layer, names, holder in found:
         if where is None:
@@ -109,24 +117,29 @@ def with_initial_state(
         layers = [f"{layer.name} ({type(layer).__name__})" for layer, _, _ in found]
         raise ValueError(
             "Argument `where` must choose from the recurrent layers of the model, "
-            f"which are: {', '.join(layers) or 'none'}. Received: where={where}"
+            f"which are: {', '.join(layers) or 'none'}. "
+            f"Received: where={described(where)}"
         )
 
     def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         if id(layer) in chosen:
             return _REPLACED[type(layer)].from_keras(layer, initial_state)
+        if type(layer) in _FAMILY:
+            return type(layer).from_keras(layer)  # It goes on with its stream.
         return make_anew(layer, copy_inner)
 
     return copy_layer(model, make)
 
 
 def _recurrent_layers(
-    layer: keras.layers.Layer, names: Any, holder: Any
+    layer: keras.layers.Layer,
+    names: tuple[str, ...],
+    holder: keras.layers.Layer | None,
 ) -> Iterator[tuple[Any, set[str], Any]]:
     """Yields each layer that may be replaced, once for each place where it stands.
 
-    With it the names that choose it, and the layer, if any, that its place is hidden
-    in, since it makes the layers inside of it by code of its own.
+    With it the names by which `where` may choose it, and the layer, if any, whose own
+    code made it, so that nothing can take its place.
     """
     names = (*names, layer.name)
     if type(layer) in _REPLACED:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 from keras import ops
 
+from keras_init_lstm._types import LayerArguments
 from keras_init_lstm.context import TakesContext
-from keras_init_lstm.initial_states import LayerArguments
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.validation import described
 
@@ -65,21 +65,28 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             backward_layer=backward_layer,
             **kwargs,
         )
-        # Keras has made the layers from the configuration of the one that was given.
+        # Keras has made them from a configuration, which holds no weights: not those
+        # that a kind was itself made with.
         made = [self.forward_layer]
         if backward_layer is None:
             made.append(self.backward_layer)
         for direction in made:
             pairs = zip(layer.initial_state, direction.initial_state, strict=True)
-            for given, kind in pairs:
-                if given is not None:
-                    given.hand_over_to(kind)
+            for source, target in pairs:
+                if source is not None:
+                    source.hand_over_to(target)
 
     def _directions(self, states: Any) -> list[tuple[InitStateRNN, Any]]:
         """Each of the two layers, with its half of the states given at a call."""
         if states is None:
             return [(self.forward_layer, None), (self.backward_layer, None)]
-        half = len(states) // 2
+        half = len(self.forward_layer.state_size)
+        if not isinstance(states, (list, tuple)) or len(states) != 2 * half:
+            names = ", ".join(self.forward_layer.state_names)
+            raise ValueError(
+                f"Argument `initial_state` must be a list of {2 * half}: forwards "
+                f"{names}, then the same backwards. Received: {described(states)}"
+            )
         return [
             (self.forward_layer, states[:half]),
             (self.backward_layer, states[half:]),
@@ -121,7 +128,7 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             initial_state = [
                 state
                 for direction, states in self._directions(initial_state)
-                for state in direction._initial_states(
+                for state in direction._states_of_call(
                     batch_size,
                     states,
                     bool(training),

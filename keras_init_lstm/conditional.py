@@ -9,8 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_init_lstm._types import LayerArguments
 from keras_init_lstm.copies import copy_layer, hand_over
-from keras_init_lstm.initial_states import InitialState, LayerArguments
+from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.validation import described, fits, shape_text
 
 if TYPE_CHECKING:
@@ -71,12 +72,13 @@ class Conditional(InitialState):
     def copy(self, **kwargs: Any) -> Self:
         copied = super().copy(**{**kwargs, "encoder": copy_layer(self.encoder)})
         if not copied.trainable:
-            # Keras freezes the layers inside only where it sees a change.
+            # `trainable` is False already, and Keras passes on to the layers inside
+            # only what changes.
             copied.encoder.trainable = False
         return copied
 
     def hand_over_to(self, other: Self) -> None:
-        # A configuration does not hold the weights that the encoder was given with.
+        # A configuration does not hold the weights that an encoder was made with.
         if self.encoder.built:
             hand_over(self.encoder, other.encoder)
 
@@ -86,8 +88,8 @@ class Conditional(InitialState):
             self.encoder.build(context_shape)
         try:
             output_shape = self.encoder.compute_output_shape(context_shape)
-        except NotImplementedError:  # Of a layer of the user's own: seen at the call.
-            return
+        except NotImplementedError:
+            return  # Not every layer can tell: then `call()` checks the output itself.
         self._check_output(output_shape)
 
     def call(self, batch_size: Any, training: bool = False, context: Any = None) -> Any:
@@ -99,7 +101,8 @@ class Conditional(InitialState):
         return state
 
     def preview(self, batch_size: int) -> Any:
-        return ops.full((batch_size, self.units), np.nan)  # Not known before a call.
+        # It is not known before a call.
+        return ops.full((batch_size, self.units), np.nan)
 
     def _missing(self, name: str) -> str:
         if name == "units":

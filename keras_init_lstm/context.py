@@ -11,9 +11,10 @@ from keras_init_lstm.validation import shape_of
 class TakesContext(keras.layers.Layer):
     """What a layer inherits from before a layer of Keras to be called with a context.
 
-    Keras casts every argument of a call to the dtype of the layer, and does not hand
-    over the mask of the sequences if there is a second tensor. A context is therefore
-    hidden from it, and shown again by `shown()` in `call()`.
+    Keras casts what a layer is called with to the layer's dtype (in bfloat16, the id
+    257 becomes 256), and drops the implicit mask of the sequences if the call has a
+    second tensor. A context is therefore wrapped in an object that Keras takes for no
+    tensor, and that `call()` unwraps by `unwrapped()`.
 
     A subclass implements `_check_call()` and `_build_owned()`, and a `build()` with a
     `context_shape`.
@@ -36,26 +37,28 @@ class TakesContext(keras.layers.Layer):
         context: Any = None,
         **kwargs: Any,
     ) -> Any:
-        context = as_tensors(context)
-        # Here, before anything is built, traced or carried.
+        context = lists_as_arrays(context)
+        # Before Keras builds or traces anything: what is refused changes nothing.
         self._check_call(sequences, initial_state, context)
         if context is not None or initial_state is not None:
-            # Keras knows no shape of what is hidden from it, and in version 3.12 and
-            # before builds no layer that is given None among tensors.
+            # Keras builds a layer from the shapes of what it is called with. It sees
+            # none of a wrapped context, and up to version 3.12 takes no `None` among
+            # states.
             self._build_for(sequences, context)
-        if context is not None and not _is_symbolic(context):
-            context = _Hidden(context)
-        given = {
+        if context is not None and not _holds_kerlists_as_arrays(context):
+            context = _Wrapped(context)
+        arguments = {
             "initial_state": initial_state,
             "mask": mask,
             "training": training,
             "context": context,
         }
-        given = {name: value for name, value in given.items() if value is not None}
-        return super().__call__(sequences, **given, **kwargs)
+        arguments = {k: value for k, value in arguments.items() if value is not None}
+        return super().__call__(sequences, **arguments, **kwargs)
 
     def compute_output_spec(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        # The outputs have the same shapes from whatever state they start.
+        # Of the sequences alone: on the other arguments the outputs do not depend in
+        # shape, and `compute_output_shape()` takes none of them.
         return super().compute_output_spec(sequences)
 
     def _build_for(self, sequences: Any, context: Any) -> None:
@@ -63,15 +66,15 @@ class TakesContext(keras.layers.Layer):
         if rank < 3 or rank != getattr(self.input_spec, "ndim", rank):
             return  # Keras refuses it, and must find the layer as it was.
         if self.built:
-            # Without a context, as with explicit states, an encoder is not built yet.
+            # By calls with explicit states and no context, but for the encoders.
             self._build_owned(shapes_of(context))
         else:
             self.build(tuple(sequences.shape), context_shape=shapes_of(context))
 
 
-def shown(context: Any) -> Any:
-    """Returns a context as it was given."""
-    return context.context if isinstance(context, _Hidden) else context
+def unwrapped(context: Any) -> Any:
+    """Returns a context as the layer was called with it."""
+    return context.context if isinstance(context, _Wrapped) else context
 
 
 def shapes_of(context: Any) -> Any:
@@ -81,8 +84,8 @@ def shapes_of(context: Any) -> Any:
     return keras.tree.map_structure(lambda leaf: shape_of(leaf) or (), context)
 
 
-class _Hidden:
-    """Anything but a tensor, to Keras."""
+class _Wrapped:
+    """A context that Keras passes on as it is, since it is no tensor."""
 
     def __init__(self, context: Any) -> None:
         self.context = context
@@ -91,12 +94,12 @@ class _Hidden:
         return repr(self.context)
 
 
-def _is_symbolic(context: Any) -> bool:
+def _holds_kerlists_as_arrays(context: Any) -> bool:
     return any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(context))
 
 
-def as_tensors(context: Any) -> Any:
-    """A list of numbers is one array, and no structure of tensors without shape."""
+def lists_as_arrays(context: Any) -> Any:
+    """Makes one array of a list of numbers; returns anything else as it is."""
     if isinstance(context, (list, tuple)) and not any(
         hasattr(leaf, "shape") for leaf in keras.tree.flatten(context)
     ):

@@ -93,11 +93,11 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         config = {**layer.get_config(), "layer": inner[0], "backward_layer": inner[1]}
         with _names_of(*inner[0]._flatten_layers()):
             copied = type(layer)(**config)
-        # Keras has made another forward layer from what it was given.
+        # Keras has made another forward layer, from the configuration of this one.
         if inner[0].built:
             copied.forward_layer.build_from_config(inner[0].get_build_config())
         hand_over(inner[0], copied.forward_layer)
-        # The constructor of `Bidirectional` sets it to another value.
+        # The constructor of `Bidirectional` forces another value on them: restore it.
         for ours, theirs in (
             (layer.forward_layer, copied.forward_layer),
             (layer.backward_layer, copied.backward_layer),
@@ -116,7 +116,7 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
             _compile_like(layer, copied)
     else:
         return None
-    # The setter of `trainable` would freeze or unfreeze the layers inside as well.
+    # Not by the setter, which would set it on the layers inside as well.
     copied._trainable = layer.trainable
     return copied
 
@@ -171,7 +171,7 @@ def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
         for key in config:
             value = getattr(layer, key, None)
             named = value if isinstance(value, types.FunctionType) else type(value)
-            # Those of Keras are made anew: an initializer draws the same each time.
+            # Those of Keras are made anew: an initializer would draw the same again.
             if callable(value) and not _is_ours_or_keras(named):
                 config[key] = value
     return config
@@ -193,19 +193,30 @@ def _names_of(*objects: Any) -> Any:
 
 
 def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Gives `target` the variables and vocabularies of `source`, and what is frozen."""
-    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
-    for ours, theirs in pairs:
-        theirs.trainable = ours.trainable
-        if hasattr(ours, "save_assets"):
+    """Gives `target` the variables and vocabularies of `source`, and what is frozen.
+
+    Raises:
+        ValueError: If the two are not made of the same layers and variables.
+    """
+    layers = [each._flatten_layers() for each in (source, target)]
+    variables = [source.variables, target.variables]
+    if any(len(ours) != len(theirs) for ours, theirs in (layers, variables)):
+        raise ValueError(
+            f"The layer {source.name} can't be copied: it holds {len(layers[0])} "
+            f"layers and {len(variables[0])} variables, one made anew {len(layers[1])} "
+            f"and {len(variables[1])}. Call it once before"
+        )
+    for each, copied in zip(*layers, strict=True):
+        copied.trainable = each.trainable
+        if hasattr(each, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
-                ours.save_assets(folder)
-                theirs.load_assets(folder)
-    for ours, theirs in zip(source.variables, target.variables, strict=True):
+                each.save_assets(folder)
+                copied.load_assets(folder)
+    for each, copied in zip(*variables, strict=True):
         # By way of an array, or on JAX they would share a buffer, which training one
         # of them takes from the other.
-        theirs.assign(keras.ops.convert_to_numpy(ours))
-        theirs.trainable = ours.trainable
-    for theirs in target._flatten_layers():
-        if isinstance(theirs, keras.layers.Normalization):
-            theirs.finalize_state()
+        copied.assign(keras.ops.convert_to_numpy(each))
+        copied.trainable = each.trainable
+    for copied in layers[1]:
+        if isinstance(copied, keras.layers.Normalization):
+            copied.finalize_state()

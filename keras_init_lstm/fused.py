@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_init_lstm.backend.base import NotFusedError
+
 # With fewer, the loop is too small a part of a step for its compilation to pay.
 _FEWEST_TIMESTEPS = 8
 # A wide batch is run in blocks of rows at the same time, since XLA uses one core
@@ -57,7 +59,7 @@ def inner_loop(
         The last output, all outputs, and the list of the last h and c.
 
     Raises:
-        NotImplementedError: If Keras's loop has to run, or is to be preferred.
+        NotFusedError: If Keras's loop has to run, or is to be preferred.
     """
     _check_runs(layer, sequences, training)
     if training and layer.dropout:
@@ -76,8 +78,8 @@ def inner_loop(
         tf.convert_to_tensor(layer.cell.bias) if layer.use_bias else None,
         training=bool(training),
     )
-    # The last state is the last output. Where only that is wanted, the others are not
-    # used, and need not be put together.
+    # The last state is the last output. If only that is returned, the array of all of
+    # them is not used, and TensorFlow leaves it out.
     wanted = outputs[:, : sequences.shape[1]] if layer.return_sequences else h[:, None]
     if mask is not None:
         # What Keras puts out where nothing was read: the output before, if any.
@@ -91,7 +93,7 @@ def inner_loop(
 
 
 def _check_runs(layer: keras.layers.LSTM, sequences: tf.Tensor, training: bool) -> None:
-    """Raises a `NotImplementedError` with the reason why the loop is not to run."""
+    """Raises a `NotFusedError` with the reason why the loop is not to run."""
     refusals = {
         "a GPU, or a TensorFlow without XLA": not available(),
         "activations other than tanh and sigmoid": (
@@ -124,7 +126,7 @@ def _check_runs(layer: keras.layers.LSTM, sequences: tf.Tensor, training: bool) 
         }
     for reason, applies in refusals.items():
         if applies:
-            raise NotImplementedError(reason)
+            raise NotFusedError(reason)
 
 
 def _with_few_timesteps(
@@ -304,7 +306,8 @@ def _forward(
     def step(
         t: Any, h: Any, c: Any, z: Any, hs: Any, decays: Any = None, forgets: Any = None
     ) -> tuple:
-        # Here, since before the loop XLA would keep the sums beside the products.
+        # The bias is added here, since of sums made before the loop XLA would keep both
+        # the products and the sums in memory.
         gates = tf.tanh(z.read(t) + tf.matmul(h, recurrent_kernel) + bias)
         i, f, g, o = tf.split(gates, 4, axis=1)
         i, f, o = 0.5 * i + 0.5, 0.5 * f + 0.5, 0.5 * o + 0.5
@@ -324,7 +327,7 @@ def _forward(
                 decay = tf.where(keep, decay, tf.zeros_like(decay))
                 f = tf.where(keep, f, tf.ones_like(f))
         if training:
-            # The array of inputs takes them up: those of this timestep were just read.
+            # They overwrite the inputs that were just read, which saves such an array.
             z = z.write(t, factors)
             decays, forgets = decays.write(t, decay), forgets.write(t, f)
             return new_h, new_c, z, hs.write(t, new_h), decays, forgets

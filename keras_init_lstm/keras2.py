@@ -33,6 +33,11 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     ...     model, "trainable"
     ... )  # doctest: +SKIP
     """
+    if kwargs.pop("compile", False):
+        raise ValueError(
+            "Argument `compile` must be False: an optimizer of Keras 2 is not loaded. "
+            "Compile the model that is returned. Received: compile=True"
+        )
     path = pathlib.Path(path)
     if path.suffix not in (".h5", ".keras"):
         raise ValueError(

@@ -2,81 +2,31 @@
 
 from __future__ import annotations
 
-import contextvars
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import keras
 
-from keras_init_lstm.backend import backend
-from keras_init_lstm.initial_states import Initializer, InitialState, LayerArguments
-from keras_init_lstm.recurrent import InitialStates, InitStateRNN
+from keras_init_lstm._types import (
+    Activation,
+    Constraint,
+    Initializer,
+    LSTMArguments,
+    Regularizer,
+    SimpleRNNArguments,
+    UseCudnn,
+)
+from keras_init_lstm.backend import NotFusedError, backend
+from keras_init_lstm.cudnn import MayUseCudnn
+from keras_init_lstm.initial_states import InitialState
+from keras_init_lstm.recurrent import InitialStateArgument, InitStateRNN
 from keras_init_lstm.validation import one_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-Activation: TypeAlias = str | Callable[..., Any] | None
-Regularizer: TypeAlias = str | Callable[..., Any] | None
-Constraint: TypeAlias = str | Callable[..., Any] | None
-
-_in_own_loop = contextvars.ContextVar("_in_own_loop", default=False)
-
-
-class CellLayerArguments(LayerArguments, total=False):
-    """What these layers take too: of their cell, and as every recurrent layer."""
-
-    implementation: Literal[1, 2]
-    zero_output_for_mask: bool
-
-
-class _Alone:
-    """A `use_cudnn` that holds within one layer, and is none to `Bidirectional`."""
-
-    def __init__(self, value: bool | Literal["auto"]) -> None:
-        self.value = value
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __repr__(self) -> str:
-        return f"{self.value!r}, but not for two layers in one call"
-
-
-class _MayUseCudnn(InitStateRNN):
-    """What `InitStateLSTM` and `InitStateGRU` share: cuDNN may run their loop."""
-
-    # On JAX and PyTorch, Keras's `Bidirectional` runs two layers whose `use_cudnn` is
-    # True or "auto" in one call of cuDNN, from zeros. So a layer that owns a state
-    # shows it another value, which the wrapper also sets on the layers that it makes.
-    @property
-    def use_cudnn(self) -> Any:
-        shown = self._use_cudnn
-        if shown and backend.fuses_directions and not _in_own_loop.get():
-            return _Alone(shown) if any(self.initial_state) else shown
-        return shown
-
-    @use_cudnn.setter
-    def use_cudnn(self, value: Any) -> None:
-        self._use_cudnn = value.value if isinstance(value, _Alone) else value
-
-    def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
-        token = _in_own_loop.set(True)
-        try:
-            return super().inner_loop(*args, **kwargs)
-        finally:
-            _in_own_loop.reset(token)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "implementation": self.cell.implementation,
-            "use_cudnn": self._use_cudnn,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
+class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
     """Long short-term memory layer that owns its initial state.
 
     It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
@@ -111,17 +61,9 @@ class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
             `implementation` and `zero_output_for_mask`.
 
     Call arguments:
-        sequences: A tensor `(batch, timesteps, features)`.
-        initial_state: List of two tensors `(batch, units)` that are used instead of
-            the owned states, for this call; `None`, or `None` as an entry, keeps
-            the owned. As with `LSTM`, pass `mask` too if there is one: Keras hands
-            an implicit mask only to a layer called with a single tensor.
-        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is to be
-            skipped. Defaults to `None`.
-        training: Python boolean, whether the layer behaves in training mode. This
-            matters to dropout and to `Sampled`. Defaults to `False`.
-        context: What a `Conditional` state is computed from: a tensor `(batch, ...)`
-            or a structure of them. Defaults to `None`.
+        Those of `InitStateRNN`. A list of two tensors `(batch, units)` as
+        `initial_state` is used in place of the owned states, for this call; `None`, or
+        `None` as an entry, keeps the owned.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
@@ -171,7 +113,9 @@ class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
     """
 
     keras_layer = keras.layers.LSTM
-    _to_the_last_bit: ClassVar[dict[str, Any]] = {"use_fused": False}
+    _exact_arguments: ClassVar[dict[str, Any]] = {"use_fused": False}
+    # `None` if it is not owned. The type does not say so, or each `layer.h0.value` in
+    # a user's code would need a check.
     h0: InitialState
     c0: InitialState
 
@@ -200,11 +144,11 @@ class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
         go_backwards: bool = False,
         stateful: bool = False,
         unroll: bool = False,
-        use_cudnn: bool | Literal["auto"] = "auto",
+        use_cudnn: UseCudnn = "auto",
         *,
-        initial_state: InitialStates = None,
+        initial_state: InitialStateArgument = None,
         use_fused: bool | Literal["auto"] = "auto",
-        **kwargs: Unpack[CellLayerArguments],
+        **kwargs: Unpack[LSTMArguments],
     ) -> None:
         one_of(use_fused, "use_fused", ("auto", True, False))
         keras.layers.LSTM.__init__(
@@ -235,14 +179,14 @@ class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
             use_cudnn=use_cudnn,
             **kwargs,
         )
-        self._own(initial_state)
+        self._make_owned_states(initial_state)
         self.use_fused = use_fused
 
     @classmethod
     def from_lstm(
         cls,
         layer: keras.layers.LSTM,
-        initial_state: InitialStates = None,
+        initial_state: InitialStateArgument = None,
         **kwargs: Any,
     ) -> Self:
         """Another name of `from_keras()`."""
@@ -258,7 +202,7 @@ class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
         if self.use_fused:
             try:
                 return backend.lstm(self, sequences, initial_state, mask, training)
-            except NotImplementedError as reason:
+            except NotFusedError as reason:
                 if self.use_fused is True:
                     raise ValueError(
                         f"The fused loop does not support {reason}. Pass "
@@ -272,7 +216,7 @@ class InitStateLSTM(_MayUseCudnn, keras.layers.LSTM):
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateGRU(_MayUseCudnn, keras.layers.GRU):
+class InitStateGRU(MayUseCudnn, keras.layers.GRU):
     """Gated recurrent unit layer that owns its initial state.
 
     It is `keras.layers.GRU`, with all its arguments, but for the hidden state h that
@@ -299,7 +243,7 @@ class InitStateGRU(_MayUseCudnn, keras.layers.GRU):
     """
 
     keras_layer = keras.layers.GRU
-    h0: InitialState
+    h0: InitialState  # Or `None`, as of `InitStateLSTM`.
 
     def __init__(
         self,
@@ -326,10 +270,10 @@ class InitStateGRU(_MayUseCudnn, keras.layers.GRU):
         stateful: bool = False,
         unroll: bool = False,
         reset_after: bool = True,
-        use_cudnn: bool | Literal["auto"] = "auto",
+        use_cudnn: UseCudnn = "auto",
         *,
-        initial_state: InitialStates = None,
-        **kwargs: Unpack[CellLayerArguments],
+        initial_state: InitialStateArgument = None,
+        **kwargs: Unpack[LSTMArguments],
     ) -> None:
         keras.layers.GRU.__init__(
             self,
@@ -359,13 +303,13 @@ class InitStateGRU(_MayUseCudnn, keras.layers.GRU):
             use_cudnn=use_cudnn,
             **kwargs,
         )
-        self._own(initial_state)
+        self._make_owned_states(initial_state)
 
     @classmethod
     def from_gru(
         cls,
         layer: keras.layers.GRU,
-        initial_state: InitialStates = None,
+        initial_state: InitialStateArgument = None,
         **kwargs: Any,
     ) -> Self:
         """Another name of `from_keras()`."""
@@ -397,7 +341,7 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
     """
 
     keras_layer = keras.layers.SimpleRNN
-    h0: InitialState
+    h0: InitialState  # Or `None`, as of `InitStateLSTM`.
 
     def __init__(
         self,
@@ -423,8 +367,8 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
         unroll: bool = False,
         seed: int | None = None,
         *,
-        initial_state: InitialStates = None,
-        **kwargs: Unpack[CellLayerArguments],
+        initial_state: InitialStateArgument = None,
+        **kwargs: Unpack[SimpleRNNArguments],
     ) -> None:
         keras.layers.SimpleRNN.__init__(
             self,
@@ -451,13 +395,13 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
             seed=seed,
             **kwargs,
         )
-        self._own(initial_state)
+        self._make_owned_states(initial_state)
 
     @classmethod
     def from_simple_rnn(
         cls,
         layer: keras.layers.SimpleRNN,
-        initial_state: InitialStates = None,
+        initial_state: InitialStateArgument = None,
         **kwargs: Any,
     ) -> Self:
         """Another name of `from_keras()`."""

@@ -143,7 +143,7 @@ class StateLayout:
 
 
 def _as_lists(sizes: Any) -> Any:
-    # Keras tracks the lists of a layer by a class of its own, which is none to JAX.
+    # Keras has made a `TrackedList` of each, which is no list to JAX.
     return sizes if isinstance(sizes, int) else [_as_lists(size) for size in sizes]
 
 

@@ -1,23 +1,64 @@
 """The initial states of one layer: built, and made into what a batch starts from."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from keras_init_lstm import initial_states
-from keras_init_lstm.initial_states import InitialState
+from keras_init_lstm.initial_states import Fixed, InitialState, Trainable
 from keras_init_lstm.layout import State, StateLayout
+from keras_init_lstm.sampled import Sampled
 from keras_init_lstm.validation import (
     array_of_shape,
     check_shape,
     described,
+    finite_array,
     shape_of,
     shape_text,
     with_shape,
 )
+
+_NAMES = {"fixed": Fixed, "sampled": Sampled, "trainable": Trainable}
+
+
+def kind_of(entry: Any) -> InitialState | None:
+    """Returns the object that an entry of `initial_state` stands for.
+
+    Args:
+        entry: `None` or `"zeros"`, a number, an array of shape `(units,)`, one of
+            `"fixed"`, `"sampled"` and `"trainable"`, an `InitialState`, or the
+            serialized form of one.
+
+    Returns:
+        An `InitialState`, or `None` for what the cell starts from by itself.
+
+    Raises:
+        ValueError: If `entry` is none of these.
+    """
+    if isinstance(entry, dict) and "class_name" in entry:
+        entry = keras.saving.deserialize_keras_object(entry)
+    if isinstance(entry, str) and entry in _NAMES:
+        return _NAMES[entry]()
+    if entry is None or isinstance(entry, InitialState):
+        return entry
+    if isinstance(entry, str) and entry == "zeros":
+        return None
+    hint = ""
+    if isinstance(entry, (str, keras.initializers.Initializer)):
+        hint = (
+            " To start from a Keras initializer, pass `Trainable(initializer)`, which "
+            "is learned, or `Fixed(initializer)`, which is not."
+        )
+    try:
+        return Fixed(finite_array(entry, "initial_state"))
+    except ValueError as error:
+        raise ValueError(
+            "An entry of `initial_state` must be None, 'zeros', a finite number, a "
+            f"finite array of shape `(units,)`, one of {sorted(_NAMES)}, or an object "
+            "such as `Fixed(value)`, `Sampled(mean, stddev)` or "
+            f"`Trainable(initializer)`.{hint} Received: {described(entry)}"
+        ) from error
 
 
 def kinds_of(
@@ -39,13 +80,13 @@ def kinds_of(
         ValueError: If an entry is none, or does not fit the units of its state.
     """
     entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
-    # As it stands in a configuration: Keras makes none by itself for a kind of a user's
-    # own that was given an object.
+    # Serialized, since Keras can write the configuration of a kind that does not do so
+    # itself only if its constructor was given plain values.
     policy = keras.dtype_policies.serialize(dtype)
     kinds: list[InitialState | None] = []
     for state, entry in zip(layout.states, entries, strict=True):
         try:
-            kind = initial_states.get(entry)
+            kind = kind_of(entry)
             if kind is not None:
                 kind = kind.copy(name=state.name, dtype=policy)
                 kind.check(state.units)
@@ -86,15 +127,15 @@ class OwnedStates:
         self,
         context: Any,
         batch_size: Any,
-        given: Sequence[Any] | None,
+        explicit: Sequence[Any] | None,
         name: str,
     ) -> None:
-        """Raises a `ValueError` if a context is missing, superfluous or too short.
+        """Raises a `ValueError` if a context is missing, superfluous or does not fit.
 
         Args:
             context: A tensor `(batch, ...)`, a structure of them, or `None`.
             batch_size: Integer, or anything else where it is not known.
-            given: For each state what is taken in place of the owned one, or `None`.
+            explicit: For each state what is taken in place of the owned one, or `None`.
             name: That of the layer.
         """
         if context is not None and not self.takes_context:
@@ -102,7 +143,7 @@ class OwnedStates:
                 "Argument `context` is for a layer with a `Conditional` initial state, "
                 f"and {name} has none. Received: context={described(context)}"
             )
-        pairs = zip(self.kinds, given or [None] * len(self.kinds), strict=True)
+        pairs = zip(self.kinds, explicit or [None] * len(self.kinds), strict=True)
         if context is None and any(
             kind is not None and kind.takes_context and tensor is None
             for kind, tensor in pairs
@@ -134,45 +175,52 @@ class OwnedStates:
             if None not in shapes:
                 kind.build((state.units,), *shapes)
 
-    def rows(
+    def for_batch(
         self,
         batch_size: Any,
         training: bool = False,
         context: Any = None,
-        given: Sequence[Any] | None = None,
+        explicit: Sequence[Any] | None = None,
     ) -> list[Any]:
-        """Returns what the rows of a batch start from.
+        """Returns what the sequences of a batch start from.
 
         Args:
             batch_size: Integer, or scalar integer tensor.
             training: Python boolean, whether the layer is called in training mode.
             context: What the layer is called with.
-            given: For each state a tensor that is taken in place of the owned state,
+            explicit: For each state a tensor that is taken in place of the owned state,
                 or `None`. Defaults to `None`.
 
         Returns:
             A tensor `(batch_size, units)` for each state.
         """
-        # A cell makes all of its states at once.
-        of_cell = functools.cache(lambda: self.of_cell(batch_size))
-        rows = list(given or [None] * len(self.kinds))
-        for index, (state, kind) in enumerate(self):
-            if rows[index] is not None:
+        states = list(explicit or [None] * len(self.kinds))
+        pairs = list(zip(self.kinds, states, strict=True))
+        if any(kind is None and state is None for kind, state in pairs):
+            # At once, since a cell makes all of its states in one call.
+            of_cell = self.of_cell(batch_size)
+        for index, (kind, state) in enumerate(pairs):
+            if state is not None:
                 continue
             if kind is None:
-                rows[index] = of_cell()[index]
-                continue
-            contexts = {"context": context} if kind.takes_context else {}
-            row = kind.call(batch_size, training=training, **contexts)
-            if kind.takes_context:
-                row = with_shape(
-                    row,
-                    (batch_size, state.units),
-                    "Argument `context` must have one row for each sequence of the "
-                    f"batch, so that {state.name} is (batch, {state.units}).",
-                )
-            rows[index] = row
-        return rows
+                states[index] = of_cell[index]
+            else:
+                states[index] = self._of_kind(index, batch_size, training, context)
+        return states
+
+    def _of_kind(
+        self, index: int, batch_size: Any, training: bool, context: Any
+    ) -> Any:
+        kind: Any = self.kinds[index]
+        if not kind.takes_context:
+            return kind.call(batch_size, training=training)
+        state = self.layout.states[index]
+        return with_shape(
+            kind.call(batch_size, training=training, context=context),
+            (batch_size, state.units),
+            "Argument `context` must have one row for each sequence of the batch, so "
+            f"that {state.name} is (batch, {state.units}).",
+        )
 
     def preview(self, index: int, batch_size: int) -> Any:
         """Returns what state `index` of a stream shows before that has begun."""
@@ -196,18 +244,15 @@ class OwnedStates:
         for index, (state, kind) in enumerate(self):
             if states[index] is None:
                 continue
-            try:
-                if kind is None:
-                    raise AttributeError(
-                        "it has no initial state; `initial_state='fixed'` makes one"
-                    )
-                variable = kind.value
-            except AttributeError as error:
+            variable = getattr(kind, "value", None)
+            if variable is None:
+                reason = f" {kind._missing('value')}." if kind else ""
                 raise ValueError(
                     f"Argument `states[{index}]` must be None, since the layer owns no "
-                    f"value of {state.name} to assign to: {error}. "
+                    f"value of {state.name} to assign to.{reason} "
+                    "`initial_state='fixed'` and other kinds own one. "
                     f"Received: {described(states[index])}"
-                ) from error
+                )
             array = array_of_shape(
                 states[index],
                 f"states[{index}]",

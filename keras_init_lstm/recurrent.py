@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import keras
 from keras import ops
 
-from keras_init_lstm.context import TakesContext, as_tensors, shapes_of, shown
+from keras_init_lstm._types import Numbers, RNNArguments
+from keras_init_lstm.context import TakesContext, lists_as_arrays, shapes_of, unwrapped
 from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
-from keras_init_lstm.initial_states import InitialState, LayerArguments, Numbers
+from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.owned import OwnedStates, kinds_of
 from keras_init_lstm.streams import CarriesStream
-from keras_init_lstm.validation import described, refuse_legacy, shape_of
+from keras_init_lstm.validation import (
+    check_batch_size,
+    described,
+    refuse_legacy,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-# What the argument `initial_state` of a layer may be. Of what is in a list, which may
-# be nested, a type checker is not told: it would then refuse `list[Trainable]`.
-InitialStates: TypeAlias = (
+# What the argument `initial_state` of a layer may be. What is in a list is not said: a
+# type checker would refuse a variable of type `list[Trainable]` for `list[Entry]`.
+InitialStateArgument: TypeAlias = (
     InitialState
     | Literal["zeros", "fixed", "sampled", "trainable"]
     | Numbers
@@ -114,7 +120,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     # The layer of Keras that this one is but for its initial state, and arguments that
     # make it compute as that one does, to the last bit.
     keras_layer: ClassVar[type[keras.layers.RNN]] = keras.layers.RNN
-    _to_the_last_bit: ClassVar[dict[str, Any]] = {}
+    _exact_arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -126,8 +132,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         unroll: bool = False,
         zero_output_for_mask: bool = False,
         *,
-        initial_state: InitialStates = None,
-        **kwargs: Unpack[LayerArguments],
+        initial_state: InitialStateArgument = None,
+        **kwargs: Unpack[RNNArguments],
     ) -> None:
         super().__init__(
             cell,
@@ -139,15 +145,15 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             zero_output_for_mask=zero_output_for_mask,
             **kwargs,
         )
-        self._own(initial_state)
+        self._make_owned_states(initial_state)
 
-    def _own(self, initial_state: InitialStates) -> None:
-        """Makes what is owned of the states: the end of every constructor."""
+    def _make_owned_states(self, initial_state: InitialStateArgument) -> None:
+        """Ends every constructor: makes what the layer owns of its states."""
         self._layout = layout = StateLayout.of(self)
         kinds = kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
-        self._owned = OwnedStates(layout, kinds, self._initial_states_of_cell)
-        # As attributes, since both Keras and TensorFlow find the entries of their
-        # files by the names of attributes; in a list they would have none.
+        self._owned = OwnedStates(layout, kinds, self._states_of_cell)
+        # Also as attributes `h0` and so on, after which Keras and TensorFlow name the
+        # entries of their files.
         for state, kind in self._owned:
             setattr(self, state.name, kind)
 
@@ -155,7 +161,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     def from_keras(
         cls,
         layer: keras.layers.RNN,
-        initial_state: InitialStates = None,
+        initial_state: InitialStateArgument = None,
         **kwargs: Any,
     ) -> Self:
         """Takes over a layer of Keras, with its weights.
@@ -194,29 +200,31 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         True
         """
         arguments = arguments_of(layer) if isinstance(layer, cls.keras_layer) else {}
-        # An LSTM is an RNN too, but makes its cell by itself.
-        if not arguments or (cls.keras_layer is keras.layers.RNN) != (
-            "cell" in arguments
-        ):
+        # An LSTM, GRU or SimpleRNN is an RNN too, but is given no cell.
+        takes_cell = cls.keras_layer is keras.layers.RNN
+        if not arguments or takes_cell != ("cell" in arguments):
             raise ValueError(
                 f"Argument `layer` must be a layer `{cls.keras_layer.__name__}` of "
                 "Keras 3; each layer of this package takes over the one of Keras that "
                 f"it is named after. Received: {described(layer)}"
             )
-        if "cell" in arguments:
+        if takes_cell:
             arguments["cell"] = copy_layer(layer.cell)
-        pairs: list[Any] = [(layer.cell, "cell")]
+        kinds: list[InitialState | None] = []
         if isinstance(layer, InitStateRNN) and initial_state is None:
-            initial_state = layer._layout.pack(layer.initial_state)
-            pairs += zip(layer.initial_state, layer.state_names, strict=True)
+            kinds = layer.initial_state
+            initial_state = layer._layout.pack(kinds)
         arguments["initial_state"] = initial_state
-        taken = cls(**{**cls._to_the_last_bit, **arguments, **kwargs})
+        taken = cls(**{**cls._exact_arguments, **arguments, **kwargs})
         if layer.built:
             taken.build_from_config(layer.get_build_config())
             taken.built = True
-            for ours, name in pairs:
-                if ours is not None:
-                    hand_over(ours, getattr(taken, name))
+            hand_over(layer.cell, taken.cell)
+        # States may be built, and have been assigned to, before their layer is.
+        taken._build_owned()
+        for source, target in zip(kinds, taken.initial_state, strict=False):
+            if source is not None and source.built:
+                hand_over(source, target)
         taken._go_on_from(layer.states)
         return taken
 
@@ -255,11 +263,11 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
                 "built: pass `batch_size` to `Input`. "
                 f"Received: sequences of shape {tuple(sequences_shape)}"
             )
-        if self._carried is not None:
-            self._carried.check(batch_size)
-        # First, since an encoder may refuse the context.
+        if self._running_stream is not None:
+            self._running_stream.check_batch_size(batch_size)
+        # Before anything else changes, since an encoder may refuse the context.
         self._owned.build(context_shape)
-        if self.stateful and self._carried is None:
+        if self.stateful and self._running_stream is None:
             self._begin_stream(batch_size)
         if isinstance(self.cell, keras.layers.Layer) and not self.cell.built:
             self.cell.build((batch_size, *sequences_shape[2:]))
@@ -274,10 +282,10 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         refuse_legacy(initial_state, "initial_state")
         refuse_legacy(context, "context")
         batch_size = (shape_of(sequences) or (None,))[0]
-        given = self._layout.tensors(initial_state, batch_size)
-        if self._carried is not None:
-            self._carried.check(batch_size)
-        self._owned.check_context(context, batch_size, given, self.name)
+        explicit = self._layout.tensors(initial_state, batch_size)
+        if self._running_stream is not None:
+            self._running_stream.check_batch_size(batch_size)
+        self._owned.check_context(context, batch_size, explicit, self.name)
 
     def call(
         self,
@@ -287,28 +295,28 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         training: bool = False,
         context: Any = None,
     ) -> Any:
-        if self._carried is not None:
-            sequences = self._carried.checked(sequences)
+        if self._running_stream is not None:
+            sequences = self._running_stream.with_batch_size(sequences)
         batch_size = ops.shape(sequences)[0]
-        states = self._initial_states(batch_size, initial_state, training, context)
+        states = self._states_of_call(batch_size, initial_state, training, context)
         return super().call(
             sequences, initial_state=states, mask=mask, training=training
         )
 
-    def _initial_states(
-        self, batch_size: Any, given: Any, training: bool, context: Any
+    def _states_of_call(
+        self, batch_size: Any, explicit: Any, training: bool, context: Any
     ) -> list[Any]:
         """What the rows of a call start from, nested as the cell's `state_size`."""
-        given = self._layout.tensors(given, batch_size, at_run_time=True)
-        context = shown(context)
-        # Again, since a wrapper such as TimeDistributed calls `call()` by itself.
-        self._owned.check_context(context, batch_size, given, self.name)
-        rows = self._owned.rows(batch_size, bool(training), context, given)
-        if self._carried is not None:
-            rows = self._carried.continued(rows, given)
-        return self._layout.pack(rows)
+        explicit = self._layout.tensors(explicit, batch_size, at_run_time=True)
+        context = unwrapped(context)
+        # `__call__()` has checked it too, but TimeDistributed calls `call()` directly.
+        self._owned.check_context(context, batch_size, explicit, self.name)
+        states = self._owned.for_batch(batch_size, bool(training), context, explicit)
+        if self._running_stream is not None:
+            states = self._running_stream.in_place_of(states, explicit)
+        return self._layout.pack(states)
 
-    def _initial_states_of_cell(self, batch_size: Any) -> list[Any]:
+    def _states_of_cell(self, batch_size: Any) -> list[Any]:
         return keras.tree.flatten(super().get_initial_state(batch_size))
 
     def get_initial_state(
@@ -328,13 +336,16 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             the cell's `state_size`; of an LSTM, h and c.
 
         Raises:
-            ValueError: If `context` is missing, or not used by any state.
+            ValueError: If `batch_size` is none, or if `context` is missing, or not
+                used by any state.
         """
-        context = as_tensors(context)
+        check_batch_size(batch_size)
+        context = lists_as_arrays(context)
         self._owned.check_context(context, batch_size, None, self.name)
         self._build_owned(shapes_of(context))
-        rows = self._owned.rows(batch_size, training, context)
-        return self._layout.pack([ops.cast(row, self.compute_dtype) for row in rows])
+        states = self._owned.for_batch(batch_size, training, context)
+        states = [ops.cast(state, self.compute_dtype) for state in states]
+        return self._layout.pack(states)
 
     def assign_initial_state(self, states: Sequence[Any]) -> None:
         """Overwrites the owned initial states.
@@ -358,7 +369,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         """
         self._build_owned()
         arrays = self._layout.unpack(states, "states")
-        self._owned.assign(arrays, self.variable_dtype)
+        self._owned.assign(arrays, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         entries = [

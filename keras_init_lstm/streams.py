@@ -18,7 +18,8 @@ class CarriedState:
     """One state of a stream: what the next call of a stateful layer starts from.
 
     Until something is assigned to it, it is fresh, and shows the initial state that
-    the layer owns. NumPy and Keras take it for a tensor `(batch, units)`.
+    the layer owns. It is no variable, but NumPy and Keras take it for a tensor
+    `(batch, units)`, and `value` is one.
 
     Args:
         state: Which state.
@@ -36,10 +37,13 @@ class CarriedState:
         dtype: str,
         preview: Callable[[int], Any],
     ) -> None:
+        self.name = state.name
+        self.shape = (batch_size, state.units)
+        self.dtype = dtype
         self._preview = preview
-        self._carried = keras.Variable(
+        self._variable = keras.Variable(
             "zeros",
-            shape=(batch_size, state.units),
+            shape=self.shape,
             dtype=dtype,
             trainable=False,
             autocast=False,
@@ -48,37 +52,35 @@ class CarriedState:
         self._fresh = keras.Variable(
             "ones", shape=(), dtype="bool", trainable=False, name="fresh"
         )
-        self.name = state.name
-        self.shape = (batch_size, state.units)
-        self.dtype = dtype
-        self.path = self._carried.path
+        self.path = self._variable.path
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The variables behind it: the state, and whether it is fresh."""
-        return [self._carried, self._fresh]
+        return [self._variable, self._fresh]
 
     @property
     def value(self) -> Any:
         """What the next call starts from, a tensor `(batch, units)`."""
-        return self.or_initial(self._preview(self.shape[0]))
+        return self.or_else(self._preview(self.shape[0]))
 
     @property
     def fresh(self) -> bool:
         """Whether the next call starts from the initial state of the layer."""
         return bool(ops.convert_to_numpy(self._fresh))
 
-    def or_initial(self, initial: Any) -> Any:
-        """Returns what was carried, or `initial` while the state is fresh."""
-        carried = self._carried.value
-        # A copy, since PyTorch needs the condition as it was for the gradient.
+    def or_else(self, initial: Any) -> Any:
+        """Returns what is carried, or `initial` while the state is fresh."""
+        carried = self._variable.value
+        # A copy: the backward pass of PyTorch needs the condition as it is now, and
+        # `assign()` writes into `_fresh` before that.
         fresh = ops.copy(self._fresh)
         return ops.where(fresh, ops.cast(initial, carried.dtype), carried)
 
     def assign(self, value: Any) -> None:
         """Carries `value (batch, units)`."""
-        assigned = self._carried.assign(value)
-        # A graph that fails before the value is there must change nothing.
+        assigned = self._variable.assign(value)
+        # Once the value is there, so that a graph that fails before leaves it fresh.
         backend.after(assigned, lambda: self._fresh.assign(False))
 
     def restart(self) -> None:
@@ -94,6 +96,9 @@ class CarriedState:
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> Any:
         return ops.convert_to_tensor(self.value, dtype)
+
+    def __jax_array__(self) -> Any:
+        return self.value
 
     def __repr__(self) -> str:
         return f"<CarriedState path={self.path}, value={self.numpy()}>"
@@ -128,7 +133,7 @@ class Stream:
         """The variables behind all states."""
         return [variable for state in self.states for variable in state.variables]
 
-    def check(self, batch_size: int | None) -> None:
+    def check_batch_size(self, batch_size: int | None) -> None:
         """Raises a `ValueError` if a batch is known to have another size."""
         if batch_size not in (None, self.batch_size):
             raise ValueError(
@@ -136,7 +141,7 @@ class Stream:
                 f"{batch_size}"
             )
 
-    def checked(self, sequences: Any) -> Any:
+    def with_batch_size(self, sequences: Any) -> Any:
         """Returns sequences whose batch size is checked at run time too.
 
         Nothing is carried from a batch of another size.
@@ -152,26 +157,28 @@ class Stream:
             "a last batch that is smaller)."
         )
 
-    def continued(self, rows: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-        """Returns what is carried, in place of the rows of states that are not fresh.
+    def in_place_of(self, states: Sequence[Any], explicit: Sequence[Any]) -> list[Any]:
+        """Returns what a call starts from.
 
-        A row that is `given` with the call stays.
+        Args:
+            states: For each state what is taken if it is fresh.
+            explicit: For each state a tensor if it was given at the call, where the
+                one of `states` stays, or `None`.
         """
-        triples = zip(self.states, rows, given, strict=True)
+        triples = zip(self.states, states, explicit, strict=True)
         return [
-            state.or_initial(row) if explicit is None else row
-            for state, row, explicit in triples
+            carried.or_else(state) if tensor is None else state
+            for carried, state, tensor in triples
         ]
 
     def restart(self, states: Sequence[Any] | None = None) -> None:
         """Makes the next call start from `states`, and where they are `None` afresh."""
-        for state, value in zip(
-            self.states, states or [None] * len(self.states), strict=True
-        ):
+        values = states or [None] * len(self.states)
+        for carried, value in zip(self.states, values, strict=True):
             if value is None:
-                state.restart()
+                carried.restart()
             else:
-                state.assign(value)
+                carried.assign(value)
 
 
 class CarriesStream(keras.layers.Layer):
@@ -183,34 +190,35 @@ class CarriesStream(keras.layers.Layer):
 
     _layout: StateLayout
     _owned: OwnedStates
-    _carried: Stream | None = None
+    _running_stream: Stream | None = None
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """As of every layer of Keras. On JAX with those of the stream.
+        """As of every layer of Keras, on JAX with those of the stream.
 
-        There training carries on what is among the variables, and nothing else.
+        A training step is there a pure function of the variables of a model: what is
+        not among them, `fit()` does not carry on.
         """
         variables: list[keras.Variable] = super().variables
-        if backend.returns_changed_variables and self._carried is not None:
-            variables = variables + self._carried.variables
+        if backend.returns_changed_variables and self._running_stream is not None:
+            variables = variables + self._running_stream.variables
         return variables
 
     def _begin_stream(self, batch_size: Any) -> None:
         preview = self._owned.preview
         stream = Stream(self._layout, batch_size, self.variable_dtype, preview)
-        self._carried = stream
-        # Keras would make weights of what is set as usual. But the states of a stream
-        # are neither counted nor saved with the model.
+        self._running_stream = stream
+        # Not by Keras, which would turn the list into one of a class of its own.
         object.__setattr__(self, "states", self._layout.pack(stream.states))
+        # Checkpoints that exist hold a stream under this name.
         self._stream = backend.trackable(
             {state.name: state.variables for state in stream.states}
         )
 
     def reset_state(self) -> None:
         """Lets the stream start afresh, from the owned initial state."""
-        if self._carried is not None:
-            self._carried.restart()
+        if self._running_stream is not None:
+            self._running_stream.restart()
 
     def reset_states(self, states: Sequence[Any] | None = None) -> None:
         """Lets the stream start afresh, from the owned or from the given states.
@@ -241,28 +249,36 @@ class CarriesStream(keras.layers.Layer):
                 f"{self.name} was created with stateful=False. "
                 f"Received: states={described(states)}"
             )
-        batch_size = self._carried.batch_size if self._carried else None
-        arrays, batch_size = checked_states(
-            self._layout, states, batch_size, self.variable_dtype
+        batch_size = self._running_stream.batch_size if self._running_stream else None
+        arrays, batch_size = states_as_arrays(
+            self._layout, states, batch_size, self.compute_dtype
         )
-        if self._carried is None and batch_size is not None:
+        if self._running_stream is None and batch_size is not None:
             self._build_owned()
             with keras.name_scope(self.name):
                 self._begin_stream(batch_size)
-        if self._carried is not None:
-            self._carried.restart(arrays)
+        if self._running_stream is not None:
+            self._running_stream.restart(arrays)
 
     def _go_on_from(self, states: Any) -> None:
         """Carries what another layer carries."""
+        if not (self.stateful and states):
+            return
         carried = [
-            None if getattr(state, "fresh", not np.any(state)) else np.array(state)
-            for state in keras.tree.flatten(states or [])
+            None if _is_fresh(state) else np.array(ops.convert_to_numpy(state))
+            for state in keras.tree.flatten(states)
         ]
-        if self.stateful and any(state is not None for state in carried):
+        if any(state is not None for state in carried):
             self.reset_states(self._layout.pack(carried))
 
 
-def checked_states(
+def _is_fresh(state: Any) -> bool:
+    if isinstance(state, CarriedState):
+        return state.fresh
+    return not np.any(ops.convert_to_numpy(state))  # The zeros of Keras.
+
+
+def states_as_arrays(
     layout: StateLayout, states: Any, batch_size: int | None, dtype: str
 ) -> tuple[list[np.ndarray | None], int | None]:
     """Returns given states one by one, and their batch size.
@@ -271,10 +287,10 @@ def checked_states(
         layout: The states of the layer's cell.
         states: Arrays `(batch, units)` or `None`, nested as the layout is.
         batch_size: That of the stream, `None` if it has not begun.
-        dtype: That of the variables.
+        dtype: That in which they must be finite.
 
     Raises:
-        ValueError: If an array is not finite, or not of that shape.
+        ValueError: If an array is not, or is not of that shape.
     """
     arrays = layout.unpack(states, "states")
     for index, state in enumerate(layout.states):

@@ -91,7 +91,8 @@ class LogInitialState(keras.callbacks.Callback):
 
 
 def _tensorflow() -> Any:
-    # Not with the package: other backends work without it, and it takes seconds.
+    # Imported only when it is used: other backends work without it, and it takes
+    # seconds.
     try:
         import tensorflow
     except ImportError as error:

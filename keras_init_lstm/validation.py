@@ -2,15 +2,13 @@
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_init_lstm._types import Shape
 from keras_init_lstm.backend import backend
-
-# The sizes of a tensor, `None` for one that is not known yet.
-Shape: TypeAlias = tuple[int | None, ...]
 
 # NumPy does not know bfloat16, which has 8 bits of exponent and 7 of mantissa.
 _LARGEST_BFLOAT16 = (2 - 2**-7) * 2.0**127
@@ -61,9 +59,22 @@ def array_of_shape(value: Any, argument: str, dtype: str, *shapes: Shape) -> np.
     return array
 
 
+def check_batch_size(batch_size: Any) -> None:
+    """Raises a `ValueError` if it is no integer of at least 0, and no scalar tensor."""
+    is_integer = isinstance(batch_size, (int, np.integer))
+    if is_integer and batch_size is not True and batch_size >= 0:
+        return
+    if keras.ops.is_tensor(batch_size) and shape_of(batch_size) == ():
+        return
+    raise ValueError(
+        "Argument `batch_size` must be a non-negative integer, or a scalar integer "
+        f"tensor. Received: batch_size={described(batch_size)}"
+    )
+
+
 def one_of(value: Any, argument: str, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` if `value` is none of `choices`."""
-    # By type too, or 1 would be taken for True, and an array would not compare.
+    # By type as well, since 1 == True, and since to compare an array gives an array.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(
             f"Argument `{argument}` must be one of {list(choices)}. "
@@ -149,7 +160,12 @@ def described(value: Any) -> str:
     if backend.is_symbolic(value):
         return f"{value} (a symbolic tensor; only values known now can be checked)"
     shape = shape_of(value)
-    if shape and not isinstance(value, type):
-        dtype = keras.backend.standardize_dtype(value.dtype)
+    if shape is not None and not isinstance(value, type):
+        dtype = getattr(value, "dtype", None)
         return f"an array of shape {shape} and dtype {dtype} (of type {kind})"
+    if isinstance(value, (list, tuple, dict)):
+        shapes = [shape_of(leaf) for leaf in keras.tree.flatten(value)]
+        if any(shape is not None for shape in shapes):
+            # A list of many numbers needs no such care: `reprlib` shows the first few.
+            return f"a {kind} of {len(shapes)} with the shapes {reprlib.repr(shapes)}"
     return f"{reprlib.repr(value)} (of type {kind})"

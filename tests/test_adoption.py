@@ -109,6 +109,23 @@ class TestWithInitialState:
         (h0,) = (layer.h0 for layer in owning(again)[-1:])
         assert (to_numpy(h0.value) == (0 if where == "first" else 0.5)).all()
 
+    def test_where_is_any_iterable_of_names(self):
+        model = model_of(of_the_family)
+        adopted = with_initial_state(model, 0.5, (name for name in ["first", "third"]))
+        assert len(owning(adopted)) == 2
+        for where in (5, [["first"]]):
+            with pytest.raises(ValueError, match="`where` must .*Received"):
+                with_initial_state(model, 0.5, where)
+
+    def test_a_stream_beside_what_is_chosen_goes_on(self):
+        x = keras.Input(SHAPE[1:], batch_size=SHAPE[0])
+        layer = InitStateLSTM(3, initial_state=0.5, stateful=True, name="running")
+        h = layer(x), layers.LSTM(3, name="chosen")(x)
+        model = keras.Model(x, layers.Concatenate()(h))
+        model(X)
+        adopted = with_initial_state(model, "trainable", "chosen")
+        assert_same(adopted(X), model(X))
+
     def test_where_names_a_wrapper_or_a_model(self):
         adopted = with_initial_state(
             model_of(in_wrappers), "trainable", ["each", "two"]
@@ -331,6 +348,16 @@ class TestFromLayer:
         for convert in (cls.from_keras, cls.from_rnn):
             with pytest.raises(ValueError, match=message):
                 convert(given)
+
+    def test_of_this_package_before_it_is_built(self):
+        layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
+        layer.assign_initial_state([np.array([1.0, 2.0]), np.array([3.0, 4.0])])
+        states = [np.full((4, 2), 5.0, "float32"), None]
+        layer.reset_states(states)
+        taken = InitStateLSTM.from_keras(layer)
+        assert not taken.built
+        assert_same(taken.get_initial_state(1), layer.get_initial_state(1))
+        assert_same(taken.states, layer.states)
 
     @pytest.mark.parametrize("method", ["from_keras", "from_rnn", "from_lstm"])
     def test_under_every_name_the_outputs_are_equal(self, method):

@@ -57,6 +57,17 @@ class TestOfThisPackage:
             for entry in direction.initial_state:
                 assert_same(entry.encoder.get_weights(), built.get_weights())
 
+    @pytest.mark.parametrize(
+        "states", [5, {}, np.zeros((BATCH, UNITS)), [np.zeros((BATCH, UNITS))] * 2]
+    )
+    def test_states_that_are_not_one_for_each_of_both_directions(self, states):
+        layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=0.5))
+        with pytest.raises(
+            ValueError, match="list of 4: forwards h0, c0, then.*Receiv"
+        ):
+            layer(X, initial_state=states)
+        assert not layer.built
+
     def test_a_backward_layer_of_its_own(self):
         backward = InitStateLSTM(UNITS, initial_state=0.5, go_backwards=True)
         forward = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))

@@ -77,7 +77,7 @@ class TestEncoder:
 
     def test_owns_no_value_to_assign(self):
         layer = InitStateLSTM(UNITS, initial_state=[Conditional(encoder()), 0.5])
-        with pytest.raises(ValueError, match=r"h0 to assign to: .* is computed from"):
+        with pytest.raises(ValueError, match=r"h0 to assign to\. .* is computed from"):
             layer.assign_initial_state([np.ones(UNITS), None])
         layer.assign_initial_state([None, np.ones(UNITS)])
 

@@ -402,6 +402,30 @@ class TestBadInput:
             call(data.draw(st.sampled_from([bad, bad.tolist()])))
         assert len(str(error.value)) < 1000
 
+    @pytest.mark.parametrize(
+        "bad", [np.array(["a"]), np.array([None]), np.array(0, "M8[s]"), np.array([1j])]
+    )
+    def test_arrays_of_anything_but_numbers(self, bad):
+        with pytest.raises(ValueError, match=r"`value` must be .*Received.*dtype"):
+            Fixed(bad)
+
+    @pytest.mark.parametrize("bad", [-1, 2.5, None, "2", True, np.ones(2)])
+    def test_a_batch_size_that_is_none(self, bad):
+        layer = InitStateLSTM(3, initial_state="trainable")
+        with pytest.raises(ValueError, match="`batch_size` must be .*Received"):
+            layer.get_initial_state(bad)
+
+    def test_values_that_the_layer_computes_as_infinite(self):
+        layer = InitStateLSTM(
+            2, initial_state="trainable", stateful=True, dtype="mixed_float16"
+        )
+        for call in (
+            lambda: layer.assign_initial_state([np.full(2, 1e6), None]),
+            lambda: layer.reset_states([np.full((1, 2), 1e6), None]),
+        ):
+            with pytest.raises(ValueError, match="finite in dtype float16"):
+                call()
+
     def test_messages_spell_out_the_shapes(self):
         message = "`value` of Fixed must be .* = (8,). Received: an array of shape (7,)"
         with pytest.raises(

@@ -542,6 +542,39 @@ class TestResetStates:
         np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
 
 
+class TestStatesOfALayer:
+    """They are no variables, but are taken for tensors."""
+
+    @pytest.mark.parametrize("fresh", [True, False])
+    def test_are_taken_for_tensors(self, fresh):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+        layer(X)
+        if fresh:
+            layer.reset_state()
+        want = [to_numpy(state.value) for state in layer.states]
+        for convert in (np.array, keras.ops.convert_to_tensor, keras.ops.copy):
+            assert_same([convert(state) for state in layer.states], want)
+        assert_same(keras.ops.add(layer.states[0], 1.0), want[0] + 1)
+        other = InitStateLSTM(UNITS)
+        lstm = keras.layers.LSTM(UNITS)
+        for each in (other, lstm):
+            got = each(X, initial_state=layer.states)
+            assert_same(got, each(X, initial_state=want))
+        other = InitStateLSTM(UNITS, stateful=True)
+        other.reset_states(layer.states)
+        assert_same(other.states, want)
+        for state in layer.states:
+            assert state.fresh == fresh and not state.trainable
+            assert state.shape == (BATCH, UNITS) and state.dtype == "float32"
+
+    @pytest.mark.tensorflow
+    def test_are_taken_for_tensors_in_a_graph(self):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+        layer.build(X.shape)
+        got = compiled(lambda: [tf.convert_to_tensor(s) for s in layer.states])()
+        assert_same(got, [np.full((BATCH, UNITS), 0.5, "float32")] * 2)
+
+
 class TestFit:
     """A stream in `fit`, `evaluate` and `predict`, beside that of Keras's own LSTM."""
 

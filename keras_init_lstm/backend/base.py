@@ -10,11 +10,15 @@ from typing import Any
 import keras
 
 
+class NotFusedError(NotImplementedError):
+    """Raised where the faster loop is not to run, with the reason."""
+
+
 class Backend:
     """The answers of a backend whose shapes are always known."""
 
-    # Whether `layer.variables` must hold whatever a call changes, since training runs
-    # in functions that change nothing, and return the new values of these instead.
+    # Whether training runs in pure functions of `layer.variables`, so that what a call
+    # changes must be among these.
     returns_changed_variables = False
     # Whether `keras.layers.Bidirectional` may run both directions in one call.
     fuses_directions = True
@@ -37,7 +41,7 @@ class Backend:
         return tensor
 
     def after(self, value: Any, then: Callable[[], None]) -> None:
-        """Calls `then`, whose effects come after `value` is there."""
+        """Calls `then`, in a graph not before `value` is computed."""
         then()
 
     def trackable(self, variables: dict[str, Sequence[keras.Variable]]) -> Any:
@@ -58,6 +62,6 @@ class Backend:
         """Runs a faster loop, with the arguments and results of `inner_loop`.
 
         Raises:
-            NotImplementedError: If there is none for this layer, with the reason.
+            NotFusedError: If there is none for this layer.
         """
-        raise NotImplementedError(f"the backend {keras.backend.backend()}")
+        raise NotFusedError(f"the backend {keras.backend.backend()}")

@@ -25,10 +25,10 @@ class _TensorFlow(Backend):
         name = re.sub(r"\W+", "_", expectation).strip("_")
         known = [size if isinstance(size, int) else None for size in shape]
         tensor = tf.ensure_shape(tensor, known, name)
+        if not any(tf.is_tensor(size) for size in shape):
+            return tensor
         sizes = tf.shape(tensor)
         fits = [sizes[i] == size for i, size in enumerate(shape) if tf.is_tensor(size)]
-        if not fits:
-            return tensor
         message = f"{expectation} Received: a tensor of shape"
         assertion = tf.debugging.Assert(tf.reduce_all(fits), [message, sizes])
         with tf.control_dependencies([assertion]):
@@ -48,8 +48,15 @@ class _TensorFlow(Backend):
             setattr(module, name, values)
         return module
 
-    def lstm(self, *args: Any, **kwargs: Any) -> Any:
-        return fused.inner_loop(*args, **kwargs)
+    def lstm(
+        self,
+        layer: Any,
+        sequences: tf.Tensor,
+        initial_state: Sequence[tf.Tensor],
+        mask: Any,
+        training: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        return fused.inner_loop(layer, sequences, initial_state, mask, training)
 
 
 backend = _TensorFlow()
