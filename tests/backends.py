@@ -26,12 +26,12 @@ def compiled(call, **options):
     return tf.function(call, **options) if tf else call
 
 
-def in_a_fresh_process(script, *arguments):
+def in_a_fresh_process(script, *arguments, environment=os.environ):
     """What a script prints that knows this process's backend and paths, and no more."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={
-            **os.environ,
+            **environment,
             "KERAS_BACKEND": BACKEND,
             "PYTHONPATH": os.pathsep.join(sys.path),
         },

@@ -1,6 +1,8 @@
 """Which backends the package runs on, and what it imports of them."""
 
 import ast
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_init_lstm
-from backends import BACKEND
+from backends import BACKEND, in_a_fresh_process
 from keras_init_lstm.backend import backend
 
 PACKAGE = Path(keras_init_lstm.__file__).parent
@@ -86,3 +88,27 @@ def test_what_is_symbolic():
     assert backend.is_symbolic(keras.Input((3,)))
     for known in (np.ones(3), keras.ops.ones(3), 1.0, "text", None):
         assert not backend.is_symbolic(known)
+
+
+def test_float64():
+    script = """
+import keras, numpy as np, keras_init_lstm
+layer = keras_init_lstm.InitStateLSTM(2, initial_state=1 / 3, dtype="float64")
+h, c = layer.get_initial_state(1)
+assert float(h[0, 0]) == 1 / 3
+print(keras.backend.standardize_dtype(layer(np.ones((2, 5, 3))).dtype))
+"""
+    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
+    assert in_a_fresh_process(script, environment=environment) == "float64\n"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is there"
+)
+def test_the_log_says_that_it_needs_tensorflow():
+    layer = keras_init_lstm.InitStateLSTM(2, initial_state="trainable")
+    model = keras.Sequential([layer])
+    model.compile("sgd", "mse")
+    log = keras_init_lstm.LogInitialState("logs")
+    with pytest.raises(ImportError, match="writes with TensorFlow: pip install"):
+        model.fit(np.ones((2, 5, 3)), np.ones((2, 2)), callbacks=[log], verbose=0)

@@ -1,9 +1,4 @@
-"""Files that were written before the package was divided as it is now still load.
-
-They hold a model with each kind of state, in each wrapper, one layer of it stateful:
-`first` is what it predicts from a fresh stream, `second` what it predicts after that.
-The checkpoint is from between the two.
-"""
+"""Files that were written before, by other backends and by Keras 2."""
 
 from pathlib import Path
 
@@ -11,11 +6,16 @@ import keras
 import numpy as np
 import pytest
 
-import keras_init_lstm  # noqa: F401, registers the layers that the files name
+import keras_init_lstm
 from backends import BACKEND, tf
-from oracles import assert_same
+from oracles import across_programs, assert_same
 
-FOLDER = Path(__file__).parent / "data" / "before_the_house"
+DATA_FOLDER = Path(__file__).parent / "data"
+# Written before the package was divided as it is now. They hold a model with each kind
+# of state, in each wrapper, one layer of it stateful: `first` is what it predicts from
+# a fresh stream, `second` what it predicts after that. The checkpoint is from between
+# the two.
+FOLDER = DATA_FOLDER / "before_the_house"
 DATA = dict(np.load(FOLDER / "data.npz"))
 INPUTS = [DATA["x"], DATA["context"]]
 # Written with TensorFlow, whose sums are in another order.
@@ -59,3 +59,19 @@ def test_a_checkpoint():
     for index, weight in enumerate(model.weights):
         assert_same(weight, DATA[f"weight{index:02}"])
     assert_same(model(INPUTS), DATA["second"], TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_keras_file_of_another_backend(backend):
+    folder = DATA_FOLDER / "by_other_backends"
+    data = dict(np.load(folder / f"by_{backend}.npz"))
+    model = keras.models.load_model(folder / f"by_{backend}.keras")
+    assert_same(model([data["x"], data["context"]]), data["outputs"], 1e-6)
+
+
+def test_a_file_of_keras_2():
+    data = dict(np.load(DATA_FOLDER / "keras2" / "keras2.npz"))
+    model = keras_init_lstm.load_keras2_model(DATA_FOLDER / "keras2" / "keras2.h5")
+    assert_same(model(data["x"]), data["outputs"], 1e-6)
+    adopted = keras_init_lstm.with_initial_state(model, "trainable")
+    assert_same(adopted(data["x"]), model(data["x"]), across_programs())
