@@ -6,8 +6,6 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_init_lstm._types import LayerArguments
 from keras_init_lstm.copies import copy_layer, hand_over
@@ -70,12 +68,19 @@ class Conditional(InitialState):
         self.encoder = encoder
 
     def copy(self, **kwargs: Any) -> Self:
-        copied = super().copy(**{**kwargs, "encoder": copy_layer(self.encoder)})
+        copied = super().copy(**kwargs)
         if not copied.trainable:
-            # `trainable` is False already, and Keras passes on to the layers inside
-            # only what changes.
+            # Keras passes on to the layers inside only a `trainable` that changes.
             copied.encoder.trainable = False
         return copied
+
+    def _arguments_of_copy(self) -> tuple[Any, Any]:
+        encoder = copy_layer(self.encoder)
+        args, kwargs = self._made_with
+        return (
+            [encoder if value is self.encoder else value for value in args],
+            {k: encoder if v is self.encoder else v for k, v in kwargs.items()},
+        )
 
     def hand_over_to(self, other: Self) -> None:
         # A configuration does not hold the weights that an encoder was made with.
@@ -100,10 +105,6 @@ class Conditional(InitialState):
         self._check_output(getattr(state, "shape", None), batch_size)
         return state
 
-    def preview(self, batch_size: int) -> Any:
-        # It is not known before a call.
-        return ops.full((batch_size, self.units), np.nan)
-
     def _missing(self, name: str) -> str:
         if name == "units":
             return super()._missing(name)
@@ -124,9 +125,6 @@ class Conditional(InitialState):
                 f"shape {shape_text(expected)}, one row for each sequence. "
                 f"Received: an output of shape {shape} of {self.encoder.name}"
             )
-
-    def _arguments(self) -> dict[str, Any]:
-        return {"encoder": self.encoder}
 
     def get_config(self) -> dict[str, Any]:
         encoder = keras.saving.serialize_keras_object(self.encoder)

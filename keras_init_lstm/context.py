@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_init_lstm.validation import shape_of
+from keras_init_lstm.validation import described, shape_of
 
 
 class TakesContext(keras.layers.Layer):
@@ -91,7 +91,7 @@ class _Wrapped:
         self.context = context
 
     def __repr__(self) -> str:
-        return repr(self.context)
+        return described(self.context)
 
 
 def _holds_kerlists_as_arrays(context: Any) -> bool:

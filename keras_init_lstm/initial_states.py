@@ -7,6 +7,8 @@ own: the rest of the package asks only for what that class declares.
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _PACKAGE = "keras_init_lstm"
-# What the configuration of every layer of Keras may hold.
+# What every layer of Keras may be made with.
 _BASE_ARGUMENTS = ("name", "dtype", "trainable", "autocast", "activity_regularizer")
 
 
@@ -73,8 +75,15 @@ class InitialState(keras.layers.Layer):
     units: int
     value: keras.Variable
     stddev: keras.Variable
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
-    if not TYPE_CHECKING:  # Or a type checker would take any misspelt attribute.
+    # Not for type checkers, which would then accept any argument and any attribute.
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> InitialState:
+            kind = super().__new__(cls, *args, **kwargs)
+            object.__setattr__(kind, "_made_with", (args, kwargs))
+            return kind
 
         def __getattr__(self, name: str) -> Any:
             classes = type(self).__mro__
@@ -115,8 +124,8 @@ class InitialState(keras.layers.Layer):
     def preview(self, batch_size: int) -> Any:
         """Returns what a stream that has not begun yet shows as its state.
 
-        It is looked at without a context, and must not draw: the same as `call()` at
-        inference where a `value` is owned.
+        It is looked at without a context, and must not draw: NaN for what takes a
+        context, else the `value` if one is owned, else the same as `call()`.
 
         Args:
             batch_size: Python integer.
@@ -124,18 +133,24 @@ class InitialState(keras.layers.Layer):
         Returns:
             A tensor `(batch_size, units)`.
         """
+        if self.takes_context:
+            return ops.full((batch_size, self.units), np.nan)
         value = getattr(self, "value", None)
         return self.call(batch_size) if value is None else tile(value, batch_size)
 
     def copy(self, **kwargs: Any) -> Self:
-        """Returns an unbuilt object of the same arguments, but for `kwargs`."""
-        base = {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "trainable": self.trainable,
-        }
-        # The arguments themselves, since some functions can't be serialized.
-        return type(self).from_config({**base, **self._arguments(), **kwargs})
+        """Returns an unbuilt object of the same arguments, but for `kwargs`.
+
+        Unlike a way through `get_config()`, it takes any callable as an initializer.
+        """
+        args, given = self._arguments_of_copy()
+        copied = type(self)(*args, **{**given, **kwargs})
+        if copied.trainable != self.trainable:
+            copied.trainable = self.trainable
+        return copied
+
+    def _arguments_of_copy(self) -> tuple[Any, Any]:
+        return self._made_with
 
     def hand_over_to(self, other: Self) -> None:
         """Gives a copy that was made from the configuration what that does not hold.
@@ -143,14 +158,18 @@ class InitialState(keras.layers.Layer):
         Such as the weights of a layer that the constructor was given.
         """
 
-    def _arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor, as far as possible not serialized."""
-        ours = self.get_config()
-        return {key: ours[key] for key in ours if key not in _BASE_ARGUMENTS}
-
     def __repr__(self) -> str:
-        given = {k: v for k, v in self._arguments().items() if v is not None}
-        shown = ", ".join(f"{name}={_brief(value)}" for name, value in given.items())
+        args, kwargs = self._made_with
+        signature = inspect.signature(type(self))
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name, {})
+        shown = ", ".join(
+            f"{name}={_brief(value)}"
+            for name, value in arguments.items()
+            if name not in _BASE_ARGUMENTS
+        )
         return f"{type(self).__name__}({shown})"
 
 
@@ -196,9 +215,6 @@ class Fixed(_OwnedValue):
     def build(self, state_shape: tuple[int]) -> None:
         super().build(state_shape)
         self.value = add_variable(self, "value", self._argument, trainable=False)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {"value": self._argument}
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "value": serialized(self._argument)}
@@ -255,13 +271,6 @@ class Trainable(_OwnedValue):
             regularizer=self.regularizer,
             constraint=self.constraint,
         )
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "initializer": self._argument,
-            "regularizer": self.regularizer,
-            "constraint": self.constraint,
-        }
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -338,6 +347,6 @@ def _brief(value: Any) -> str:
     if isinstance(value, np.ndarray):
         short = value.size <= 8
         return str(value.tolist()) if short else f"<array of shape {value.shape}>"
-    if isinstance(value, (str, int, float, list, dict, keras.layers.Layer)):
-        return repr(value)
-    return getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, dict) and "class_name" in value:
+        return str(value["class_name"])
+    return reprlib.repr(value)

@@ -78,7 +78,7 @@ class StateLayout:
         """
 
         def entries(sizes: Any, given: Any) -> list[Any]:
-            if isinstance(sizes, int):
+            if not isinstance(sizes, list):
                 return [given]
             is_list = isinstance(given, (list, tuple))
             if given is None or (one_for_all and not is_list):
@@ -144,7 +144,9 @@ class StateLayout:
 
 def _as_lists(sizes: Any) -> Any:
     # Keras has made a `TrackedList` of each, which is no list to JAX.
-    return sizes if isinstance(sizes, int) else [_as_lists(size) for size in sizes]
+    if isinstance(sizes, (list, tuple)):
+        return [_as_lists(size) for size in sizes]
+    return sizes
 
 
 def _are_also_units(given: Sequence[Any], sizes: Sequence[Any]) -> bool:

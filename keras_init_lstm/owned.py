@@ -80,17 +80,14 @@ def kinds_of(
         ValueError: If an entry is none, or does not fit the units of its state.
     """
     entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
-    # Serialized, since Keras can write the configuration of a kind that does not do so
-    # itself only if its constructor was given plain values.
-    policy = keras.dtype_policies.serialize(dtype)
     kinds: list[InitialState | None] = []
     for state, entry in zip(layout.states, entries, strict=True):
         try:
             kind = kind_of(entry)
             if kind is not None:
-                kind = kind.copy(name=state.name, dtype=policy)
+                kind = kind.copy(name=state.name, dtype=dtype)
                 kind.check(state.units)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"Argument `initial_state`, for {state.name}: {error}"
             ) from error
@@ -155,6 +152,13 @@ class OwnedStates:
                 "model. The wrappers of Keras pass none on: in place of Bidirectional "
                 "use InitStateBidirectional, in place of TimeDistributed fold the "
                 "timesteps into the batch. Received: context=None"
+            )
+        if context is not None and not (
+            keras.tree.is_nested(context) or hasattr(context, "shape")
+        ):
+            raise ValueError(
+                "Argument `context` must be a tensor of shape (batch, ...), or a "
+                f"structure of them. Received: context={described(context)}"
             )
         for leaf in keras.tree.flatten(context):
             shape = shape_of(leaf)

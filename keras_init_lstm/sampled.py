@@ -163,22 +163,15 @@ class Sampled(InitialState):
         if seed_generator_state is not None:
             self.seed_generator.state.assign(seed_generator_state)
 
-    def _arguments(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, Any]:
         return {
-            "mean": self._mean,
-            "stddev": self._stddev,
+            **super().get_config(),
+            "mean": serialized(self._mean),
+            "stddev": serialized(self._stddev),
             "distribution": self.distribution,
             "learned": self.learned,
             "at_inference": self.at_inference,
             "seed": self.seed,
-        }
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            **self._arguments(),
-            "mean": serialized(self._mean),
-            "stddev": serialized(self._stddev),
         }
 
     @classmethod

@@ -92,6 +92,8 @@ class CarriedState:
         return ops.convert_to_numpy(self.value)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("A carried state can't be taken for an array uncopied.")
         return self.numpy().astype(dtype or self.dtype)
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> Any:
@@ -173,6 +175,7 @@ class Stream:
 
     def restart(self, states: Sequence[Any] | None = None) -> None:
         """Makes the next call start from `states`, and where they are `None` afresh."""
+        backend.check_present(self.variables)
         values = states or [None] * len(self.states)
         for carried, value in zip(self.states, values, strict=True):
             if value is None:

@@ -156,6 +156,13 @@ class TestRefusedContext:
         with pytest.raises(ValueError, match=message):
             layer(X, context=np.ones((rows, 6)))
 
+    @pytest.mark.parametrize("context", [5, 0.5, "abc", object()])
+    def test_what_is_no_tensor(self, context):
+        layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
+        with pytest.raises(ValueError, match="`context` must be a tensor.*Received"):
+            layer(X, context=context)
+        assert not layer.built
+
     @pytest.mark.tensorflow
     @pytest.mark.parametrize("rows", [1, 3, 5])
     def test_another_batch_size_that_is_known_at_run_time(self, rows):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import FLOAT64, compiled, tf
-from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm import Fixed, InitialState, InitStateLSTM, Sampled, Trainable
 from models import UNITS, PerRow, X, sampled
 from oracles import assert_same, flat, to_numpy
 from strategies import sizes
@@ -283,19 +283,16 @@ class TestKinds:
         ("kind", "text"),
         [
             (Fixed(0.5), "Fixed(value=0.5)"),
-            (Fixed([0.5, 1.0]), "Fixed(value=[0.5, 1.0])"),
+            (Fixed([0.5, 1.0], name="h"), "Fixed(value=[0.5, 1.0])"),
+            (Fixed(np.array([0.5, 1.0])), "Fixed(value=[0.5, 1.0])"),
             (Fixed(np.ones(64)), "Fixed(value=<array of shape (64,)>)"),
-            (Trainable("ones"), "Trainable(initializer=Ones)"),
+            (Trainable(), "Trainable()"),
             (
-                Trainable(0.0, "l2", "non_neg"),
-                "Trainable(initializer=0.0, regularizer=L2, constraint=NonNeg)",
+                Trainable("ones", constraint="non_neg"),
+                "Trainable(initializer='ones', constraint='non_neg')",
             ),
-            (
-                Sampled(0.5, 0.25, seed=1),
-                "Sampled(mean=0.5, stddev=0.25, distribution='normal', learned=False, "
-                "at_inference='mean', seed=1)",
-            ),
-            (PerRow(), "PerRow()"),
+            (Sampled(0.5, 0.25, seed=1), "Sampled(mean=0.5, stddev=0.25, seed=1)"),
+            (PerRow(dtype="float64"), "PerRow()"),
         ],
         ids=str,
     )
@@ -317,6 +314,51 @@ class TestKinds:
                 _ = layer.h0.value
         else:
             assert layer.h0.value.shape == (3,)
+
+    def test_a_subclass_keeps_its_arguments(self):
+        class Scaled(Trainable):
+            def __init__(self, *args, scale=2.0, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.scale = scale
+
+            def call(self, batch_size, training=False):
+                return self.scale * super().call(batch_size)
+
+        class Number(Fixed):
+            def __init__(self, number=3, **kwargs):
+                super().__init__(float(number), **kwargs)
+
+        class Given(InitialState):
+            def __init__(self, array, function, **kwargs):
+                super().__init__(**kwargs)
+                self.array, self.function = array, function
+
+            def call(self, batch_size, training=False):
+                return self.function(np.tile(self.array, (batch_size, 1)))
+
+        layer = InitStateLSTM(2, initial_state=[Scaled("ones", scale=4.0), Number(5)])
+        want = [np.full((1, 2), value, "float32") for value in (4, 5)]
+        assert_same(layer.get_initial_state(1), want)
+        assert repr(layer.h0) == "Scaled(args=('ones',), scale=4.0)"
+        kind = Given(np.ones(2, "float32"), lambda array: 2 * array)
+        layer = InitStateLSTM(2, initial_state=[kind, None])
+        assert_same(layer.get_initial_state(1)[0], np.full((1, 2), 2, "float32"))
+
+    def test_a_policy_of_a_users_own(self):
+        class Policy(keras.DTypePolicy):
+            pass
+
+        layer = InitStateLSTM(2, initial_state="trainable", dtype=Policy("float32"))
+        assert tuple(layer(X).shape) == (len(X), 2)
+
+    def test_one_that_takes_no_name(self):
+        class Nameless(InitialState):
+            def __init__(self):
+                super().__init__()
+
+        message = "`initial_state`, for h0: .*unexpected keyword argument 'name'"
+        with pytest.raises(ValueError, match=message):
+            InitStateLSTM(2, initial_state=Nameless())
 
     def test_a_frozen_distribution_is_not_a_given_one(self):
         entry = Sampled(learned=True, trainable=False)

@@ -640,6 +640,19 @@ class TestFit:
         layer(self.x[2 * BATCH :])
         assert_same(got, layer.states, tolerance=1e-6)
 
+    @pytest.mark.skipif(BACKEND != "jax", reason="not lost elsewhere")
+    def test_a_reset_that_would_be_lost_is_refused(self):
+        layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
+
+        class Reset(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                with pytest.raises(ValueError, match=r"Call .*reset_states\(model\)"):
+                    layer.reset_states()
+
+        self.run(self.model(layer), "fit", callbacks=[Reset()])
+        layer.reset_states()
+        assert all(state.fresh for state in layer.states)
+
     @pytest.mark.parametrize("how", ["fit", "evaluate", "predict"])
     def test_a_smaller_last_batch_is_refused_in_words(self, how):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)

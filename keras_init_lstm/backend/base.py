@@ -51,6 +51,9 @@ class Backend:
     def write_back(self, model: keras.layers.Layer) -> None:
         """Gives the variables of a model that is being trained their present values."""
 
+    def check_present(self, variables: Sequence[keras.Variable]) -> None:
+        """Raises a `ValueError` if what is written into variables would be lost."""
+
     def lstm(
         self,
         layer: Any,

@@ -1,5 +1,6 @@
 """JAX: tensors without values while it traces, and training in pure functions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,15 @@ class _Jax(Backend):
         # are in a state that Keras hands from step to step.
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
+
+    def check_present(self, variables: Sequence[keras.Variable]) -> None:
+        # Keras has no public way to see that a variable is empty.
+        if any(variable._value is None for variable in variables):
+            raise ValueError(
+                "On JAX, a layer can't be reset by itself within an epoch of `fit()`, "
+                "since Keras keeps its variables elsewhere until the end of that. Call "
+                "`keras_init_lstm.reset_states(model)`"
+            )
 
 
 backend = _Jax()
