@@ -45,7 +45,7 @@ class TakesContext(keras.layers.Layer):
             # none of a wrapped context, and up to version 3.12 takes no `None` among
             # states.
             self._build_for(sequences, context)
-        if context is not None and not _holds_kerlists_as_arrays(context):
+        if context is not None and not _holds_keras_tensor(context):
             context = _Wrapped(context)
         arguments = {
             "initial_state": initial_state,
@@ -94,7 +94,7 @@ class _Wrapped:
         return described(self.context)
 
 
-def _holds_kerlists_as_arrays(context: Any) -> bool:
+def _holds_keras_tensor(context: Any) -> bool:
     return any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(context))
 
 
