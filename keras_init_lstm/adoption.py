@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_init_lstm._keras import layers_within
 from keras_init_lstm.copies import copy_layer, inner_layers, make_anew
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.recurrent import InitialStateArgument, InitStateRNN
@@ -148,7 +149,6 @@ def _recurrent_layers(
     inner = inner_layers(layer)
     if inner is None:
         holder = holder or layer
-        # Keras has no public way to reach the layers inside any layer.
-        inner = layer._flatten_layers(include_self=False, recursive=False)
+        inner = layers_within(layer, include_self=False, recursive=False)
     for each in inner:
         yield from _recurrent_layers(each, names, holder)

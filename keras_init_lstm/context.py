@@ -1,11 +1,15 @@
 """How a context passes through a Keras call, to the kinds that are computed from it."""
 
+import threading
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_init_lstm.validation import described, shape_of
+
+# Layers are built by their first call, and that may come from several threads at once.
+building = threading.RLock()
 
 
 class TakesContext(keras.layers.Layer):
@@ -40,11 +44,12 @@ class TakesContext(keras.layers.Layer):
         context = lists_as_arrays(context)
         # Before Keras builds or traces anything: what is refused changes nothing.
         self._check_call(sequences, initial_state, context)
-        if context is not None or initial_state is not None:
+        if not self.built or context is not None:
             # Keras builds a layer from the shapes of what it is called with. It sees
-            # none of a wrapped context, and up to version 3.12 takes no `None` among
-            # states.
-            self._build_for(sequences, context)
+            # none of a wrapped context, up to version 3.12 takes no `None` among
+            # states, and does not keep threads apart.
+            with building:
+                self._build_for(sequences, context)
         if context is not None and not _holds_keras_tensor(context):
             context = _Wrapped(context)
         arguments = {
@@ -68,6 +73,8 @@ class TakesContext(keras.layers.Layer):
         if self.built:
             # By calls with explicit states and no context, but for the encoders.
             self._build_owned(shapes_of(context))
+        elif context is None:
+            self.build(tuple(sequences.shape))
         else:
             self.build(tuple(sequences.shape), context_shape=shapes_of(context))
 

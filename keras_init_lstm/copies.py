@@ -7,6 +7,13 @@ from typing import Any
 
 import keras
 
+from keras_init_lstm._keras import (
+    compile_arguments,
+    layers_within,
+    output_shape_of,
+    set_trainable_of_itself,
+)
+
 
 def copy_layer(
     layer: keras.layers.Layer, make: Callable[..., Any] | None = None
@@ -66,10 +73,9 @@ def make_anew(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
     if copied is not None:
         return copied
     try:
-        # Keras has no public way to reach the layers inside any layer.
-        with _names_of(*layer._flatten_layers()):
+        with _names_of(*layers_within(layer)):
             if type(layer) is keras.layers.Lambda:
-                shape = layer._output_shape  # No public attribute holds it.
+                shape = output_shape_of(layer)
                 arguments = {**arguments_of(layer), "output_shape": shape}
                 copied = type(layer)(**arguments)
             else:
@@ -91,7 +97,7 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
     if isinstance(layer, keras.layers.Bidirectional):
         inner = [copy_inner(layer.forward_layer), copy_inner(layer.backward_layer)]
         config = {**layer.get_config(), "layer": inner[0], "backward_layer": inner[1]}
-        with _names_of(*inner[0]._flatten_layers()):
+        with _names_of(*layers_within(inner[0])):
             copied = type(layer)(**config)
         # Keras has made another forward layer, from the configuration of this one.
         if inner[0].built:
@@ -116,8 +122,7 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
             _compile_like(layer, copied)
     else:
         return None
-    # Not by the setter, which would set it on the layers inside as well.
-    copied._trainable = layer.trainable
+    set_trainable_of_itself(copied, layer.trainable)
     return copied
 
 
@@ -135,9 +140,7 @@ def _compile_like(source: keras.Model, target: keras.Model) -> None:
     if type(source).compile is not keras.Model.compile:
         target.compile_from_config(source.get_compile_config())
         return
-    # The public `get_compile_config()` holds no functions, so this reads the objects
-    # that the model was compiled with.
-    arguments = dict(source._compile_config.config)
+    arguments = compile_arguments(source)
     given = arguments["optimizer"]
     if given is not None:
         arguments["optimizer"] = _from_config(given)
@@ -193,12 +196,12 @@ def _names_of(*objects: Any) -> Any:
 
 
 def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Gives `target` the variables and vocabularies of `source`, and what is frozen.
+    """Gives `target` what `source` holds: variables, vocabularies, streams; frozen too.
 
     Raises:
         ValueError: If the two are not made of the same layers and variables.
     """
-    layers = [each._flatten_layers() for each in (source, target)]
+    layers = [layers_within(each) for each in (source, target)]
     variables = [source.variables, target.variables]
     if any(len(ours) != len(theirs) for ours, theirs in (layers, variables)):
         raise ValueError(
@@ -217,6 +220,17 @@ def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
         # of them takes from the other.
         copied.assign(keras.ops.convert_to_numpy(each))
         copied.trainable = each.trainable
-    for copied in layers[1]:
+    for each, copied in zip(*layers, strict=True):
         if isinstance(copied, keras.layers.Normalization):
             copied.finalize_state()
+        if isinstance(each, keras.layers.RNN) and each.stateful and each.states:
+            _carry_on(each.states, copied)
+
+
+def _carry_on(states: Any, target: Any) -> None:
+    if hasattr(target, "_go_on_from"):
+        target._go_on_from(states)
+        return
+    pairs = zip(*map(keras.tree.flatten, (states, target.states)), strict=True)
+    for state, copied in pairs:
+        copied.assign(keras.ops.convert_to_numpy(state))

@@ -192,6 +192,28 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
         """Another name of `from_keras()`."""
         return cls.from_keras(layer, initial_state, **kwargs)
 
+    def call(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool = False,
+        context: Any = None,
+    ) -> Any:
+        if self.use_fused is True:
+            # Not only in the loop: by then Keras has drawn for dropout.
+            try:
+                backend.check_lstm(self, sequences, mask, training)
+            except NotFusedError as reason:
+                raise self._not_fused(reason) from reason
+        return super().call(
+            sequences,
+            initial_state=initial_state,
+            mask=mask,
+            training=training,
+            context=context,
+        )
+
     def inner_loop(
         self,
         sequences: Any,
@@ -204,12 +226,14 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
                 return backend.lstm(self, sequences, initial_state, mask, training)
             except NotFusedError as reason:
                 if self.use_fused is True:
-                    raise ValueError(
-                        f"The fused loop does not support {reason}. Pass "
-                        "`use_fused='auto'` to run Keras's own loop. "
-                        "Received: use_fused=True"
-                    ) from reason
+                    raise self._not_fused(reason) from reason
         return super().inner_loop(sequences, initial_state, mask, training=training)
+
+    def _not_fused(self, reason: NotFusedError) -> ValueError:
+        return ValueError(
+            f"The fused loop does not support {reason}. Pass `use_fused='auto'` to run "
+            "Keras's own loop. Received: use_fused=True"
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "use_fused": self.use_fused}

@@ -50,7 +50,7 @@ class StateLayout:
     @classmethod
     def of(cls, rnn: keras.layers.RNN) -> "StateLayout":
         """The layout of the cell of a recurrent layer."""
-        units = keras.tree.flatten(rnn.state_size)
+        units = map(int, keras.tree.flatten(rnn.state_size))
         states = map(State, _state_names(rnn.cell), units)
         return cls(tuple(states), _as_lists(rnn.state_size), rnn.single_state)
 

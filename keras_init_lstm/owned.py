@@ -85,7 +85,10 @@ def kinds_of(
         try:
             kind = kind_of(entry)
             if kind is not None:
-                kind = kind.copy(name=state.name, dtype=dtype)
+                # An encoder that is built is copied with its variables, whose paths
+                # must tell that of one state from that of another.
+                with keras.name_scope(state.name):
+                    kind = kind.copy(name=state.name, dtype=dtype)
                 kind.check(state.units)
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -203,7 +206,9 @@ class OwnedStates:
         if any(kind is None and state is None for kind, state in pairs):
             # At once, since a cell makes all of its states in one call.
             of_cell = self.of_cell(batch_size)
-        for index, (kind, state) in enumerate(pairs):
+        # An encoder may refuse the context, which must happen before anything is drawn.
+        for index in sorted(range(len(pairs)), key=self._draws):
+            kind, state = pairs[index]
             if state is not None:
                 continue
             if kind is None:
@@ -211,6 +216,10 @@ class OwnedStates:
             else:
                 states[index] = self._of_kind(index, batch_size, training, context)
         return states
+
+    def _draws(self, index: int) -> bool:
+        kind = self.kinds[index]
+        return kind is not None and not kind.takes_context
 
     def _of_kind(
         self, index: int, batch_size: Any, training: bool, context: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -9,7 +10,13 @@ import keras
 from keras import ops
 
 from keras_init_lstm._types import Numbers, RNNArguments
-from keras_init_lstm.context import TakesContext, lists_as_arrays, shapes_of, unwrapped
+from keras_init_lstm.context import (
+    TakesContext,
+    building,
+    lists_as_arrays,
+    shapes_of,
+    unwrapped,
+)
 from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
 from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
@@ -35,6 +42,9 @@ InitialStateArgument: TypeAlias = (
     | tuple[Any, ...]
     | None
 )
+
+# By these a layer computes what it does.
+_COMPUTATION = {"__call__", "build", "call", "get_initial_state", "inner_loop"}
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
@@ -150,7 +160,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     def _make_owned_states(self, initial_state: InitialStateArgument) -> None:
         """Ends every constructor: makes what the layer owns of its states."""
         self._layout = layout = StateLayout.of(self)
-        kinds = kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
+        with keras.name_scope(self.name):
+            kinds = kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
         self._owned = OwnedStates(layout, kinds, self._states_of_cell)
         # Also as attributes `h0` and so on, after which Keras and TensorFlow name the
         # entries of their files.
@@ -189,7 +200,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             its initial states too. To learn only these, freeze `layer.cell` instead.
 
         Raises:
-            ValueError: If `layer` is of another class.
+            ValueError: If `layer` is of another class, or of a subclass that computes
+                something of its own.
 
         Example:
         >>> lstm = keras.layers.LSTM(4)
@@ -208,6 +220,14 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
                 "Keras 3; each layer of this package takes over the one of Keras that "
                 f"it is named after. Received: {described(layer)}"
             )
+        for base in type(layer).__mro__:
+            if not issubclass(cls, base) and _COMPUTATION.intersection(vars(base)):
+                raise ValueError(
+                    f"Argument `layer` must be a layer `{cls.keras_layer.__name__}`, "
+                    f"and not of the subclass {base.__name__}, whose own computation "
+                    "would be lost. Derive that from the layer of this package. "
+                    f"Received: {described(layer)}"
+                )
         if takes_cell:
             arguments["cell"] = copy_layer(layer.cell)
         kinds: list[InitialState | None] = []
@@ -220,6 +240,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             taken.build_from_config(layer.get_build_config())
             taken.built = True
             hand_over(layer.cell, taken.cell)
+            taken.cell.trainable = kwargs.get("trainable", layer.cell.trainable)
         # States may be built, and have been assigned to, before their layer is.
         taken._build_owned()
         for source, target in zip(kinds, taken.initial_state, strict=False):
@@ -274,7 +295,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             self.cell.built = True
 
     def _build_owned(self, context_shape: Any = None) -> None:
-        with keras.name_scope(self.name):
+        with building, keras.name_scope(self.name):
             self._owned.build(context_shape)
 
     def _check_call(self, sequences: Any, initial_state: Any, context: Any) -> None:
@@ -295,13 +316,16 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         training: bool = False,
         context: Any = None,
     ) -> Any:
-        if self._running_stream is not None:
-            sequences = self._running_stream.with_batch_size(sequences)
-        batch_size = ops.shape(sequences)[0]
-        states = self._states_of_call(batch_size, initial_state, training, context)
-        return super().call(
-            sequences, initial_state=states, mask=mask, training=training
-        )
+        stream = self._running_stream
+        # Of calls from several threads each goes on from the one before.
+        with stream.lock if stream else contextlib.nullcontext():
+            if stream is not None:
+                sequences = stream.with_batch_size(sequences)
+            batch_size = ops.shape(sequences)[0]
+            states = self._states_of_call(batch_size, initial_state, training, context)
+            return super().call(
+                sequences, initial_state=states, mask=mask, training=training
+            )
 
     def _states_of_call(
         self, batch_size: Any, explicit: Any, training: bool, context: Any

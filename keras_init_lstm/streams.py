@@ -1,6 +1,7 @@
 """What is carried from call to call, and where a stream ends."""
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_init_lstm._keras import layers_within
 from keras_init_lstm.backend import backend
 from keras_init_lstm.layout import State, StateLayout
 from keras_init_lstm.owned import OwnedStates
@@ -125,6 +127,7 @@ class Stream:
         preview: Callable[[int, int], Any],
     ) -> None:
         self.batch_size = batch_size
+        self.lock = threading.RLock()
         self.states = [
             CarriedState(state, batch_size, dtype, functools.partial(preview, index))
             for index, state in enumerate(layout.states)
@@ -177,11 +180,12 @@ class Stream:
         """Makes the next call start from `states`, and where they are `None` afresh."""
         backend.check_present(self.variables)
         values = states or [None] * len(self.states)
-        for carried, value in zip(self.states, values, strict=True):
-            if value is None:
-                carried.restart()
-            else:
-                carried.assign(value)
+        with self.lock:
+            for carried, value in zip(self.states, values, strict=True):
+                if value is None:
+                    carried.restart()
+                else:
+                    carried.assign(value)
 
 
 class CarriesStream(keras.layers.Layer):
@@ -332,8 +336,7 @@ def reset_states(model: keras.layers.Layer) -> None:
             f"Received: {described(model)}"
         )
     backend.write_back(model)
-    # Keras has no public way to reach the layers inside any layer.
-    for layer in model._flatten_layers():
+    for layer in layers_within(model):
         if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
             layer.reset_state()
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_init_lstm._keras import layers_within
 from keras_init_lstm.recurrent import InitStateRNN
 
 
@@ -73,8 +74,7 @@ class LogInitialState(keras.callbacks.Callback):
         self._writer.close()
 
     def _values(self) -> Iterator[keras.Variable]:
-        # Keras has no public way to reach the layers inside any layer.
-        for layer in self.model._flatten_layers():
+        for layer in layers_within(self.model):
             kinds = layer.initial_state if isinstance(layer, InitStateRNN) else ()
             for kind in kinds:
                 if kind is not None and getattr(kind, "value", None) is not None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import tf
-from keras_init_lstm import InitStateLSTM, fused
+from keras_init_lstm import InitStateLSTM, fused, fused_loop
 from models import FEATURES, UNITS, normal
-from oracles import assert_same, gradients, lstm_of, scale_of, tiled_states
+from oracles import assert_same, gradients, lstm_of, scale_of, tiled_states, to_numpy
 from strategies import at_most, cases, masks
 
 pytestmark = pytest.mark.tensorflow
@@ -65,22 +65,122 @@ class TestGradients:
         assert_same(got, want, tolerance=1e-9 * scale_of(want))
 
 
+# Ways to differentiate that are not a tape around a call. Each takes a function of the
+# sequences and a variable, and returns derivatives by the variable.
+
+
+def with_functions_run_eagerly(call, x, variable):
+    tf.config.run_functions_eagerly(True)
+    try:
+        return gradients(lambda: call(x), [variable])
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def with_numbers_checked(call, x, variable):
+    call(x)
+    tf.debugging.enable_check_numerics()
+    try:
+        return gradients(lambda: call(x), [variable]), tf.function(call)(x)
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
+def forwards(call, x, variable):
+    tangent = tf.ones_like(variable)
+    with tf.autodiff.ForwardAccumulator(variable, tangent) as accumulator:
+        y = call(x)
+    return accumulator.jvp(y)
+
+
+def forwards_by_inputs(call, x, _):
+    x = tf.constant(x)
+    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+        y = call(x)
+    return accumulator.jvp(y)
+
+
+def twice_by_jacobian(call, x, variable):
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            loss = tf.reduce_sum(call(x) ** 2)
+        gradient = inner.gradient(loss, variable)
+    return outer.jacobian(gradient, variable)
+
+
+def around(control_flow):
+    def differentiate(call, x, variable):
+        @tf.function
+        def run(x):
+            return gradients(lambda: control_flow(call, x), [variable])
+
+        return run(tf.constant(x))
+
+    return differentiate
+
+
+def repeatedly(call, x):
+    start = tf.zeros((len(x), UNITS))
+    return tf.while_loop(
+        lambda i, _: i < 3, lambda i, y: (i + 1, y + call(x)), (0, start)
+    )
+
+
+WAYS = {
+    "functions run eagerly": with_functions_run_eagerly,
+    "numbers checked": with_numbers_checked,
+    "forwards": forwards,
+    "forwards by inputs": forwards_by_inputs,
+    "twice by jacobian": twice_by_jacobian,
+    "cond": around(
+        lambda call, x: tf.cond(x[0, 0, 0] < 9, lambda: call(x), lambda: call(2 * x))
+    ),
+    "switch_case": around(
+        lambda call, x: tf.switch_case(
+            tf.cast(x[0, 0, 0] < 9, "int32"), [lambda: x[:, 0, :UNITS], lambda: call(x)]
+        )
+    ),
+    "keras.ops.cond": around(
+        lambda call, x: keras.ops.cond(x[0, 0, 0] < 9, lambda: call(x), lambda: call(x))
+    ),
+    "while_loop": around(lambda call, x: repeatedly(call, x)[1]),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_differentiated_in_another_way(way, training):
+    layer, x = InitStateLSTM(UNITS, initial_state=[0.5, "trainable"]), batch()
+    layer.build(x.shape)
+    lstm, states = lstm_of(layer), layer.get_initial_state(len(x))
+
+    def call(x):
+        return layer(x, training=training)
+
+    def reference(x):
+        return lstm(x, initial_state=states, training=training)
+
+    got = WAYS[way](call, x, layer.cell.kernel.value)
+    want = WAYS[way](reference, x, lstm.cell.kernel.value)
+    assert_same(got, want, tolerance=1e-5)
+
+
 class TestBatches:
     @given(st.integers(0, 5000), st.integers(0, 5000))
     def test_their_sizes_are_rounded_up_to_few(self, rows, other):
-        rounded = fused.rounded_up(rows)
+        rounded = fused_loop.rounded_up(rows)
         assert max(rows, 1) <= rounded <= max(1.25 * rows, 8)
-        assert fused.rounded_up(rounded) == rounded
-        assert int(fused.rounded_up(tf.constant(rows))) == rounded
-        assert fused.rounded_up(max(rows, other)) >= rounded
+        assert fused_loop.rounded_up(rounded) == rounded
+        assert int(fused_loop.rounded_up(tf.constant(rows))) == rounded
+        assert fused_loop.rounded_up(max(rows, other)) >= rounded
 
     def test_few_sizes_are_compiled(self):
-        assert len({fused.rounded_up(rows) for rows in range(1025)}) == 8 + 4 * 7
+        assert len({fused_loop.rounded_up(rows) for rows in range(1025)}) == 8 + 4 * 7
 
     @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
     @pytest.mark.parametrize("rows", [1, 2, 7, 33, 50])
     def test_of_any_size_with_many_units_are_those_of_lstm(self, rows, known):
-        units = fused._UNITS_FOR_BLOCKS
+        units = fused_loop._UNITS_FOR_BLOCKS
         layer = InitStateLSTM(units, return_state=True, use_fused=True)
         lstm = keras.layers.LSTM(units, return_state=True)
         x = batch(50)[:rows]
@@ -232,6 +332,92 @@ class TestWhenItRuns:
         finally:
             fused.available.cache_clear()
 
+    def test_in_predict_under_a_strategy(self, taken):
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            layer = InitStateLSTM(UNITS)
+            model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
+            model.compile("sgd", "mse")
+        assert not taken
+        model.predict(batch(), verbose=0)
+        assert len(taken) == 1
+        model.evaluate(batch(), np.zeros((4, UNITS)), verbose=0)
+        assert len(taken) == 2
+
+    def test_for_new_sizes_until_there_are_many(self, taken, monkeypatch):
+        known = InitStateLSTM(UNITS)
+        known(batch())
+        monkeypatch.setattr(fused_loop, "_MOST_SIZES", 0)
+        InitStateLSTM(61)(batch())
+        assert len(taken) == 1
+        known(batch()), InitStateLSTM(UNITS)(batch())
+        assert len(taken) == 3
+        InitStateLSTM(61, use_fused=True)(batch()), InitStateLSTM(61)(batch())
+        assert len(taken) == 5
+
+
+def outcome(call):
+    """What a call returns, or the class of its error."""
+    try:
+        return to_numpy(call())
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (4, TIMESTEPS),
+        (4, TIMESTEPS, 1),
+        (4, TIMESTEPS, UNITS),
+        (1, TIMESTEPS),
+        (3, TIMESTEPS),
+        (4, TIMESTEPS - 2),
+        (4, TIMESTEPS + 2),
+        (4, 1),
+    ],
+    ids=str,
+)
+def test_a_mask_of_any_shape_does_what_it_does_to_lstm(shape, in_graph):
+    layer = InitStateLSTM(UNITS, initial_state=0.5)
+    layer.build((4, TIMESTEPS, FEATURES))
+    mask = np.random.default_rng(1).random(shape) < 0.6
+    outcomes = []
+    for each in (layer, lstm_of(layer)):
+        states = {} if each is layer else {"initial_state": layer.get_initial_state(4)}
+
+        def call(x, mask, each=each, states=states):
+            return each(x, mask=mask, training=True, **states)
+
+        call = tf.function(call) if in_graph else call
+        outcomes.append(outcome(lambda call=call: call(batch(), mask)))
+    got, want = outcomes
+    if isinstance(want, type):
+        assert got is want
+    else:
+        assert_same(got, want, tolerance=1e-6)
+
+
+def test_rows_of_a_mask_are_counted_at_run_time():
+    layer = InitStateLSTM(UNITS, use_fused=True)
+    layer.build((4, TIMESTEPS, FEATURES))
+    specs = [
+        tf.TensorSpec((None, TIMESTEPS, FEATURES)),
+        tf.TensorSpec((None, TIMESTEPS), "bool"),
+    ]
+    call = tf.function(lambda x, mask: layer(x, mask=mask), input_signature=specs)
+    for rows in (1, 4):
+        mask = np.arange(TIMESTEPS) < 3 + np.arange(rows)[:, None]
+        want = lstm_of(layer)(batch(), mask=np.broadcast_to(mask, (4, TIMESTEPS)))
+        assert_same(call(batch(), mask), want, tolerance=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        call(batch(), np.ones((3, TIMESTEPS), "bool"))
+
+
+def test_sequences_in_a_variable():
+    layer = InitStateLSTM(UNITS, initial_state=0.5)
+    assert_same(layer(keras.Variable(batch())), layer(batch()))
+
 
 class TestRefusals:
     @pytest.mark.parametrize("value", ["fast", None, 1.5])
@@ -245,6 +431,7 @@ class TestRefusals:
             ({"activation": "relu"}, "activations other than tanh and sigmoid"),
             ({"recurrent_activation": None}, "activations other than tanh and sigmoid"),
             ({"unroll": True}, "unroll=True"),
+            ({"use_cudnn": True}, "use_cudnn=True"),
             (
                 {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
                 "dropout with implementation=1",
@@ -260,6 +447,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{message}.*Received: use_fused=True"):
             layer(batch(), training=True)
         assert_same(layer.states[0], np.full((4, UNITS), 0.5, layer.dtype))
+
+    def test_of_recurrent_dropout_changes_nothing(self):
+        layer = InitStateLSTM(
+            UNITS, recurrent_dropout=0.5, use_fused=True, initial_state="sampled"
+        )
+        model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
+        model.compile("sgd", "mse")
+        before = [to_numpy(v) for v in model.variables]
+        with pytest.raises(ValueError, match="use_fused=True"):
+            model.fit(batch(), np.zeros((4, UNITS)), verbose=0)
+        assert_same([to_numpy(v) for v in model.variables], before)
+        layer.use_fused = "auto"
+        for rows in (4, 3):
+            layer(batch(rows), training=True)
+        model.fit(batch(), np.zeros((4, UNITS)), verbose=0)
+
+    def test_of_cudnn_where_there_is_none_is_that_of_lstm(self):
+        got = outcome(lambda: InitStateLSTM(UNITS, use_cudnn=True)(batch()))
+        assert got is outcome(lambda: keras.layers.LSTM(UNITS, use_cudnn=True)(batch()))
 
 
 class TestExports:

@@ -54,6 +54,10 @@ class Backend:
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
         """Raises a `ValueError` if what is written into variables would be lost."""
 
+    def check_lstm(self, layer: Any, sequences: Any, mask: Any, training: bool) -> None:
+        """Raises the error of `lstm()` if that would, before anything is drawn."""
+        raise NotFusedError(f"the backend {keras.backend.backend()}")
+
     def lstm(
         self,
         layer: Any,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import keras
 
+from keras_init_lstm._keras import is_empty
 from keras_init_lstm.backend.base import Backend
 
 
@@ -22,8 +23,7 @@ class _Jax(Backend):
             model.jax_state_sync()
 
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
-        # Keras has no public way to see that a variable is empty.
-        if any(variable._value is None for variable in variables):
+        if any(map(is_empty, variables)):
             raise ValueError(
                 "On JAX, a layer can't be reset by itself within an epoch of `fit()`, "
                 "since Keras keeps its variables elsewhere until the end of that. Call "

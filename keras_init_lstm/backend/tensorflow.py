@@ -48,6 +48,11 @@ class _TensorFlow(Backend):
             setattr(module, name, values)
         return module
 
+    def check_lstm(
+        self, layer: Any, sequences: tf.Tensor, mask: Any, training: bool
+    ) -> None:
+        fused.check_runs(layer, sequences, mask, training)
+
     def lstm(
         self,
         layer: Any,

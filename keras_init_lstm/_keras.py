@@ -1,0 +1,36 @@
+"""The private attributes of Keras that the package reads, all of them.
+
+Each function says what Keras has no public way to say. `tests/test_keras.py` has a
+test for each, so that a release of Keras that changes one is named by it.
+"""
+
+from typing import Any
+
+import keras
+
+
+def layers_within(
+    layer: keras.layers.Layer, include_self: bool = True, recursive: bool = True
+) -> list[keras.layers.Layer]:
+    """The layers inside any layer, whether or not that is a model."""
+    return list(layer._flatten_layers(include_self, recursive))
+
+
+def set_trainable_of_itself(layer: keras.layers.Layer, trainable: bool) -> None:
+    """Sets `trainable`, which the public setter sets on the layers inside as well."""
+    layer._trainable = trainable
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with; `get_compile_config()` holds no functions."""
+    return dict(model._compile_config.config)
+
+
+def output_shape_of(layer: keras.layers.Lambda) -> Any:
+    """The argument `output_shape` that a `Lambda` was made with."""
+    return layer._output_shape
+
+
+def is_empty(variable: keras.Variable) -> bool:
+    """Whether a variable holds no value, as within an epoch of `fit()` on JAX."""
+    return variable._value is None
