@@ -17,13 +17,16 @@ from keras_init_lstm import (
 from models import (
     ADOPTED,
     BATCH,
+    FEATURES,
     SHAPE,
+    TIMESTEPS,
     UnregisteredCell,
     X,
     at_two_depths,
     batch_for,
     in_wrappers,
     model_of,
+    normal,
     of_cells,
     of_the_family,
     of_tokens,
@@ -254,6 +257,26 @@ METHODS = {
 }
 
 
+@pytest.mark.parametrize("where", [None, "a", "both", "ours"])
+def test_every_stream_goes_on_where_it_was(where):
+    stateful = {"stateful": True, "return_sequences": True}
+    model = keras.Sequential(
+        [
+            keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH),
+            layers.Bidirectional(layers.LSTM(3, **stateful), name="both"),
+            layers.LSTM(3, name="a", **stateful),
+            keras.Sequential([layers.GRU(3, name="b", **stateful)]),
+            InitStateGRU(3, initial_state=0.5, name="ours", **stateful),
+        ]
+    )
+    x = [normal(*SHAPE, seed=i) for i in range(3)]
+    for batch in x[:2]:
+        model.predict(batch, batch_size=BATCH, verbose=0)
+    adopted = with_initial_state(model, "trainable", where=where)
+    got = adopted.predict(x[2], batch_size=BATCH, verbose=0)
+    assert_same(got, model.predict(x[2], batch_size=BATCH, verbose=0))
+
+
 class TestFromLayer:
     @for_each_layer(["zeros"])
     def test_outputs_are_equal_to_the_last_bit(self, case):
@@ -366,3 +389,31 @@ class TestFromLayer:
         taken = getattr(InitStateLSTM, method)(lstm, "trainable")
         assert type(taken) is InitStateLSTM and taken.use_fused is False
         assert_same(taken(X), want)
+
+    def test_of_a_frozen_layer_may_be_trained(self):
+        lstm = layers.LSTM(2)
+        lstm(X)
+        lstm.trainable = False
+        assert InitStateLSTM.from_keras(lstm, 0.5).trainable_weights == []
+        taken = InitStateLSTM.from_keras(lstm, "trainable", trainable=True)
+        assert len(taken.trainable_weights) == 5
+
+    @pytest.mark.parametrize("method", ["call", "inner_loop", "get_initial_state"])
+    def test_of_a_subclass_that_computes_something_else_is_refused(self, method):
+        def own(self, *args, **kwargs):
+            return 2 * getattr(layers.LSTM, method)(self, *args, **kwargs)
+
+        for base in (layers.LSTM, InitStateLSTM):
+            subclass = type("Own", (base,), {method: own})
+            with pytest.raises(ValueError, match="subclass Own, whose own computation"):
+                InitStateLSTM.from_keras(subclass(2))
+            if base is InitStateLSTM:
+                assert isinstance(subclass.from_keras(subclass(2)), subclass)
+
+    def test_of_a_subclass_with_a_constructor_of_its_own(self):
+        class Named(layers.LSTM):
+            def __init__(self, units, **kwargs):
+                super().__init__(units, **{"name": "mine", **kwargs})
+
+        lstm = Named(2)
+        assert_same(InitStateLSTM.from_keras(lstm, "trainable")(X).shape, lstm(X).shape)

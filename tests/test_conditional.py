@@ -104,3 +104,27 @@ class TestEncoder:
         restored(X, context=CONTEXT)
         restored.set_weights(layer.get_weights())
         assert_same(restored(X, context=CONTEXT), want)
+
+
+def test_the_encoders_that_are_built_have_paths_of_their_own(tmp_path):
+    given = keras.Sequential([keras.Input((6,)), layers.Dense(5), encoder()])
+    x, context = keras.Input((None, FEATURES)), keras.Input((6,))
+    layer = InitStateLSTM(UNITS, initial_state=Conditional(given))
+    model = keras.Model([x, context], layer(x, context=context))
+    paths = [variable.path for variable in model.variables]
+    assert len(set(paths)) == len(paths)
+    assert sum("/h0/" in path for path in paths) == 4
+    want = model.predict([X, CONTEXT], verbose=0)
+    model.save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(tmp_path / "model.h5")
+    assert_same(loaded.predict([X, CONTEXT], verbose=0), want, tolerance=1e-6)
+
+
+def test_a_context_that_its_encoder_refuses_draws_nothing():
+    kinds = ["sampled", Conditional(layers.Dense(UNITS))]
+    layer = InitStateLSTM(UNITS, initial_state=kinds, dropout=0.5)
+    layer(X, context=CONTEXT, training=True)
+    before = flat([v.value for v in layer.variables])
+    with pytest.raises(ValueError, match="expected axis -1"):
+        layer(X, context=CONTEXT[:, :-1], training=True)
+    assert_same(flat([v.value for v in layer.variables]), before)

@@ -658,7 +658,7 @@ class TestFit:
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
         # The graph of a loss that compares shapes by itself raises an error of its own,
         # and TensorFlow reports the one that it comes to first.
-        model = self.model(layer, lambda y, outputs: keras.ops.mean(outputs))
+        model = self.model(layer, lambda _, outputs: keras.ops.mean(outputs))
         errors = (ValueError, tf.errors.InvalidArgumentError) if tf else ValueError
         # In a graph of TensorFlow the words are those of a name.
         message = rf"Expected.a.batch.size.of.{BATCH}.+as.in.+last.batch"

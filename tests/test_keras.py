@@ -1,0 +1,59 @@
+"""The private attributes of Keras that the package reads, one test for each.
+
+One that fails names what a new release of Keras has changed.
+"""
+
+import keras
+import pytest
+from keras import layers
+
+from keras_init_lstm import _keras
+
+
+@pytest.fixture
+def model():
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="inner")])
+    model = keras.Sequential([inner, layers.Dense(1, name="outer")])
+    model.compile("sgd", loss=_loss, metrics=[_loss])
+    return model
+
+
+def _loss(y, outputs):
+    return keras.ops.mean(y - outputs)
+
+
+def test_flatten_layers_lists_the_layers_inside(model):
+    class Holder(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.held = [model]
+
+    holder = Holder()
+    assert {"inner", "outer"} <= {x.name for x in _keras.layers_within(holder)}
+    assert holder in _keras.layers_within(holder)
+    only = _keras.layers_within(holder, include_self=False, recursive=False)
+    assert only == [model]
+
+
+def test_trainable_is_kept_in_an_attribute(model):
+    _keras.set_trainable_of_itself(model, False)
+    assert not model.trainable
+    assert all(inner.trainable for inner in model.layers)
+
+
+def test_compile_config_holds_functions(model):
+    arguments = _keras.compile_arguments(model)
+    assert arguments["loss"] is _loss and arguments["metrics"] == [_loss]
+    assert {"optimizer", "weighted_metrics", "run_eagerly"} <= arguments.keys()
+
+
+def test_output_shape_of_a_lambda_is_kept():
+    layer = layers.Lambda(lambda x: x, output_shape=(3,))
+    assert _keras.output_shape_of(layer) == (3,)
+
+
+def test_value_is_where_a_variable_keeps_it():
+    variable = keras.Variable([1.0])
+    assert not _keras.is_empty(variable)
+    variable._value = None
+    assert _keras.is_empty(variable)
