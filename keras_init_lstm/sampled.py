@@ -7,8 +7,10 @@ import random
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
+from keras import ops
 
 from keras_init_lstm._types import LayerArguments, Numbers
+from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states import (
     InitialState,
     add_variable,
@@ -41,6 +43,16 @@ _STANDARD_DRAWS = {
 }
 
 
+class SeedGenerator(keras.random.SeedGenerator):
+    """One that draws for each replica of a distribution strategy something else."""
+
+    def next(self, ordered: bool = True) -> Any:
+        seed, replica = super().next(ordered), backend.replica_id()
+        if isinstance(replica, int) and replica == 0:
+            return seed
+        return seed + ops.cast(ops.stack([replica, 0]), seed.dtype)
+
+
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class Sampled(InitialState):
     """An initial state drawn at random: for each row, at each call, its own draw.
@@ -66,7 +78,8 @@ class Sampled(InitialState):
         seed: Python integer that makes the draws reproducible. The states of one
             layer draw independently of each other also when they share a seed; two
             layers with the same seed draw the same, as with `Dropout`, and so do the
-            two directions of a `Bidirectional`. Defaults to `None`.
+            two directions of a `Bidirectional`. The replicas of a
+            `tf.distribute.Strategy` draw independently. Defaults to `None`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:
@@ -137,7 +150,7 @@ class Sampled(InitialState):
         if seed is not None:
             # The name keeps h0 and c0 apart when they were given the same seed.
             seed = random.Random(f"{seed} {self.name}").getrandbits(31)
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = SeedGenerator(seed)
 
     def call(self, batch_size: Any, training: bool = False) -> Any:
         if not (training or self.at_inference == "sample"):

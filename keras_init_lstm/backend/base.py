@@ -40,6 +40,10 @@ class Backend:
         """
         return tensor
 
+    def replica_id(self) -> Any:
+        """The number of the replica that runs, of several that train in step, or 0."""
+        return 0
+
     def after(self, value: Any, then: Callable[[], None]) -> None:
         """Calls `then`, in a graph not before `value` is computed."""
         then()

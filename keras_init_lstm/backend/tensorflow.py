@@ -34,6 +34,12 @@ class _TensorFlow(Backend):
         with tf.control_dependencies([assertion]):
             return tf.identity(tensor)
 
+    def replica_id(self) -> Any:
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return 0
+        return context.replica_id_in_sync_group
+
     def after(self, value: Any, then: Callable[[], None]) -> None:
         with tf.control_dependencies([value]):
             then()
