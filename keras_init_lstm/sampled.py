@@ -155,6 +155,13 @@ class Sampled(InitialState):
     def call(self, batch_size: Any, training: bool = False) -> Any:
         if not (training or self.at_inference == "sample"):
             return tile(self.mean, batch_size)
+        if not training and backend.traces_for_onnx():
+            raise ValueError(
+                "An ONNX file can't draw an initial state: it would hold one draw, or "
+                "an operation that no runtime knows. Set the attribute `at_inference` "
+                f"of the initial state {self.name} to 'mean' before the export. "
+                "Received: at_inference='sample'"
+            )
         noise = _STANDARD_DRAWS[self.distribution](
             (batch_size, self.units),
             dtype=self.variable_dtype,

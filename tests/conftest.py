@@ -11,6 +11,7 @@ import pytest
 NEEDED = {
     "test_bench.py": ("matplotlib", "tensorflow"),
     "test_demo.py": ("matplotlib",),
+    "test_export.py": ("ai_edge_litert", "onnxruntime", "tensorflow", "tf2onnx"),
     "test_fused.py": ("tensorflow",),
     "test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),

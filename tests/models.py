@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from backends import tf
+from backends import WIDEST, tf
 from explicit_state import ExplicitState
 from keras_init_lstm import (
     Conditional,
@@ -252,6 +252,28 @@ def conditional(wrap=lambda layer: layer, **kwargs):
     start = [Conditional(encoder()), Trainable("ones")]
     layer = wrap(InitStateLSTM(UNITS, initial_state=start, **kwargs))
     return keras.Model([x, context], layers.Dense(1)(layer(x, context=context)))
+
+
+def models_to_save():
+    """A model for each way to start, each with a wrapper, a policy or a stream."""
+
+    def model(*layers_, batch_size=None):
+        return keras.Sequential([keras.Input(SHAPE[1:], batch_size), *layers_])
+
+    def rnn(kind, **kwargs):
+        return InitStateLSTM(UNITS, initial_state=STARTS[kind], **kwargs)
+
+    i, h = keras.Input(SHAPE[1:]), keras.Input((UNITS,))
+    explicit = keras.Model([i, h], rnn("trainable")(i, initial_state=[h, None]))
+    return {
+        "stack": (model(rnn("zeros", return_sequences=True), rnn("sampled")), X),
+        "wrapper": (model(layers.Bidirectional(rnn("trainable")), layers.Dense(1)), X),
+        "widest": (model(rnn("fixed", dtype=WIDEST, activation="relu")), X),
+        "mixed": (model(rnn("trainable", dtype="mixed_bfloat16")), X),
+        "stream": (model(rnn("trainable", stateful=True), batch_size=BATCH), X),
+        "explicit": (explicit, [X, normal(BATCH, UNITS)]),
+        "context": (conditional(InitStateBidirectional), [X, CONTEXT]),
+    }
 
 
 # Models of Keras alone, which are there to be adopted.

@@ -468,36 +468,6 @@ class TestRefusals:
         assert got is outcome(lambda: keras.layers.LSTM(UNITS, use_cudnn=True)(batch()))
 
 
-class TestExports:
-    @pytest.fixture
-    def model(self):
-        layer = InitStateLSTM(UNITS, initial_state=0.5, return_sequences=True)
-        model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
-        model.predict(batch(), verbose=0)
-        model(batch())
-        return model
-
-    def test_a_saved_model_holds_nothing_compiled(self, model, taken, tmp_path):
-        model.export(tmp_path / "model", verbose=False)
-        tf.saved_model.save(model, tmp_path / "other")
-        assert not taken
-        for name in ("model", "other"):
-            files = (tmp_path / name / "saved_model.pb").read_bytes()
-            assert b"_XlaMustCompile" not in files
-            loaded = tf.saved_model.load(tmp_path / name)
-            serve = loaded.signatures["serving_default"]
-            want = model.predict(batch(), verbose=0)
-            (got,) = serve(tf.constant(batch())).values()
-            assert_same(got, want, tolerance=1e-6)
-
-    def test_an_onnx_file_holds_one_lstm(self, model, tmp_path):
-        onnx = pytest.importorskip("onnx")
-        model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
-        nodes = onnx.load(tmp_path / "model.onnx").graph.node
-        assert [n.op_type for n in nodes].count("LSTM") == 1
-        assert "Loop" not in {n.op_type for n in nodes}
-
-
 def test_a_mask_of_integers_is_one_of_booleans():
     layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=True)
     mask = np.arange(TIMESTEPS) < np.array([[3], [0], [TIMESTEPS], [7]])

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from keras import layers
 
-from backends import WIDEST, in_a_fresh_process, tf
+from backends import in_a_fresh_process, tf
 from keras_init_lstm import (
-    InitStateBidirectional,
     InitStateLSTM,
     ResetStates,
     Trainable,
@@ -34,6 +33,7 @@ from models import (
     by_hand,
     conditional,
     functional,
+    models_to_save,
     normal,
     owning,
     sampled,
@@ -192,28 +192,6 @@ def test_time_distributed(kind):
     assert layer(x, training=True).shape == (BATCH, 3, UNITS)
 
 
-def models_to_save():
-    """A model for each way to start, each with a wrapper, a policy or a stream."""
-
-    def model(*layers_, batch_size=None):
-        return keras.Sequential([keras.Input(SHAPE[1:], batch_size), *layers_])
-
-    def rnn(kind, **kwargs):
-        return InitStateLSTM(UNITS, initial_state=STARTS[kind], **kwargs)
-
-    i, h = keras.Input(SHAPE[1:]), keras.Input((UNITS,))
-    explicit = keras.Model([i, h], rnn("trainable")(i, initial_state=[h, None]))
-    return {
-        "stack": (model(rnn("zeros", return_sequences=True), rnn("sampled")), X),
-        "wrapper": (model(layers.Bidirectional(rnn("trainable")), layers.Dense(1)), X),
-        "widest": (model(rnn("fixed", dtype=WIDEST, activation="relu")), X),
-        "mixed": (model(rnn("trainable", dtype="mixed_bfloat16")), X),
-        "stream": (model(rnn("trainable", stateful=True), batch_size=BATCH), X),
-        "explicit": (explicit, [X, normal(BATCH, UNITS)]),
-        "context": (conditional(InitStateBidirectional), [X, CONTEXT]),
-    }
-
-
 class TestFiles:
     @at_most(30)
     @given(cases(layers=LAYERS))
@@ -361,27 +339,3 @@ class TestFilesOfTensorFlow:
         tf.train.Checkpoint(model=other).restore(path).assert_consumed()
         assert_same(other.get_weights(), model.get_weights())
         assert_same(other(X), model(X))
-
-    def test_export(self, tmp_path):
-        for model, x in models_to_save().values():
-            want = model(x)
-            for layer in model.layers:
-                if isinstance(layer, InitStateLSTM):
-                    layer.reset_state()
-            model.export(tmp_path / "model", verbose=False)
-            exported = tf.saved_model.load(str(tmp_path / "model"))
-            assert_same(exported.serve(x), want, tolerance=1e-6)
-
-    def test_a_saved_model_carries_its_stream(self, tmp_path):
-        model, x = models_to_save()["stream"]
-        reference = copy.deepcopy(model)
-        reference.set_weights(model.get_weights())
-        model.layers[0].reset_state()
-        call = tf.function(model, input_signature=[tf.TensorSpec(x.shape)])
-        tf.saved_model.save(
-            model, str(tmp_path), signatures=call.get_concrete_function()
-        )
-        loaded = tf.saved_model.load(str(tmp_path))
-        for _ in range(2):
-            got = loaded.signatures["serving_default"](tf.constant(x))
-            assert_same(got, reference(x), tolerance=1e-6)

@@ -62,6 +62,10 @@ class Backend:
         """Raises the error of `lstm()` if that would, before anything is drawn."""
         raise NotFusedError(f"the backend {keras.backend.backend()}")
 
+    def traces_for_onnx(self) -> bool:
+        """Whether a call is traced for an ONNX file, which holds less than a graph."""
+        return False
+
     def lstm(
         self,
         layer: Any,

@@ -1,6 +1,7 @@
 """TensorFlow: graphs, with unknown shapes, whose operations run in any order."""
 
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ import keras
 import tensorflow as tf
 
 from keras_init_lstm import fused
-from keras_init_lstm.backend.base import Backend
+from keras_init_lstm.backend.base import Backend, NotFusedError
+
+_ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.")
 
 
 class _TensorFlow(Backend):
@@ -57,7 +60,17 @@ class _TensorFlow(Backend):
     def check_lstm(
         self, layer: Any, sequences: tf.Tensor, mask: Any, training: bool
     ) -> None:
+        if self.traces_for_onnx():
+            raise NotFusedError("an export to ONNX")
         fused.check_runs(layer, sequences, mask, training)
+
+    def traces_for_onnx(self) -> bool:
+        # Keras exports a SavedModel and an ONNX file by the same functions, and tf2onnx
+        # traces like any user, without a flag: only the call stack tells.
+        return tf.inside_function() and any(
+            frame.f_globals.get("__name__", "").startswith(_ONNX_EXPORTERS)
+            for frame, _ in traceback.walk_stack(None)
+        )
 
     def lstm(
         self,
@@ -67,6 +80,8 @@ class _TensorFlow(Backend):
         mask: Any,
         training: bool,
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        if self.traces_for_onnx():
+            raise NotFusedError("an export to ONNX")
         return fused.inner_loop(layer, sequences, initial_state, mask, training)
 
 
