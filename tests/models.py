@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_init_lstm
 from backends import WIDEST, tf
 from explicit_state import ExplicitState
 from keras_init_lstm import (
@@ -151,6 +152,27 @@ WRAPS = {
 def encoder(units=UNITS, **kwargs):
     """An encoder of a context, in which a bias that gets lost is seen."""
     return layers.Dense(units, bias_initializer="random_normal", **kwargs)
+
+
+# One layer of each kind, and that of Keras beside it.
+
+KINDS = [*STARTS, "conditional"]
+
+
+def ours(name, kind="trainable", **kwargs):
+    """An `InitStateLSTM` or `InitStateGRU` that starts as one of `KINDS`."""
+    start = Conditional(encoder()) if kind == "conditional" else STARTS[kind]
+    if name == "GRU" and isinstance(start, list):
+        start = start[:1]
+    cls = getattr(keras_init_lstm, f"InitState{name}")
+    return cls(UNITS, initial_state=start, **kwargs)
+
+
+def of_keras(name, **kwargs):
+    return getattr(layers, name)(UNITS, **kwargs)
+
+
+MAKERS = [ours, of_keras]
 
 
 # The same start, owned by the layer and, as before there was one, by hand.

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-import keras_init_lstm
 from backends import tf
-from keras_init_lstm import Conditional, InitStateBidirectional, InitStateLSTM, fused
-from models import BATCH, FEATURES, STARTS, UNITS, encoder, normal
+from keras_init_lstm import InitStateBidirectional, InitStateLSTM, fused
+from models import BATCH, FEATURES, KINDS, MAKERS, UNITS, normal, of_keras, ours
 from oracles import assert_same, tiled_states
 
 pytestmark = pytest.mark.tensorflow
@@ -15,7 +14,6 @@ pytestmark = pytest.mark.tensorflow
 TIMESTEPS = 10  # With few, the fused loop would not run anyway.
 X = normal(BATCH, TIMESTEPS, FEATURES)
 NAMES = ["LSTM", "GRU"]
-KINDS = [*STARTS, "conditional"]
 CUDNN = "CudnnRNNV3"
 LENGTHS = np.array([[10], [7], [1], [4]])
 
@@ -27,21 +25,6 @@ def _gpu(monkeypatch):
     fused.available.cache_clear()
     yield
     fused.available.cache_clear()
-
-
-def ours(name, kind="trainable", **kwargs):
-    start = Conditional(encoder()) if kind == "conditional" else STARTS[kind]
-    if name == "GRU" and isinstance(start, list):
-        start = start[:1]
-    cls = getattr(keras_init_lstm, f"InitState{name}")
-    return cls(UNITS, initial_state=start, **kwargs)
-
-
-def of_keras(name, **kwargs):
-    return getattr(layers, name)(UNITS, **kwargs)
-
-
-MAKERS = [ours, of_keras]
 
 
 class Graph:
@@ -165,9 +148,11 @@ class TestStates:
             return tape.gradient(loss, watched)
 
         graph = Graph(layer, given_to(kind), True, gradients)
-        for output, state in zip(graph.outputs, "hc", strict=False):
-            found = graph.sources(output) - {"context"}
-            assert found == {("CudnnRNNBackpropV3", f"input_{state}_backprop")}
+        found = [graph.sources(output) - {"context"} for output in graph.outputs]
+        assert found == [
+            {("CudnnRNNBackpropV3", f"input_{state}_backprop")}
+            for state, _ in zip("hc", layer.state_names, strict=False)
+        ]
 
     @pytest.mark.parametrize("name", NAMES)
     def test_of_each_direction_are_its_own(self, name):

@@ -13,8 +13,18 @@ from keras import layers
 
 import keras_init_lstm
 from backends import in_a_fresh_process, tf
-from keras_init_lstm import Conditional, InitStateLSTM, Sampled
-from models import BATCH, FEATURES, STARTS, UNITS, encoder, models_to_save, normal
+from keras_init_lstm import InitStateLSTM, Sampled
+from models import (
+    BATCH,
+    FEATURES,
+    KINDS,
+    MAKERS,
+    UNITS,
+    models_to_save,
+    normal,
+    of_keras,
+    ours,
+)
 from oracles import assert_same, flat, tiled_states, to_numpy
 
 pytestmark = pytest.mark.tensorflow
@@ -22,23 +32,7 @@ pytestmark = pytest.mark.tensorflow
 TIMESTEPS = 10  # With few, the fused loop would not run anyway.
 X, CONTEXT = normal(BATCH, TIMESTEPS, FEATURES), normal(BATCH, 6)
 NAMES = ["LSTM", "GRU"]
-KINDS = [*STARTS, "conditional"]
 CLOSE = 1e-5
-
-
-def ours(name, kind="trainable", **kwargs):
-    start = Conditional(encoder()) if kind == "conditional" else STARTS[kind]
-    if name == "GRU" and isinstance(start, list):
-        start = start[:1]
-    cls = getattr(keras_init_lstm, f"InitState{name}")
-    return cls(UNITS, initial_state=start, return_sequences=True, **kwargs)
-
-
-def of_keras(name, **kwargs):
-    return getattr(layers, name)(UNITS, return_sequences=True, **kwargs)
-
-
-MAKERS = [ours, of_keras]
 DRAWN = Sampled(at_inference="sample")
 
 
@@ -51,7 +45,8 @@ def of_every_kind(name, stateful):
     batch_size = BATCH if stateful else None
     x = keras.Input((TIMESTEPS, FEATURES), batch_size, name="x")
     context = keras.Input((6,), batch_size, name="context")
-    family = [ours(name, kind, stateful=stateful) for kind in KINDS]
+    arguments = {"stateful": stateful, "return_sequences": True}
+    family = [ours(name, kind, **arguments) for kind in KINDS]
     outputs = [
         layer(x, context=context) if layer.takes_context else layer(x)
         for layer in family
@@ -61,7 +56,7 @@ def of_every_kind(name, stateful):
         weight.assign(normal(*weight.shape, seed=index))
     calls = [], []
     for layer in family:
-        reference = of_keras(name, stateful=stateful)
+        reference = of_keras(name, **arguments)
         reference.build(X.shape)
         reference.set_weights(layer.cell.get_weights())
         states = tiled_states(layer, BATCH, CONTEXT)
@@ -71,7 +66,7 @@ def of_every_kind(name, stateful):
 
 
 def of_a_stream(make):
-    layer = make("LSTM", stateful=True)
+    layer = make("LSTM", stateful=True, return_sequences=True)
     return keras.Sequential([keras.Input(X.shape[1:], BATCH), layer])
 
 
@@ -357,6 +352,14 @@ class TestLiteRT:
     def test_an_open_batch_size_is_refused(self, make, tmp_path):
         with pytest.raises(Exception, match="TensorListReserve"):
             lite_file(around(make("LSTM")), tmp_path, batch_size=None)
+
+    def test_a_stream_of_an_open_batch_size_is_refused(self, tmp_path):
+        """Not by Keras, whose layer takes a batch of any size and answers wrongly."""
+        with pytest.raises(Exception, match="EnsureShape"):
+            lite_file(of_a_stream(ours), tmp_path, batch_size=None)
+        call = on_lite(lite_file(of_a_stream(of_keras), tmp_path, batch_size=None))
+        (output,) = call(X[:1])
+        assert len(output) == BATCH
 
     @pytest.mark.parametrize("draws", ["ours", "of Keras"])
     def test_a_draw_is_refused(self, draws, tmp_path):
