@@ -1,0 +1,37 @@
+"""Several devices and machines. What is tested stands in `replicas.py`."""
+
+import concurrent.futures
+import os
+import socket
+
+import pytest
+
+from backends import BACKEND, in_a_fresh_process
+
+
+@pytest.mark.tensorflow
+def test_mirrored_over_two_devices():
+    in_a_fresh_process("import replicas; replicas.mirrored()")
+
+
+@pytest.mark.tensorflow
+def test_two_processes_with_half_of_the_data_each():
+    with socket.socket() as first, socket.socket() as second:
+        sockets = first, second
+        for each in sockets:
+            each.bind(("localhost", 0))
+        ports = [each.getsockname()[1] for each in sockets]
+    script = "import sys, replicas; replicas.worker(*sys.argv[1:])"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        workers = [pool.submit(in_a_fresh_process, script, i, *ports) for i in range(2)]
+        for each in workers:
+            each.result(timeout=300)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX alone")
+def test_data_parallel_over_two_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    in_a_fresh_process(
+        "import replicas; replicas.data_parallel()",
+        environment={**os.environ, **flags},
+    )
