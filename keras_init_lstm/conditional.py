@@ -30,7 +30,8 @@ class Conditional(InitialState):
     that as the last row.)
 
     In a stateful layer, the context is used where a stream starts afresh, and is
-    passed at every call.
+    passed at every call; it must be finite at each, since a NaN that is not used still
+    makes the gradient of the encoder NaN.
 
     Args:
         encoder: Keras layer or model that maps the context, `(batch, ...)` or a

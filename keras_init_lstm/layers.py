@@ -49,7 +49,8 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
             - A number or an array of shape `(units,)`: `Fixed` at that value.
             - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
             - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, which is
-              copied; the layer's own are in `layer.initial_state`.
+              copied as it was made: without what it has learned, which `from_keras()`
+              takes over. The layer's own are in `layer.initial_state`.
 
             Defaults to `None`.
         use_fused: Whether to run the fused loop of `keras_init_lstm.fused`, which
@@ -90,15 +91,21 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
 
     Fused loop:
         It is for the backend TensorFlow on the CPU, for tanh and sigmoid as
-        activations, without `unroll`, and in training without `recurrent_dropout`
-        (nor `dropout` with `implementation=1`). Otherwise, and where a GPU is
-        present, Keras's own loop runs. `"auto"` also leaves to Keras: 16-bit floating
-        point; fewer than 8 timesteps; a number of timesteps that is unknown in a
-        graph; and inference in a `tf.function` of one's own, which may be an export.
+        activations, without `unroll` and `use_cudnn=True`, in training without
+        `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
+        `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
+        runs; so it does in a branch of `tf.cond`, in forward-mode differentiation, and
+        while `tf.debugging` checks every operation. `"auto"` also leaves to Keras:
+        16-bit floating point; fewer than 8 timesteps; a number of timesteps that is
+        unknown in a graph; inference in a `tf.function` of one's own, which may be an
+        export; and new sizes of layers once 64 are compiled in a process, as in a long
+        search, since XLA never lets go of what it has compiled, some 5 MiB for each.
         So `fit`, `evaluate`, `predict` and eager calls take the fused loop, while a
         SavedModel, TFLite or ONNX file holds a plain LSTM. Each number of timesteps
         is compiled once in a graph; batch sizes, and in eager calls the timesteps
-        too, are rounded up to few, so that little is compiled.
+        too, are rounded up to few, so that little is compiled. Results are those of
+        Keras's loop to float rounding, of gates in absolute terms: one that is nearly
+        closed, at 6e-6, is so to 1e-7.
 
     References:
         [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)

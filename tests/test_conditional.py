@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_init_lstm import Conditional, InitStateLSTM
 from models import BATCH, CONTEXT, FEATURES, UNITS, X, encoder
-from oracles import assert_same, flat, lstm_of
+from oracles import assert_same, flat, gradients, lstm_of
 
 
 class TestEncoder:
@@ -118,6 +118,23 @@ def test_the_encoders_that_are_built_have_paths_of_their_own(tmp_path):
     model.save(tmp_path / "model.h5")
     loaded = keras.models.load_model(tmp_path / "model.h5")
     assert_same(loaded.predict([X, CONTEXT], verbose=0), want, tolerance=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_a_context_that_a_stream_does_not_use_must_be_finite():
+    kind = Conditional(layers.Dense(UNITS))
+    layer = InitStateLSTM(UNITS, initial_state=kind, stateful=True)
+    layer(X, context=CONTEXT)
+    encoders = [entry.encoder.kernel.value for entry in layer.initial_state]
+    outputs = []
+
+    def call():
+        outputs.append(layer(X, context=np.full_like(CONTEXT, np.nan)))
+        return outputs[-1]
+
+    found = gradients(call, encoders)
+    assert np.isfinite(outputs[-1]).all()
+    assert np.isnan(flat(found)).all()
 
 
 def test_a_context_that_its_encoder_refuses_draws_nothing():

@@ -414,6 +414,18 @@ def test_rows_of_a_mask_are_counted_at_run_time():
         call(batch(), np.ones((3, TIMESTEPS), "bool"))
 
 
+def test_a_gate_that_is_nearly_closed_is_right_to_rounding():
+    layer = InitStateLSTM(1, bias_initializer=keras.initializers.Constant(-12))
+    layer.build((None, TIMESTEPS, FEATURES))
+    kernel, recurrent_kernel, bias = layer.get_weights()
+    bias[1:] = 0
+    layer.set_weights([0 * kernel + [0, 0, 1, 0], 0 * recurrent_kernel, bias])
+    x = np.ones((1, TIMESTEPS, FEATURES), "float32")
+    got, want = (to_numpy(each(x, training=True)) for each in (layer, lstm_of(layer)))
+    assert 0 < want < 1e-5
+    assert_same(got, want, tolerance=2e-7)
+
+
 def test_sequences_in_a_variable():
     layer = InitStateLSTM(UNITS, initial_state=0.5)
     assert_same(layer(keras.Variable(batch())), layer(batch()))

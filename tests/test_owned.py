@@ -6,9 +6,9 @@ import pytest
 from hypothesis import strategies as st
 
 from backends import FLOAT64, tf
-from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled, Trainable
 from keras_init_lstm.initial_states import InitialState
-from models import sampled
+from models import CONTEXT, X, encoder, sampled
 from oracles import assert_same, nested, owned_values
 from strategies import arrays, for_each_layer
 
@@ -148,3 +148,20 @@ class TestAssign:
             call = tf.function(lambda state, method=method: method([state, state]))
             with pytest.raises(ValueError, match=r"`states\[0\]`.*symbolic tensor"):
                 call(tf.ones((3, 2)))
+
+
+def test_kinds_of_a_trained_layer_are_copied_as_they_were_made():
+    trained = InitStateLSTM(
+        2, initial_state=[Trainable("ones"), Conditional(encoder())]
+    )
+    trained(X, context=CONTEXT)
+    h0, c0 = trained.initial_state
+    h0.value.assign([5.0, 6.0])
+    layer = InitStateLSTM(2, initial_state=trained.initial_state)
+    h, c = layer.get_initial_state(len(X), context=CONTEXT)
+    assert_same(h, np.ones((len(X), 2), "float32"))
+    assert_same(c, c0.encoder(CONTEXT))
+    taken = InitStateLSTM.from_keras(trained)
+    h, c = taken.get_initial_state(len(X), context=CONTEXT)
+    assert_same(h, np.tile(np.array([5, 6], "float32"), (len(X), 1)))
+    assert_same(c, c0.encoder(CONTEXT))
