@@ -146,7 +146,7 @@ def worker(index, *ports):
             loss = tf.reduce_sum((model(x, training=True) - y) ** 2) / ROWS
         variables = model.trainable_variables
         gradients = tape.gradient(loss, variables)
-        model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        model.optimizer.apply(gradients, variables)
         return loss
 
     @tf.function

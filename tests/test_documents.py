@@ -108,3 +108,11 @@ def test_every_capability_of_what_people_used_before(code):
     # All rows are given the same sequence, so that only their start can differ.
     same = [(outputs[0] == row).all() for row in outputs[1:]]
     assert set(same) == {"context" not in code and "initial_state=[h" not in code}
+
+
+def test_every_test_that_the_readme_names_is_there():
+    named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", README))
+    assert len(named) >= 10
+    for file, name in named:
+        text = (ROOT / "tests" / file).read_text()
+        assert re.search(rf"^ *(def|class) {name}\b" if name else "", text, re.M), name
