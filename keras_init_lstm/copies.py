@@ -113,6 +113,10 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
     elif isinstance(layer, keras.layers.TimeDistributed):
         copied = type(layer)(**{**layer.get_config(), "layer": copy_inner(layer.layer)})
         copied.built = layer.built
+    elif type(layer) is keras.layers.StackedRNNCells:
+        cells = [copy_inner(cell) for cell in layer.cells]  # One may stand in it twice.
+        copied = type(layer)(**{**layer.get_config(), "cells": cells})
+        copied.built = layer.built
     elif inner_layers(layer):
         copied = _clone(layer, copy_inner)
         if type(copied) is not type(layer):  # Its constructor is the user's own.

@@ -398,6 +398,15 @@ class TestFromLayer:
         taken = InitStateLSTM.from_keras(lstm, "trainable", trainable=True)
         assert len(taken.trainable_weights) == 5
 
+    def test_of_a_cell_that_stands_in_it_twice(self):
+        cell = layers.LSTMCell(FEATURES)
+        rnn = layers.RNN([cell, cell, layers.GRUCell(2)])
+        want = rnn(X)
+        taken = InitStateRNN.from_keras(rnn, "trainable")
+        assert taken.cell.cells[0] is taken.cell.cells[1] is not cell
+        assert len(taken.weights) == 3 + 3 + 5
+        assert_same(taken(X), want)
+
     @pytest.mark.parametrize("method", ["call", "inner_loop", "get_initial_state"])
     def test_of_a_subclass_that_computes_something_else_is_refused(self, method):
         def own(self, *args, **kwargs):

@@ -14,7 +14,7 @@ from keras_init_lstm import (
     InitStateRNN,
     InitStateSimpleRNN,
 )
-from models import UNITS, X
+from models import BATCH, UNITS, X
 from oracles import assert_same, flat, lstm_of, numpy_lstm, tiled_states
 from strategies import cases
 
@@ -147,3 +147,12 @@ def test_what_keras_forgets_is_in_the_configuration(cls):
     restored = cls.from_config(layer.get_config())
     assert restored.use_cudnn is False
     assert restored.cell.implementation == 1
+
+
+def test_units_may_be_an_integer_of_numpy():
+    layer = InitStateLSTM(np.int64(UNITS), initial_state="trainable")
+    ones = np.ones((BATCH, UNITS), "float32")
+    layer.assign_initial_state([ones, None])
+    assert_same(layer(X), layer(X, initial_state=[ones, None]))
+    with pytest.raises(ValueError, match=rf"\({BATCH}, {UNITS}\)"):
+        layer(X, initial_state=[np.ones((BATCH, UNITS + 1)), None])
