@@ -10,6 +10,7 @@ import pytest
 # What the tests in a file cannot be imported without.
 NEEDED = {
     "test_bench.py": ("matplotlib", "tensorflow"),
+    "test_cudnn.py": ("tensorflow",),
     "test_demo.py": ("matplotlib",),
     "test_export.py": ("ai_edge_litert", "onnxruntime", "tensorflow", "tf2onnx"),
     "test_fused.py": ("tensorflow",),
