@@ -1,6 +1,7 @@
 """Recurrent layers for Keras 3 that own their initial state."""
 
 from keras_init_lstm.adoption import with_initial_state
+from keras_init_lstm.backups import ExactBackupAndRestore
 from keras_init_lstm.bidirectional import InitStateBidirectional
 from keras_init_lstm.conditional import Conditional
 from keras_init_lstm.initial_states import Fixed, InitialState, Trainable
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Conditional",
+    "ExactBackupAndRestore",
     "Fixed",
     "InitStateBidirectional",
     "InitStateGRU",

@@ -66,6 +66,13 @@ class Backend:
         """Whether a call is traced for an ONNX file, which holds less than a graph."""
         return False
 
+    def random_state(self) -> Any:
+        """The states of the generators that random operations share, in lists."""
+        return None
+
+    def set_random_state(self, state: Any) -> None:
+        """Lets those generators go on from what `random_state()` returned."""
+
     def lstm(
         self,
         layer: Any,
