@@ -1,40 +1,105 @@
-"""Training that is killed and goes on: it ends as one that was left alone."""
+"""Training that is interrupted and started again: it ends as one left alone."""
 
-import itertools
+import json
+import os
+import random
+import signal
+import stat
+import time
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from backends import BACKEND, tf
+from backends import BACKEND, in_a_fresh_process, tf
 from keras_init_lstm import ExactBackupAndRestore, InitStateLSTM, ResetStates, Sampled
-from models import BATCH, FEATURES, TIMESTEPS, normal
+from models import BATCH, FEATURES, normal
 from oracles import assert_same, flat
 
-BATCHES, EPOCHS = 5, 3
+# How often and when training is killed: `KILLS=20 KILL_SEED=3 pytest tests/...`.
+KILLS = int(os.environ.get("KILLS", 4))
+KILL_SEED = int(os.environ.get("KILL_SEED", 1))
+TIMESTEPS, BATCHES, EPOCHS = 2, 5, 3
 X = normal(BATCHES * BATCH, TIMESTEPS, FEATURES)
 Y = normal(BATCHES * BATCH, 1)
+# XLA would take longer to compile than all the rest.
+FAST = {"jit_compile": False} if BACKEND == "tensorflow" else {}
 
 
-def stateful_model(dtype="float32", **compile_arguments):
+def model_of(layer=None, rate=0.5, **compile_arguments):
+    """A model with a stream, and with random numbers of every sort."""
     start = ["trainable", Sampled(0.5, 0.25)]
-    model = keras.Sequential(
-        [
-            keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH),
-            InitStateLSTM(2, initial_state=start, stateful=True, dtype=dtype),
-            layers.Dropout(0.5),
-            layers.Dense(1),
-        ]
-    )
-    model.compile("adam", "mse", metrics=["mae"], **compile_arguments)
+    layer = layer or InitStateLSTM(2, initial_state=start, stateful=True)
+    inputs = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
+    dropout, dense = layers.Dropout(rate), layers.Dense(1)
+    model = keras.Sequential([inputs, layer, dropout, dense])
+    model.compile("adam", "mse", metrics=["mae"], **{**FAST, **compile_arguments})
     return model
 
 
 def state_of(model):
     """All that training changes."""
-    streams = [s.variables for s in model.layers[0].states]
+    streams = [
+        getattr(state, "variables", state)
+        for layer in model.layers
+        for state in getattr(layer, "states", None) or []
+    ]
     return flat([model.variables, model.optimizer.variables, streams])
+
+
+def train(*callbacks, source=None, make=model_of, epochs=EPOCHS, **kwargs):
+    """A program from its start, and what it printed of each epoch."""
+    keras.utils.set_random_seed(7)
+    model = make()
+    source = source or SOURCES["arrays"]
+    fit = model.fit(
+        **source(), epochs=epochs, verbose=0, callbacks=[*callbacks], **kwargs
+    )
+    return state_of(model), fit.history
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What a training ends with that is left alone."""
+    return train()[0]
+
+
+def same(got, want):
+    return all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stops training before a batch."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise KeyboardInterrupt
+
+
+def interrupted(backup, at, *callbacks, **kwargs):
+    with pytest.raises(KeyboardInterrupt):
+        train(*callbacks, backup(), Interrupt(*at), **kwargs)
+
+
+@pytest.fixture
+def backup(tmp_path):
+    """Makes the callback anew, as a program that is started again does."""
+
+    def make(save_freq=2, **kwargs):
+        return ExactBackupAndRestore(tmp_path / "backup", save_freq, **kwargs)
+
+    return make
+
+
+# What is trained on: what Keras shuffles, and what draws random numbers by itself.
 
 
 class Noisy(keras.utils.PyDataset):
@@ -59,27 +124,23 @@ def endless():
         yield X[rows], Y[rows]
 
 
-def loader(**kwargs):
+def loader():
     import torch
 
-    tensors = [torch.from_numpy(array) for array in (X, Y)]
-    dataset = torch.utils.data.TensorDataset(*tensors)
-    return torch.utils.data.DataLoader(dataset, batch_size=BATCH, **kwargs)
+    tensors = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    return torch.utils.data.DataLoader(tensors, batch_size=BATCH, shuffle=True)
 
 
-def dataset():
-    return tf.data.Dataset.from_tensor_slices((X, Y))
-
-
-def once(*args, **kwargs):
-    return {"reshuffle_each_iteration": False, "seed": 1}
+def dataset(**shuffle):
+    data = tf.data.Dataset.from_tensor_slices((X, Y))
+    return data.shuffle(len(X), seed=1, **shuffle).batch(BATCH)
 
 
 def arrays(shuffle):
     return {"x": X, "y": Y, "batch_size": BATCH, "shuffle": shuffle}
 
 
-GO_ON = {"steps_per_epoch": BATCHES - 1}
+GO_ON = {"steps_per_epoch": BATCHES - 1, "shuffle": False}
 SOURCES = {
     "arrays": lambda: arrays(False),
     "shuffled arrays": lambda: arrays(True),
@@ -87,56 +148,312 @@ SOURCES = {
     "PyDataset": lambda: {"x": Noisy(), "shuffle": True},
 }
 if BACKEND == "tensorflow":
-    fixed = {"seed": 1, "reshuffle_each_iteration": False}
-    SOURCES |= {
-        "tf.data": lambda: {"x": dataset().shuffle(20, **fixed).batch(BATCH)},
-        "endless tf.data": lambda: {
-            "x": dataset().shuffle(20, seed=1).batch(BATCH).repeat(),
-            **GO_ON,
-        },
+    SOURCES["tf.data"] = lambda: {
+        "x": dataset(reshuffle_each_iteration=False),
+        "shuffle": False,
     }
+    SOURCES["endless tf.data"] = lambda: {"x": dataset().repeat(), **GO_ON}
 if BACKEND == "torch":
-    SOURCES["DataLoader"] = lambda: {"x": loader(shuffle=True)}
+    SOURCES["DataLoader"] = lambda: {"x": loader(), "shuffle": False}
 else:
     SOURCES["generator"] = lambda: {"x": endless(), **GO_ON}
 
 
-class Interrupt(keras.callbacks.Callback):
-    """Stops training in the middle of an epoch."""
+class TestGoesOn:
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_within_an_epoch(self, source, backup, tmp_path):
+        source = SOURCES[source]
+        want, history = train(source=source)
+        if "steps_per_epoch" in source():  # Goes on from where a run went on from.
+            interrupted(backup, (0, 3), source=source)
+        interrupted(backup, (1, 3), source=source)
+        got, resumed = train(backup(), source=source)
+        assert_same(got, want)
+        assert resumed == {name: values[1:] for name, values in history.items()}
+        assert list(tmp_path.iterdir()) == []
 
-    def __init__(self, epoch, batch):
+    @pytest.mark.parametrize(
+        "make",
+        [
+            pytest.param(
+                lambda: model_of(steps_per_execution=2),
+                marks=pytest.mark.skipif(BACKEND == "torch", reason="not in it"),
+                id="two steps at once",
+            ),
+            pytest.param(
+                lambda: model_of(
+                    layers.LSTM(2, stateful=True, recurrent_dropout=0.5),
+                    **({"run_eagerly": True} if BACKEND == "tensorflow" else {}),
+                ),
+                marks=pytest.mark.skipif(BACKEND == "torch", reason="fails in Keras"),
+                id="a stream of Keras",
+            ),
+            pytest.param(
+                lambda: model_of(
+                    InitStateLSTM(
+                        2,
+                        stateful=True,
+                        dtype="bfloat16",
+                        recurrent_initializer="glorot_uniform",
+                    )
+                ),
+                id="bfloat16",
+            ),
+        ],
+    )
+    def test_with_other_models(self, make, backup):
+        want, _ = train(make=make)
+        interrupted(backup, (1, 4), make=make)
+        assert_same(train(backup(), make=make)[0], want)
+
+    @pytest.mark.parametrize("backup_first", [True, False])
+    def test_beside_callbacks_that_change_the_model(self, backup_first, backup):
+        class Meddle(ResetStates):
+            """Neither can be done twice, or left out, without being seen."""
+
+            def on_train_batch_end(self, batch, logs=None):
+                rate = self.model.optimizer.learning_rate
+                rate.assign(rate * 0.5)
+                if batch == 1:
+                    self.model.layers[0].states[0].assign(np.ones((BATCH, 2)))
+
+        def callbacks(*backups):
+            both = [*backups, Meddle()]
+            return both if backup_first else both[::-1]
+
+        validation = {"validation_data": (X, Y), "validation_batch_size": BATCH}
+        want, history = train(*callbacks(), **validation)
+        with pytest.raises(KeyboardInterrupt):
+            train(*callbacks(backup()), Interrupt(1, 2), **validation)
+        got, resumed = train(*callbacks(backup()), **validation)
+        assert_same(got, want)
+        assert resumed == {name: values[1:] for name, values in history.items()}
+
+    def test_at_an_epoch(self, backup, alone):
+        interrupted(lambda: backup("epoch"), (2, 3))
+        assert_same(train(backup("epoch"))[0], alone)
+
+    def test_after_the_end(self, backup):
+        """With more epochs, and without the callback from the first one."""
+        want, _ = train(epochs=4)
+        kept = {"save_freq": "epoch", "delete_checkpoint": False}
+        train(backup(**kept), epochs=2)
+        keras.utils.set_random_seed(7)
+        model = model_of()
+        fit = {"epochs": 4, "verbose": 0, **SOURCES["arrays"]()}
+        history = model.fit(**fit, callbacks=[backup(**kept)])
+        assert_same(state_of(model), want)
+        assert history.epoch == [2, 3] and model.fit(**fit).epoch == [0, 1, 2, 3]
+
+
+class Tell(keras.callbacks.Callback):
+    """Writes a byte after each batch."""
+
+    def __init__(self, pipe):
         super().__init__()
-        self.at = epoch, batch
+        self.pipe = pipe
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
+    def on_train_batch_end(self, batch, logs=None):
+        os.write(self.pipe, b".")
 
-    def on_train_batch_begin(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
+
+def start(folder, name, epochs, *callbacks):
+    """Trains in a process of its own; returns its number and a pipe of its steps."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            callbacks = [*callbacks, ResetStates(), Tell(writing)]
+            state, _ = train(*callbacks, epochs=epochs)
+            np.savez(f"{folder}/{name}.npz", *state)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    return process, reading
+
+
+def kill_and_restart(folder, kills, seed):
+    """Prints how often a training was killed before it was let alone.
+
+    Before this, Keras may be imported, but must not have run: a process that is then
+    divided has all it needs, and does not take the seconds of an import.
+    """
+    rng = random.Random(seed)
+    killed, epochs = 0, 3 * kills
+    for attempt in range(kills + 1):
+        backup = ExactBackupAndRestore(f"{folder}/backup", save_freq=2)
+        process, pipe = start(folder, "killed", epochs, backup)
+        steps = rng.randint(0, 10)
+        if attempt == kills:
+            while os.read(pipe, 1):
+                pass
+        elif steps == 0:  # Before the first one.
+            time.sleep(rng.uniform(0, 1))
+        else:
+            for _ in range(steps):
+                os.read(pipe, 1)
+            time.sleep(rng.uniform(0, 0.02))
+        if attempt < kills:
+            os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        os.close(pipe)
+        killed += os.WIFSIGNALED(status)
+    process, pipe = start(folder, "alone", epochs)
+    while os.read(pipe, 1):
+        pass
+    os.waitpid(process, 0)
+    print(json.dumps(killed))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="divides processes")
+def test_killed_at_random_moments(tmp_path):
+    print(f"KILLS={KILLS} KILL_SEED={KILL_SEED}")
+    script = (
+        "import sys, test_backups\n"
+        "folder, kills, seed = sys.argv[1:]\n"
+        "test_backups.kill_and_restart(folder, int(kills), int(seed))"
+    )
+    killed = in_a_fresh_process(script, tmp_path, KILLS, KILL_SEED)
+    assert json.loads(killed) == KILLS
+    got, want = (np.load(tmp_path / f"{name}.npz") for name in ("killed", "alone"))
+    assert_same([*got.values()], [*want.values()])
+    assert not (tmp_path / "backup").exists()
+
+
+class TestWholeFilesOnly:
+    @pytest.mark.parametrize("step", ["numpy.savez", "os.replace"])
+    def test_interrupted_while_saving(self, step, backup, tmp_path, monkeypatch, alone):
+        interrupted(backup, (0, 3))
+        (whole,) = (tmp_path / "backup").iterdir()
+        content = whole.read_bytes()
+
+        def torn(file, *_, **__):
+            if step == "numpy.savez":
+                file.write(content[: len(content) // 2])
+                file.flush()
             raise KeyboardInterrupt
 
+        with monkeypatch.context() as patch:
+            patch.setattr(step, torn)
+            with pytest.raises(KeyboardInterrupt):
+                train(backup())
+        assert whole.read_bytes() == content
+        assert len([*whole.parent.iterdir()]) == 2  # And one that is not whole.
+        assert_same(train(backup())[0], alone)
+        assert list(tmp_path.iterdir()) == []
 
-def train(source, *callbacks, make=stateful_model):
-    """What a program does that may be killed."""
-    keras.utils.set_random_seed(7)
-    model = make()
-    fit = model.fit(**source(), epochs=EPOCHS, verbose=0, callbacks=[*callbacks])
-    return model, fit.history
+    @pytest.mark.skipif(os.name != "posix", reason="opens a folder")
+    def test_on_disk_before_it_takes_the_place_of_the_old_one(
+        self, backup, monkeypatch
+    ):
+        done = []
+
+        def spy(name, described):
+            real = getattr(os, name)
+
+            def called(*args):
+                done.append((name, described(*args)))
+                return real(*args)
+
+            monkeypatch.setattr(os, name, called)
+
+        spy("fsync", lambda file: stat.S_ISDIR(os.fstat(file).st_mode))
+        spy("replace", lambda old, new: old.parent == new.parent)
+        train(backup("epoch"), epochs=1)
+        assert done == [("fsync", False), ("replace", True), ("fsync", True)]
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_goes_on_within_an_epoch(source, tmp_path):
-    want, history = train(SOURCES[source])
-    for at in [(0, 3), (1, 1), (1, 3)]:
-        with pytest.raises(KeyboardInterrupt):
-            train(
-                SOURCES[source],
-                ExactBackupAndRestore(tmp_path / "backup", save_freq=2),
-                Interrupt(*at),
-            )
-    got, resumed = train(
-        SOURCES[source], ExactBackupAndRestore(tmp_path / "backup", save_freq=2)
+class TestWhatKerasDoes:
+    """Its callback of the same name but for one word."""
+
+    @pytest.mark.parametrize(
+        ("save_freq", "rate"), [("epoch", 0.0), ("epoch", 0.5), (2, 0.0)]
     )
-    assert_same(state_of(got), state_of(want))
-    assert resumed == {name: values[1:] for name, values in history.items()}
-    assert list(tmp_path.iterdir()) == []
+    def test_it_is_exact_between_epochs(self, save_freq, rate, tmp_path):
+        """But for the random numbers of layers of Keras."""
+
+        def backup():
+            return keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq)
+
+        def make():
+            return model_of(rate=rate)
+
+        want, _ = train(ResetStates(), make=make)
+        interrupted(backup, (1, 3), ResetStates(), make=make)
+        got, _ = train(ResetStates(), backup(), make=make)
+        assert same(got, want) == (save_freq == "epoch" and not rate)
+        # Saved after 8 batches, it goes back to the first one of the epoch.
+        repeated = 3 if save_freq == 2 else 0
+        (iterations,) = (a for a in got if a.dtype.kind == "i" and a.shape == ())
+        assert iterations == EPOCHS * BATCHES + repeated
+
+    def test_it_loses_a_stream(self, tmp_path, alone):
+        def backup():
+            return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+        interrupted(backup, (1, 3))
+        assert not same(train(backup())[0], alone)
+
+    def test_a_torn_file_stops_it(self, tmp_path):
+        def backup():
+            return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+        interrupted(backup, (1, 3))
+        file = tmp_path / "backup" / "latest.weights.h5"
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(OSError, match="truncated"):
+            train(backup())
+
+
+class TestRefuses:
+    @pytest.mark.parametrize("backup_dir", ["", None, 3])
+    def test_no_folder(self, backup_dir):
+        with pytest.raises(ValueError, match="`backup_dir` must be .* Received"):
+            ExactBackupAndRestore(backup_dir)
+
+    @pytest.mark.parametrize("save_freq", ["batch", 0, -1, 1.5, True, None])
+    def test_a_frequency(self, save_freq, backup):
+        with pytest.raises(ValueError, match="`save_freq` must be .* Received"):
+            backup(save_freq)
+
+    @pytest.mark.tensorflow  # where `fit()` does not build it before
+    def test_a_model_that_is_not_built(self, backup):
+        def make():
+            model = keras.Sequential([layers.Flatten(), layers.Dense(1)])
+            model.compile("sgd", "mse")
+            return model
+
+        with pytest.raises(ValueError, match="must be built before"):
+            train(backup(), make=make)
+
+    def test_the_backup_of_another_model(self, backup):
+        interrupted(backup, (1, 1))
+        with pytest.raises(ValueError, match=r"of another model.*shapes.*shapes"):
+            train(backup(), make=lambda: model_of(InitStateLSTM(3, stateful=True)))
+
+    def test_data_that_end_before(self, backup):
+        interrupted(backup, (1, 4))
+
+        def fewer():
+            return {"x": X[:BATCH], "y": Y[:BATCH], "batch_size": BATCH}
+
+        with pytest.raises(ValueError, match=r"at least 3 batches.*Received: 1"):
+            train(backup(), source=fewer)
+
+    @pytest.mark.skipif(BACKEND == "torch", reason="can't see where data come from")
+    @pytest.mark.parametrize(
+        ("save_freq", "message"),
+        [
+            ("epoch", '`save_freq` must .* Received: "epoch"'),
+            (2, "ended after 5 batch"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Your input ran out of data")
+    def test_data_that_go_on(self, save_freq, message, backup):
+        def source():
+            return {**arrays(False), "steps_per_epoch": 2}
+
+        with pytest.raises(ValueError, match=message):
+            train(backup(save_freq), source=source, epochs=4)
