@@ -1,5 +1,6 @@
 """Training that is interrupted and started again: it ends as one left alone."""
 
+import functools
 import json
 import os
 import random
@@ -30,7 +31,8 @@ FAST = {"jit_compile": False} if BACKEND == "tensorflow" else {}
 def model_of(layer=None, rate=0.5, **compile_arguments):
     """A model with a stream, and with random numbers of every sort."""
     start = ["trainable", Sampled(0.5, 0.25)]
-    layer = layer or InitStateLSTM(2, initial_state=start, stateful=True)
+    # Unrolled, it is traced in less time.
+    layer = layer or InitStateLSTM(2, initial_state=start, stateful=True, unroll=True)
     inputs = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
     dropout, dense = layers.Dropout(rate), layers.Dense(1)
     model = keras.Sequential([inputs, layer, dropout, dense])
@@ -59,10 +61,10 @@ def train(*callbacks, source=None, make=model_of, epochs=EPOCHS, **kwargs):
     return state_of(model), fit.history
 
 
-@pytest.fixture(scope="module")
-def alone():
+@functools.cache
+def alone(rate=0.5, resets=False):
     """What a training ends with that is left alone."""
-    return train()[0]
+    return train(*[ResetStates()] * resets, make=lambda: model_of(rate=rate))
 
 
 def same(got, want):
@@ -229,9 +231,16 @@ class TestGoesOn:
         assert_same(got, want)
         assert resumed == {name: values[1:] for name, values in history.items()}
 
-    def test_at_an_epoch(self, backup, alone):
-        interrupted(lambda: backup("epoch"), (2, 3))
-        assert_same(train(backup("epoch"))[0], alone)
+    @pytest.mark.parametrize(
+        ("save_freq", "at", "epoch"), [("epoch", (2, 3), 2), (BATCHES, (2, 0), 1)]
+    )
+    def test_between_epochs(self, save_freq, at, epoch, backup):
+        """Or after the last batch of one, whose end is then still to come."""
+        want, history = alone()
+        interrupted(lambda: backup(save_freq), at)
+        got, resumed = train(backup(save_freq))
+        assert_same(got, want)
+        assert resumed == {name: values[epoch:] for name, values in history.items()}
 
     def test_after_the_end(self, backup):
         """With more epochs, and without the callback from the first one."""
@@ -324,7 +333,7 @@ def test_killed_at_random_moments(tmp_path):
 
 class TestWholeFilesOnly:
     @pytest.mark.parametrize("step", ["numpy.savez", "os.replace"])
-    def test_interrupted_while_saving(self, step, backup, tmp_path, monkeypatch, alone):
+    def test_interrupted_while_saving(self, step, backup, tmp_path, monkeypatch):
         interrupted(backup, (0, 3))
         (whole,) = (tmp_path / "backup").iterdir()
         content = whole.read_bytes()
@@ -341,7 +350,7 @@ class TestWholeFilesOnly:
                 train(backup())
         assert whole.read_bytes() == content
         assert len([*whole.parent.iterdir()]) == 2  # And one that is not whole.
-        assert_same(train(backup())[0], alone)
+        assert_same(train(backup())[0], alone()[0])
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.skipif(os.name != "posix", reason="opens a folder")
@@ -380,21 +389,20 @@ class TestWhatKerasDoes:
         def make():
             return model_of(rate=rate)
 
-        want, _ = train(ResetStates(), make=make)
         interrupted(backup, (1, 3), ResetStates(), make=make)
         got, _ = train(ResetStates(), backup(), make=make)
-        assert same(got, want) == (save_freq == "epoch" and not rate)
+        assert same(got, alone(rate, True)[0]) == (save_freq == "epoch" and not rate)
         # Saved after 8 batches, it goes back to the first one of the epoch.
         repeated = 3 if save_freq == 2 else 0
         (iterations,) = (a for a in got if a.dtype.kind == "i" and a.shape == ())
         assert iterations == EPOCHS * BATCHES + repeated
 
-    def test_it_loses_a_stream(self, tmp_path, alone):
+    def test_it_loses_a_stream(self, tmp_path):
         def backup():
             return keras.callbacks.BackupAndRestore(tmp_path / "backup")
 
         interrupted(backup, (1, 3))
-        assert not same(train(backup())[0], alone)
+        assert not same(train(backup())[0], alone()[0])
 
     def test_a_torn_file_stops_it(self, tmp_path):
         def backup():
