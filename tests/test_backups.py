@@ -86,6 +86,17 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+class Steps(keras.callbacks.Callback):
+    """Sees how often the model has been trained, after each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(int(self.model.optimizer.iterations.numpy()))
+
+
 def interrupted(backup, at, *callbacks, **kwargs):
     with pytest.raises(KeyboardInterrupt):
         train(*callbacks, backup(), Interrupt(*at), **kwargs)
@@ -120,9 +131,8 @@ class Noisy(keras.utils.PyDataset):
 
 
 def endless():
-    rng = np.random.default_rng(1)
     while True:
-        rows = rng.permutation(len(X))[:BATCH]
+        rows = np.random.permutation(len(X))[:BATCH]
         yield X[rows], Y[rows]
 
 
@@ -166,12 +176,18 @@ class TestGoesOn:
     def test_within_an_epoch(self, source, backup, tmp_path):
         source = SOURCES[source]
         want, history = train(source=source)
-        if "steps_per_epoch" in source():  # Goes on from where a run went on from.
-            interrupted(backup, (0, 3), source=source)
-        interrupted(backup, (1, 3), source=source)
-        got, resumed = train(backup(), source=source)
+        of_epoch = source().get("steps_per_epoch", BATCHES)
+        # Where data go on, once more, from where a run went on.
+        for epoch in [1] if of_epoch == BATCHES else [1, 2]:
+            interrupted(backup, (epoch, 3), source=source)
+        steps = Steps()
+        got, resumed = train(steps, backup(), source=source)
         assert_same(got, want)
-        assert resumed == {name: values[1:] for name, values in history.items()}
+        assert resumed == {name: values[epoch:] for name, values in history.items()}
+        before = epoch * of_epoch
+        saved = (before + 3) // 2 * 2
+        new = range(saved + 1, EPOCHS * of_epoch + 1)
+        assert steps.seen == [saved] * (saved - before) + [*new]
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -242,17 +258,24 @@ class TestGoesOn:
         assert_same(got, want)
         assert resumed == {name: values[epoch:] for name, values in history.items()}
 
-    def test_after_the_end(self, backup):
-        """With more epochs, and without the callback from the first one."""
+    def test_in_one_process(self, backup):
+        """A model that is trained again, with the callback and without."""
         want, _ = train(epochs=4)
         kept = {"save_freq": "epoch", "delete_checkpoint": False}
         train(backup(**kept), epochs=2)
-        keras.utils.set_random_seed(7)
         model = model_of()
-        fit = {"epochs": 4, "verbose": 0, **SOURCES["arrays"]()}
-        history = model.fit(**fit, callbacks=[backup(**kept)])
+
+        def epochs(epochs, *callbacks):
+            fit = {"epochs": epochs, "callbacks": [*callbacks], "verbose": 0}
+            return model.fit(**SOURCES["arrays"](), **fit).epoch
+
+        assert epochs(2, backup(**kept)) == []
+        assert epochs(1) == [0]
+        with pytest.raises(KeyboardInterrupt):
+            epochs(4, backup(**kept), Interrupt(3, 0))
+        assert epochs(1) == [0]
+        assert epochs(4, backup(**kept)) == [3]
         assert_same(state_of(model), want)
-        assert history.epoch == [2, 3] and model.fit(**fit).epoch == [0, 1, 2, 3]
 
 
 class Tell(keras.callbacks.Callback):
