@@ -34,3 +34,13 @@ def output_shape_of(layer: keras.layers.Lambda) -> Any:
 def is_empty(variable: keras.Variable) -> bool:
     """Whether a variable holds no value, as within an epoch of `fit()` on JAX."""
     return variable._value is None
+
+
+def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Lets `fit()` begin at an epoch, in place of its argument `initial_epoch`."""
+    model._initial_epoch = epoch
+
+
+def build_metrics(model: keras.Model, batch: Any) -> None:
+    """Builds the metrics of a model, as the first batch of `fit()` does."""
+    model._symbolic_build(data_batch=batch)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_init_lstm._keras import begin_at_epoch, build_metrics, layers_within
 from keras_init_lstm.backend import backend
 from keras_init_lstm.streams import CarriedState
 from keras_init_lstm.validation import described
@@ -123,11 +124,11 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             if optimizer is not None and not optimizer.built:
                 optimizer.build(self.model.trainable_variables)
             self._assign(self._variables(), self._backup.variables)
-            self.model._initial_epoch = self._backup.epoch
+            begin_at_epoch(self.model, self._backup.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # Otherwise the next `fit()` would begin there too.
-        self.model._initial_epoch = None
+        begin_at_epoch(self.model, None)
         self._went_on = self._read > self._batch
         self._epoch, self._batch = epoch, 0
         if self._backup is not None:
@@ -184,7 +185,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             self._save(epoch + 1, 0, _random_state(), logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        self.model._initial_epoch = None
+        begin_at_epoch(self.model, None)
         self._source = self._backup = None
         if self.delete_checkpoint:
             self._path.unlink(missing_ok=True)
@@ -224,15 +225,14 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             next(source, None)
         if len(model.metrics_variables) != len(backup.metrics):
             # Which on TensorFlow are built when the training step is traced.
-            model._symbolic_build(data_batch=batch)
+            build_metrics(model, batch)
 
     def _variables(self) -> list[keras.Variable]:
         """All that training changes, but for metrics, which start anew each epoch."""
         optimizer = self.model.optimizer
         found = [*self.model.variables, *(optimizer.variables if optimizer else [])]
         # The states of stateful layers, which not every backend has among the former.
-        # Keras has no public way to reach the layers inside any layer.
-        for layer in self.model._flatten_layers():
+        for layer in layers_within(self.model):
             for state in keras.tree.flatten(getattr(layer, "states", None)):
                 if isinstance(state, CarriedState):
                     found += state.variables

@@ -57,3 +57,20 @@ def test_value_is_where_a_variable_keeps_it():
     assert not _keras.is_empty(variable)
     variable._value = None
     assert _keras.is_empty(variable)
+
+
+def test_initial_epoch_is_where_fit_begins(model):
+    class Begins(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            _keras.begin_at_epoch(self.model, 2)
+
+    x, y = keras.ops.ones((2, 3)), keras.ops.ones((2, 1))
+    history = model.fit(x, y, epochs=3, verbose=0, callbacks=[Begins()])
+    assert history.epoch == [2]
+
+
+def test_symbolic_build_builds_the_metrics(model):
+    before = len(model.metrics_variables)
+    x, y = keras.ops.ones((2, 3)), keras.ops.ones((2, 1))
+    _keras.build_metrics(model, (x, y))
+    assert len(model.metrics_variables) > before
