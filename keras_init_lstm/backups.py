@@ -24,33 +24,32 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
 
     A run of `fit()` that is killed at any moment and started again, by the same
     program with the same arguments, ends with the weights, optimizer, metrics, random
-    streams and carried states of one left alone. So does, between epochs,
-    `keras.callbacks.BackupAndRestore` but for the carried states; within an epoch it
-    goes back to its first batch, with the weights of a later one. And it writes over
-    the backup that it has, which a kill at that moment tears. This callback keeps one
-    whole backup at any time: a new one takes the old one's place once it is on disk.
+    streams and carried states of one left alone. `keras.callbacks.BackupAndRestore`
+    restores weights and optimizer, within an epoch to train on its first batches
+    again; and a kill while it writes over its backup leaves none. Here a backup takes
+    the place of the one before once it is whole and on disk.
 
-    Saved are all variables of the model, its optimizer and its metrics, seed generators
-    and the states of stateful layers included. It can't know those of other callbacks:
-    an `EarlyStopping` starts counting anew. Put this one last in the list, for what
-    they do to the model at the end of an epoch is else not in the backup of
-    `save_freq="epoch"`. Random numbers must come from the seed generators of layers.
+    Saved are all variables of the model, its optimizer and its metrics, with those of
+    seed generators and the states of stateful layers, and on PyTorch its global
+    generators. What other callbacks remember is not: an `EarlyStopping` starts counting
+    anew. Put this callback last in the list, for what others do to the model at the end
+    of an epoch is else not in the backup of `save_freq="epoch"`. The `History` holds
+    the epochs that end in the restored run.
 
     In the epoch in which it was killed, `fit()` reads again, without training on them,
-    the batches that it has trained on. They must come in the same order, as they do
-    from
+    the batches that it has trained on. They must come in the same order, as from
 
     - arrays and `PyDataset`, shuffled or not (shuffled arrays on TensorFlow only after
-      `keras.utils.set_random_seed`). What they draw from `random`, `np.random` and
-      PyTorch's global generator is drawn again. What a `PyDataset` keeps of an epoch
-      for the next one, such as an order that it shuffles further, is lost;
+      `keras.utils.set_random_seed`). What they draw from `random` and `np.random` is
+      drawn again. What a `PyDataset` keeps of one epoch for the next, such as an order
+      that it shuffles further, is lost;
     - a `torch.utils.data.DataLoader` without a generator of its own;
     - a `tf.data.Dataset` with the same order in each epoch, so with
       `shuffle(..., seed=..., reshuffle_each_iteration=False)`;
     - with `steps_per_epoch` and a number for `save_freq`, generators and datasets that
       never end and give the same batches in each run, so with
       `shuffle(..., seed=...).repeat()`. All batches so far are then read again. Not
-      on PyTorch: leave out `steps_per_epoch` there.
+      on PyTorch, where `steps_per_epoch` must be left out.
 
     Args:
         backup_dir: Path of a local folder for this run alone.

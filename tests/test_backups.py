@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pathlib
 import random
 import signal
 import stat
@@ -355,7 +356,7 @@ def test_killed_at_random_moments(tmp_path):
 
 
 class TestWholeFilesOnly:
-    @pytest.mark.parametrize("step", ["numpy.savez", "os.replace"])
+    @pytest.mark.parametrize("step", ["numpy.savez", "pathlib.Path.replace"])
     def test_interrupted_while_saving(self, step, backup, tmp_path, monkeypatch):
         interrupted(backup, (0, 3))
         (whole,) = (tmp_path / "backup").iterdir()
@@ -382,17 +383,17 @@ class TestWholeFilesOnly:
     ):
         done = []
 
-        def spy(name, described):
-            real = getattr(os, name)
+        def spy(owner, name, described):
+            real = getattr(owner, name)
 
             def called(*args):
                 done.append((name, described(*args)))
                 return real(*args)
 
-            monkeypatch.setattr(os, name, called)
+            monkeypatch.setattr(owner, name, called)
 
-        spy("fsync", lambda file: stat.S_ISDIR(os.fstat(file).st_mode))
-        spy("replace", lambda old, new: old.parent == new.parent)
+        spy(os, "fsync", lambda file: stat.S_ISDIR(os.fstat(file).st_mode))
+        spy(pathlib.Path, "replace", lambda old, new: old.parent == new.parent)
         train(backup("epoch"), epochs=1)
         assert done == [("fsync", False), ("replace", True), ("fsync", True)]
 
