@@ -1,5 +1,6 @@
 """What Keras 2 has and Keras 3 has not, for the models that `keras2.py` loads."""
 
+import functools
 from typing import Any
 
 import keras
@@ -30,6 +31,53 @@ class MaskOf(keras.layers.Layer):
 
     def compute_mask(self, sequences: Any, previous_mask: Any) -> None:
         return None
+
+
+class _MaskOfAll:
+    """What is merged has the timesteps that all inputs have; in Keras 3, that any has."""
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        masks = [each for each in mask or [] if each is not None]
+        return functools.reduce(ops.logical_and, masks) if masks else None
+
+
+class _MaskOfConcatenated(_MaskOfAll):
+    axis: int
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        if self.axis in (-1, len(inputs[0].shape) - 1) or None in (mask or [None]):
+            return super().compute_mask(inputs, mask)
+        # Not `ops.concatenate`, whose name may be that of a layer in the file.
+        return functools.reduce(lambda a, b: ops.append(a, b, self.axis), mask)
+
+
+class _NoMask:
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        return None
+
+
+def _masked_as_in_keras2(name: str, compute_mask: type) -> type:
+    layer = type(name, (compute_mask, getattr(keras.layers, name)), {})
+    layer.__module__ = __name__
+    return keras.saving.register_keras_serializable(package="keras_init_lstm")(layer)
+
+
+# The layers of Keras 3 that give another mask on than those of Keras 2 did.
+MASKED_AS_IN_KERAS2 = {
+    name: _masked_as_in_keras2(name, compute_mask)
+    for name, compute_mask in {
+        "Add": _MaskOfAll,
+        "Average": _MaskOfAll,
+        "Concatenate": _MaskOfConcatenated,
+        "Identity": _NoMask,
+        "Maximum": _MaskOfAll,
+        "Minimum": _MaskOfAll,
+        "Multiply": _MaskOfAll,
+        "Normalization": _NoMask,
+        "Rescaling": _NoMask,
+        "Subtract": _MaskOfAll,
+    }.items()
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
