@@ -19,6 +19,11 @@ _OPERATION = {"SlicingOpLambda", "TFOpLambda"}
 # Arguments that say nothing, or nothing that the calls do not say.
 _DROPPED = {"batch_input_shape", "input_length", "time_major", "softmax_robust_masking"}
 _DROPPED |= {"query_shape", "key_shape", "value_shape"}
+# Those of 1D, 2D and 3D.
+_DROPPED_OF = {
+    "SeparableConv": {"kernel_initializer", "kernel_regularizer", "kernel_constraint"},
+    "SpatialDropout": {"noise_shape", "trainable"},
+}
 _REFUSED = {
     "CuDNNGRU": "has its weights in another order: build the model with "
     "`GRU(reset_after=True)` of the package tf_keras in its place, call "
@@ -87,9 +92,15 @@ class _Rewriting:
             raise ValueError(f"The layer {config['name']} ({name}) {trouble}.")
         if name == "InputLayer":
             return layer
-        config = {key: value for key, value in config.items() if key not in _DROPPED}
+        dropped = _DROPPED | _DROPPED_OF.get(name[:-2], set())
+        config = {key: value for key, value in config.items() if key not in dropped}
         if name in ("GRU", "GRUCell"):
             config.setdefault("reset_after", False)  # Unknown before Keras 2.1.3.
+        if config.get("groups") == 1:
+            del config["groups"]  # Not all convolutions have them.
+        axis = config.get("axis")
+        if isinstance(axis, list) and len(axis) == 1:
+            config["axis"] = axis[0]
         if name in _OPERATION:
             kept = {key: config[key] for key in ("name", "dtype", "function")}
             return {**layer, **_ours("TensorFlowOperation"), "config": kept}
@@ -184,18 +195,17 @@ def _with_input(model: dict[str, Any]) -> dict[str, Any]:
     if shape and first["class_name"] != "InputLayer":
         inputs = {"name": f"{first['config']['name']}_input", "batch_shape": shape}
         layer = {"module": "keras.layers", "class_name": "InputLayer", "config": inputs}
-        layer["registered_name"] = None
         config = {**config, "layers": [layer, *config["layers"]]}
     return {**model, "config": config}
 
 
 def _arguments(layer: dict[str, Any], node: Any) -> dict[str, Any]:
     """The arguments of a call, which Keras 2 wrote beside its first tensor."""
-    first = node
+    first: Any = node
     while not (isinstance(first, list) and isinstance(first[0], str)):
         first = next(iter(first.values() if isinstance(first, dict) else first))
-    kwargs = first[3] if len(first) > 3 else {}
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    given = first[3] if len(first) > 3 else {}
+    kwargs = {key: value for key, value in given.items() if value is not None}
     if layer["class_name"] == "TensorFlowOperation":
         kwargs.pop("name", None)
         return {"args": [], "kwargs": {"first": node, **kwargs}}

@@ -34,7 +34,7 @@ class MaskOf(keras.layers.Layer):
 
 
 class _MaskOfAll:
-    """What is merged has the timesteps that all inputs have; in Keras 3, that any has."""
+    """What is merged has a timestep if all inputs have; in Keras 3, if any has."""
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         masks = [each for each in mask or [] if each is not None]
@@ -49,6 +49,45 @@ class _MaskOfConcatenated(_MaskOfAll):
             return super().compute_mask(inputs, mask)
         # Not `ops.concatenate`, whose name may be that of a layer in the file.
         return functools.reduce(lambda a, b: ops.append(a, b, self.axis), mask)
+
+
+class _MaskOfSteps:
+    layer: Any
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        made = self.layer.compute_mask(inputs[:, 0], None)
+        if isinstance(self.layer, keras.Model):
+            made = getattr(self.layer.outputs[0], "_keras_mask", None)
+        if made is not None or len(getattr(mask, "shape", ())) > 2:
+            raise ValueError(
+                "TimeDistributed with a mask inside each of its timesteps gives it on "
+                "in Keras 2, but not in Keras 3."
+            )
+        return mask
+
+
+class _Softmax:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        if mask is not None:
+            # Where all is masked, what is left is no zero.
+            largest = (
+                65504.0
+                if keras.backend.standardize_dtype(inputs.dtype) == "float16"
+                else 1e9
+            )
+            inputs -= largest * (1.0 - ops.cast(mask, inputs.dtype))
+        return super().call(inputs)  # type: ignore[misc]
+
+
+class _Attention:
+    _softmax: Any
+
+    def _build_attention(self, rank: int) -> None:
+        super()._build_attention(rank)  # type: ignore[misc]
+        softmax = MASKED_AS_IN_KERAS2["Softmax"]
+        self._softmax = softmax(
+            axis=self._softmax.axis, dtype=self._softmax.dtype_policy
+        )
 
 
 class _NoMask:
@@ -72,10 +111,13 @@ MASKED_AS_IN_KERAS2 = {
         "Identity": _NoMask,
         "Maximum": _MaskOfAll,
         "Minimum": _MaskOfAll,
+        "MultiHeadAttention": _Attention,
         "Multiply": _MaskOfAll,
         "Normalization": _NoMask,
         "Rescaling": _NoMask,
+        "Softmax": _Softmax,
         "Subtract": _MaskOfAll,
+        "TimeDistributed": _MaskOfSteps,
     }.items()
 }
 
