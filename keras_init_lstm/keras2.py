@@ -71,8 +71,9 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
             )
             layer = f"the layer {name[1]} of " if name else ""
             raise ValueError(
-                f"Keras {keras.__version__} does not load {layer}the file {path}: "
-                f"{reason}"
+                f"Keras {keras.__version__} does not load {layer}the file {path}. Load "
+                "it with the package tf_keras, change what is not of Keras 3, and save "
+                f"it again: {reason}"
             ) from error
         finally:
             order.restore()

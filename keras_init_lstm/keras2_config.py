@@ -84,11 +84,9 @@ class _Rewriting:
     def _rewrite_layer(self, layer: dict[str, Any]) -> dict[str, Any]:
         name, config = layer["class_name"], layer["config"]
         registered = layer.get("registered_name") or name
-        if name in self._custom_objects or keras.saving.get_registered_object(
-            registered, self._custom_objects
-        ):
+        if keras.saving.get_registered_object(registered, self._custom_objects):
             return layer
-        if trouble := _trouble(name, config):
+        if trouble := self._trouble(layer, registered):
             raise ValueError(f"The layer {config['name']} ({name}) {trouble}.")
         if name == "InputLayer":
             return layer
@@ -109,6 +107,36 @@ class _Rewriting:
         if hasattr(keras.layers, name):
             layer = {**layer, "module": "keras.layers", "registered_name": None}
         return {**layer, "config": config}
+
+    def _trouble(self, layer: dict[str, Any], registered: str) -> str | None:
+        """Why Keras 3 would not do what a layer did, and what to do."""
+        name, config = layer["class_name"], layer["config"]
+        if name in _REFUSED:
+            return _REFUSED[name]
+        if name in _OPERATION:
+            if config["function"] in OPERATIONS:
+                return None
+            return (
+                f"is the operation `tf.{config['function']}`, which is not loaded: put "
+                "a layer in its place, and save the model again"
+            )
+        if name not in (*vars(keras.layers), "Functional", "Model"):
+            return (
+                "is of a class that Keras 3 does not have: pass one that does the "
+                f"same, as custom_objects={{{registered!r}: ...}}"
+            )
+        if self._masked and name == "MultiHeadAttention":
+            return (
+                "stands beside masks, which that of Keras 3 takes off its inputs: put "
+                "`Attention` in its place, or build the model in Keras 3"
+            )
+        if config.get("time_major"):
+            return "has `time_major=True`, which Keras 3 does not have"
+        if config.get("num_constants"):
+            return "takes `constants`, which Keras 3 does not have"
+        if name == "InputLayer" and (config.get("ragged") or config.get("sparse")):
+            return "takes ragged or sparse tensors, which are not loaded"
+        return None
 
     def _rewrite_calls(self, model: dict[str, Any]) -> None:
         """Rewrites how the layers of a Functional model are called."""
@@ -159,32 +187,6 @@ class _Rewriting:
                     call["kwargs"].setdefault("mask", _tensor(mask["name"], 0, 0))
 
 
-def _trouble(class_name: str, config: dict[str, Any]) -> str | None:
-    """What is wrong with a layer of a class that the user has not given."""
-    if class_name in _REFUSED:
-        return _REFUSED[class_name]
-    if class_name in _OPERATION:
-        if config["function"] in OPERATIONS:
-            return None
-        return (
-            f"is the operation `tf.{config['function']}`, which is not loaded: put a "
-            "layer in its place, and save the model again"
-        )
-    known = (*vars(keras.layers), "Functional", "Model", "Sequential")
-    if class_name not in known:
-        return (
-            "is of a class that Keras 3 does not have: pass one that does the same, as "
-            f"custom_objects={{{class_name!r}: ...}}"
-        )
-    if config.get("time_major"):
-        return "has `time_major=True`, which Keras 3 does not have"
-    if config.get("num_constants"):
-        return "takes `constants`, which Keras 3 does not have"
-    if config.get("ragged") or config.get("sparse"):
-        return "takes ragged or sparse tensors, which are not loaded"
-    return None
-
-
 def _with_input(model: dict[str, Any]) -> dict[str, Any]:
     """A Sequential model with its input layer, which early files do not name."""
     config = model["config"]
@@ -209,6 +211,11 @@ def _arguments(layer: dict[str, Any], node: Any) -> dict[str, Any]:
     if layer["class_name"] == "TensorFlowOperation":
         kwargs.pop("name", None)
         return {"args": [], "kwargs": {"first": node, **kwargs}}
+    if "initial_state" in kwargs or "_CONSTANT_VALUE" in json.dumps(node):
+        raise ValueError(
+            f"The layer {layer['name']} ({layer['class_name']}) is called with a "
+            "constant tensor, which is not loaded: make it an input of the model."
+        )
     if isinstance(node, list) and len(node) == 1:
         node = node[0]
     elif layer["class_name"] in _RECURRENT:

@@ -79,17 +79,6 @@ class _Softmax:
         return super().call(inputs)  # type: ignore[misc]
 
 
-class _Attention:
-    _softmax: Any
-
-    def _build_attention(self, rank: int) -> None:
-        super()._build_attention(rank)  # type: ignore[misc]
-        softmax = MASKED_AS_IN_KERAS2["Softmax"]
-        self._softmax = softmax(
-            axis=self._softmax.axis, dtype=self._softmax.dtype_policy
-        )
-
-
 class _NoMask:
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         return None
@@ -111,7 +100,6 @@ MASKED_AS_IN_KERAS2 = {
         "Identity": _NoMask,
         "Maximum": _MaskOfAll,
         "Minimum": _MaskOfAll,
-        "MultiHeadAttention": _Attention,
         "Multiply": _MaskOfAll,
         "Normalization": _NoMask,
         "Rescaling": _NoMask,

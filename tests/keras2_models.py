@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
+from tf_keras.src.layers.rnn import cudnn_lstm
 
 from models import BATCH, FEATURES, SHAPE, TIMESTEPS
 
@@ -114,6 +115,11 @@ def bidirectional_with_states():
     )
 
 
+class WithConstant(layers.GRUCell):
+    def call(self, x, states, constants):
+        return super().call(x, states)
+
+
 # Encoders and decoders.
 
 
@@ -209,19 +215,6 @@ def concatenated_in_time():
     return called(call, sequence(), sequence())
 
 
-def transformer():
-    def call(x):
-        h = layers.Masking()(x)
-        y = layers.MultiHeadAttention(2, 2, dropout=0.1)(h, h)
-        y = layers.LayerNormalization()(y + h)
-        y = layers.Add()(
-            [layers.MultiHeadAttention(1, 2)(y, h, use_causal_mask=True), h]
-        )
-        return layers.LSTM(2)(y)
-
-    return called(call, sequence())
-
-
 # Activations and types.
 
 
@@ -281,7 +274,7 @@ def nested():
 def nested_sequential():
     inner = sequential(layers.GRU(FEATURES, return_sequences=True))
     deferred = tf_keras.Sequential([layers.LSTM(FEATURES, return_sequences=True)])
-    once = called(inner, sequence())
+    once = called(sequential(layers.GRU(FEATURES, return_sequences=True)), sequence())
     once.trainable = False
     return called(lambda x: layers.LSTM(2)(once(deferred(inner(inner(x))))), sequence())
 
@@ -342,7 +335,7 @@ def arithmetic():
         z = tf.where(z > 0.1, z, tf.zeros_like(z))
         z = tf.nn.relu(z) * np.arange(6, dtype="float32")
         start = tf.zeros_like(x[:, 0, :2])
-        return layers.GRU(2)(x, initial_state=start + 1.0), z
+        return [layers.GRU(2)(x, initial_state=start + 1.0), z]
 
     return called(call, sequence())
 
@@ -397,7 +390,9 @@ KINDS = {
     "decoder without masks": lambda: decoder(
         lambda a, b: layers.AdditiveAttention()([a, b]), masked=False
     ),
-    "decoder with heads": lambda: decoder(layers.MultiHeadAttention(2, 2)),
+    "decoder with heads": lambda: decoder(
+        layers.MultiHeadAttention(2, 2, dropout=0.1), masked=False
+    ),
     "decoder of both directions": decoder_of_both_directions,
     "mask as input": mask_as_input,
     "mask by hand": mask_by_hand,
@@ -410,7 +405,6 @@ KINDS = {
         for merge in (layers.Add, layers.Concatenate, layers.Multiply, layers.Average)
     },
     "concatenated in time": concatenated_in_time,
-    "transformer": transformer,
     "activations": activations,
     "mixed precision": mixed_precision,
     "double precision": double_precision,
@@ -445,7 +439,7 @@ REFUSED = {
         r"code \(Lambda\) holds code.*layer of a class of your own",
     ),
     "cuDNN": (
-        lambda: sequential(tf.compat.v1.keras.layers.CuDNNLSTM(2, name="fast")),
+        lambda: sequential(cudnn_lstm.CuDNNLSTM(2, name="fast")),
         r"fast \(CuDNNLSTM\) has its weights.*`LSTM`.*`load_weights\(\)`",
     ),
     "dropped class": (
@@ -454,13 +448,29 @@ REFUSED = {
     ),
     "operation": (
         lambda: called(lambda x: layers.LSTM(2)(tf.repeat(x, 2, axis=1)), sequence()),
-        r"tf.repeat \(TFOpLambda\) is the operation `tf.repeat`.*put a layer",
+        r"tf.repeat\S* \(TFOpLambda\) is the operation `tf.repeat`.*put a layer",
     ),
     "argument of an operation": (
         lambda: called(
             lambda x: layers.LSTM(2)(tf.matmul(x, x, transpose_b=True)), sequence()
         ),
         "transpose_b",
+    ),
+    "constant tensor": (
+        lambda: called(
+            lambda x: layers.GRU(2, name="fixed")(x, initial_state=tf.ones((BATCH, 2))),
+            sequence(),
+        ),
+        r"fixed \(GRU\) is called with a constant tensor",
+    ),
+    "heads beside masks": (
+        lambda: called(
+            lambda x: layers.MultiHeadAttention(1, 2, name="heads")(
+                x, layers.Masking()(x)
+            ),
+            sequence(),
+        ),
+        r"heads \(MultiHeadAttention\) stands beside masks",
     ),
     "ragged": (
         lambda: called(layers.LSTM(2), tf_keras.Input((None, 3), ragged=True)),
@@ -475,8 +485,10 @@ REFUSED = {
         "TimeDistributed with a mask inside each of its timesteps",
     ),
     "dropped argument": (
-        lambda: sequential(layers.BatchNormalization(renorm=True), layers.LSTM(2)),
-        "does not load the layer batch_normalization of the file",
+        lambda: sequential(
+            layers.Embedding(5, 3, sparse=True, name="last"), shape=(3,)
+        ),
+        "does not load the layer last of the file.*robust_masking",
     ),
 }
 
@@ -486,7 +498,7 @@ def batch_of(model):
     rng = np.random.default_rng(1)
 
     def draw(x):
-        shape = (BATCH, *x.shape[1:])
+        shape = (BATCH, *(size or TIMESTEPS for size in x.shape[1:]))
         if x.dtype == "bool":
             return rng.random(shape) > 0.4
         if x.dtype == "int32" or shape == (BATCH, TIMESTEPS):
