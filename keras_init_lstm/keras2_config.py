@@ -92,6 +92,8 @@ class _Rewriting:
             return layer
         dropped = _DROPPED | _DROPPED_OF.get(name[:-2], set())
         config = {key: value for key, value in config.items() if key not in dropped}
+        if name == "LeakyReLU" and "alpha" in config:
+            config["negative_slope"] = config.pop("alpha")
         if name in ("GRU", "GRUCell"):
             config.setdefault("reset_after", False)  # Unknown before Keras 2.1.3.
         if config.get("groups") == 1:

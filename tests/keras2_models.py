@@ -383,7 +383,7 @@ KINDS = {
     "convolutional": convolutional,
     **{
         f"both directions, {mode}": functools.partial(bidirectional, mode)
-        for mode in ("concat", "sum", "mul", "ave", None)
+        for mode in ("concat", "ave", None)
     },
     "both directions with states": bidirectional_with_states,
     "decoder": lambda: decoder(lambda a, b: layers.Attention(use_scale=True)([a, b])),
@@ -402,7 +402,7 @@ KINDS = {
     "masks dropped by normalization": normalized,
     **{
         f"masks merged, {merge.__name__}": functools.partial(masks_merged, merge)
-        for merge in (layers.Add, layers.Concatenate, layers.Multiply, layers.Average)
+        for merge in (layers.Add, layers.Concatenate)
     },
     "concatenated in time": concatenated_in_time,
     "activations": activations,
@@ -485,9 +485,7 @@ REFUSED = {
         "TimeDistributed with a mask inside each of its timesteps",
     ),
     "dropped argument": (
-        lambda: sequential(
-            layers.Embedding(5, 3, sparse=True, name="last"), shape=(3,)
-        ),
+        lambda: sequential(layers.Softmax(robust_masking=True, name="last")),
         "does not load the layer last of the file.*robust_masking",
     ),
 }
