@@ -185,7 +185,7 @@ class _Rewriting:
                     mask = {**_ours("MaskOf"), "name": f"{name}_mask_{index}"}
                     mask["config"] = {"name": mask["name"]}
                     mask["inbound_nodes"] = [{"args": call["args"], "kwargs": {}}]
-                    model["layers"].append(mask)
+                    model["layers"].insert(model["layers"].index(layer), mask)
                     call["kwargs"].setdefault("mask", _tensor(mask["name"], 0, 0))
 
 

@@ -169,7 +169,7 @@ def mask_by_hand():
         )
         scores = layers.Flatten()(layers.Dense(1)(y))
         weights = layers.Softmax()(scores, mask=tf.not_equal(ids, 0))
-        return layers.Dot(1)([weights, y])
+        return [weights, layers.Dot(1)([weights, y])]
 
     return called(call, tokens())
 
@@ -500,7 +500,9 @@ def batch_of(model):
         if x.dtype == "bool":
             return rng.random(shape) > 0.4
         if x.dtype == "int32" or shape == (BATCH, TIMESTEPS):
-            return rng.integers(0, 5, shape).astype(x.dtype.name)
+            drawn = rng.integers(0, 5, shape)
+            drawn[1] = 0  # A sequence of which nothing is left.
+            return drawn.astype(x.dtype.name)
         values = rng.normal(size=shape)
         if len(shape) == 3:
             values *= rng.random((*shape[:-1], 1)) > 0.3
