@@ -25,12 +25,12 @@ _DROPPED_OF = {
     "SpatialDropout": {"noise_shape", "trainable"},
 }
 _REFUSED = {
-    "CuDNNGRU": "has its weights in another order: build the model with "
-    "`GRU(reset_after=True)` of the package tf_keras in its place, call "
-    "`load_weights()` with this file, and save it",
-    "CuDNNLSTM": "has its weights in another order: build the model with `LSTM` of "
-    "the package tf_keras in its place, call `load_weights()` with this file, and "
-    "save it",
+    "CuDNNGRU": "has its weights in another order: with the package tf_keras, build "
+    "the model with `GRU(reset_after=True)` in its place, call `load_weights()` with "
+    "this file, as .h5, and save the model",
+    "CuDNNLSTM": "has its weights in another order: with the package tf_keras, build "
+    "the model with `LSTM` in its place, call `load_weights()` with this file, as "
+    ".h5, and save the model",
     "Lambda": "holds code, which is not loaded: put a layer of a class of your own "
     "in its place, and save the model again",
 }
@@ -95,7 +95,7 @@ class _Rewriting:
         if name == "LeakyReLU" and "alpha" in config:
             config["negative_slope"] = config.pop("alpha")
         if name in ("GRU", "GRUCell"):
-            config.setdefault("reset_after", False)  # Unknown before Keras 2.1.3.
+            config.setdefault("reset_after", False)  # Early files do not say it.
         if config.get("groups") == 1:
             del config["groups"]  # Not all convolutions have them.
         axis = config.get("axis")

@@ -45,13 +45,16 @@ class _MaskOfConcatenated(_MaskOfAll):
     axis: int
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        if self.axis in (-1, len(inputs[0].shape) - 1) or None in (mask or [None]):
+        if mask is None or self.axis in (-1, len(inputs[0].shape) - 1):
             return super().compute_mask(inputs, mask)
+        if any(each is None for each in mask):
+            return None
         # Not `ops.concatenate`, whose name may be that of a layer in the file.
         return functools.reduce(lambda a, b: ops.append(a, b, self.axis), mask)
 
 
 class _MaskOfSteps:
+    name: str
     layer: Any
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
@@ -60,8 +63,8 @@ class _MaskOfSteps:
             made = getattr(self.layer.outputs[0], "_keras_mask", None)
         if made is not None or len(getattr(mask, "shape", ())) > 2:
             raise ValueError(
-                "TimeDistributed with a mask inside each of its timesteps gives it on "
-                "in Keras 2, but not in Keras 3."
+                f"The layer {self.name} (TimeDistributed) has a mask inside each of "
+                "its timesteps, which it gives on in Keras 2, but not in Keras 3."
             )
         return mask
 
@@ -69,7 +72,7 @@ class _MaskOfSteps:
 class _Softmax:
     def call(self, inputs: Any, mask: Any = None) -> Any:
         if mask is not None:
-            # Where all is masked, what is left is no zero.
+            # Where all is masked, Keras 3 gives zeros, but Keras 2 an average.
             largest = (
                 65504.0
                 if keras.backend.standardize_dtype(inputs.dtype) == "float16"
@@ -84,16 +87,16 @@ class _NoMask:
         return None
 
 
-def _masked_as_in_keras2(name: str, compute_mask: type) -> type:
-    layer = type(name, (compute_mask, getattr(keras.layers, name)), {})
+def _masked_as_in_keras2(name: str, mixin: type) -> type:
+    layer = type(name, (mixin, getattr(keras.layers, name)), {})
     layer.__module__ = __name__
     return keras.saving.register_keras_serializable(package="keras_init_lstm")(layer)
 
 
-# The layers of Keras 3 that give another mask on than those of Keras 2 did.
+# The layers of Keras 3 that do otherwise with masks than those of Keras 2 did.
 MASKED_AS_IN_KERAS2 = {
-    name: _masked_as_in_keras2(name, compute_mask)
-    for name, compute_mask in {
+    name: _masked_as_in_keras2(name, mixin)
+    for name, mixin in {
         "Add": _MaskOfAll,
         "Average": _MaskOfAll,
         "Concatenate": _MaskOfConcatenated,
@@ -212,7 +215,7 @@ OPERATIONS = {
     "nn.softmax": lambda x, axis=-1: ops.softmax(x, axis),
     "ones_like": ops.ones_like,
     "reshape": lambda x, shape: ops.reshape(x, shape),
-    "reverse": lambda x, axis: ops.flip(x, axis),
+    "reverse": lambda x, axis: functools.reduce(ops.flip, axis, x),
     "stack": lambda x, axis=0: ops.stack(x, axis),
     "where": lambda condition, x, y: ops.where(condition, x, y),
     "zeros_like": ops.zeros_like,

@@ -482,7 +482,19 @@ REFUSED = {
             layers.TimeDistributed(layers.LSTM(2)),
             shape=(2, *SHAPE[1:]),
         ),
-        "TimeDistributed with a mask inside each of its timesteps",
+        r"\(TimeDistributed\) has a mask inside each of its timesteps",
+    ),
+    "masks of nested models inside timesteps": (
+        lambda: called(
+            lambda x: layers.TimeDistributed(
+                called(
+                    lambda ids: layers.LSTM(2, return_sequences=True)(embedding()(ids)),
+                    tokens(),
+                )
+            )(x),
+            tf_keras.Input((3, TIMESTEPS), dtype="int32"),
+        ),
+        r"\(TimeDistributed\) has a mask inside each of its timesteps",
     ),
     "dropped argument": (
         lambda: sequential(layers.Softmax(robust_masking=True, name="last")),
