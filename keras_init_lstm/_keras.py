@@ -8,6 +8,9 @@ from typing import Any
 
 import keras
 
+# The attributes in which a Functional model keeps its layers, in one order.
+LISTS_OF_LAYERS = ("_operations", "_layers")
+
 
 def layers_within(
     layer: keras.layers.Layer, include_self: bool = True, recursive: bool = True
@@ -44,3 +47,8 @@ def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
 def build_metrics(model: keras.Model, batch: Any) -> None:
     """Builds the metrics of a model, as the first batch of `fit()` does."""
     model._symbolic_build(data_batch=batch)
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras keeps beside a tensor, or `None`."""
+    return getattr(tensor, "_keras_mask", None)

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_init_lstm._keras import LISTS_OF_LAYERS
 from keras_init_lstm.keras2_config import for_keras3
 
 
@@ -158,9 +159,9 @@ class _OrderOfTheFile:
         self.custom_objects = {"Functional": Functional, "Model": Functional}
 
     def _sort(self, model: keras.Model, names: list[str]) -> None:
-        # Keras has no public way to it. The lists themselves are left as they are:
-        # TensorFlow writes no checkpoint of a list that was changed.
-        natural = {name: vars(model)[name] for name in ("_operations", "_layers")}
+        # The lists themselves are left as they are: TensorFlow writes no checkpoint of
+        # a list that was changed.
+        natural = {name: vars(model)[name] for name in LISTS_OF_LAYERS}
         self._natural.append((vars(model), natural))
         for name, layers in natural.items():
             vars(model)[name] = sorted(

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_init_lstm._keras import mask_of
+
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 def hard_sigmoid_of_keras2(x: Any) -> Any:
@@ -60,7 +62,7 @@ class _MaskOfSteps:
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         made = self.layer.compute_mask(inputs[:, 0], None)
         if isinstance(self.layer, keras.Model):
-            made = getattr(self.layer.outputs[0], "_keras_mask", None)
+            made = mask_of(self.layer.outputs[0])
         if made is not None or len(getattr(mask, "shape", ())) > 2:
             raise ValueError(
                 f"The layer {self.name} (TimeDistributed) has a mask inside each of "

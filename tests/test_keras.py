@@ -74,3 +74,16 @@ def test_symbolic_build_builds_the_metrics(model):
     x, y = keras.ops.ones((2, 3)), keras.ops.ones((2, 1))
     _keras.build_metrics(model, (x, y))
     assert len(model.metrics_variables) > before
+
+
+def test_two_lists_hold_the_layers_of_a_functional_model():
+    x = keras.Input((3,))
+    model = keras.Model(x, layers.Dense(1)(layers.Dense(2)(x)))
+    for name in _keras.LISTS_OF_LAYERS:
+        assert vars(model)[name] == model.layers
+
+
+def test_a_mask_is_kept_beside_its_tensor():
+    assert _keras.mask_of(keras.Input((3,))) is None
+    words = layers.Embedding(5, 2, mask_zero=True)(keras.Input((3,), dtype="int32"))
+    assert tuple(_keras.mask_of(words).shape) == (None, 3)
