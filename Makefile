@@ -3,8 +3,11 @@ BIN := .venv/bin
 # What pip installs for each of the other backends.
 jax ?= jax
 torch ?= torch==2.13.0
+# The oldest and the newest Python with which `make versions` tests.
+FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
+NEWEST_PYTHON ?= python3.13
 
-.PHONY: bench demo test test-backends test-jax test-torch
+.PHONY: bench demo test test-backends test-floor test-jax test-newest test-torch versions
 
 demo: .venv/ready
 	$(BIN)/python benchmarks/demo.py
@@ -24,6 +27,13 @@ test-backends: test-jax test-torch
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* HYPOTHESIS_PROFILE=backends .venv-$*/bin/pytest tests
 
+# With the lowest versions that pyproject.toml names, and with the newest there are.
+versions: test-floor test-newest
+
+test-floor test-newest: test-%: .venv-%/ready
+	.venv-$*/bin/pip list --quiet | grep -iE '^(keras|numpy|tensorflow) '
+	.venv-$*/bin/pytest tests
+
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[benchmarks,notebooks,test]'
@@ -35,3 +45,14 @@ test-jax test-torch: test-%: .venv-%/ready
 
 .venv-jax/bin/python .venv-torch/bin/python: .venv-%/bin/python:
 	$(PYTHON) -m venv .venv-$*
+
+.venv-floor/ready: pyproject.toml
+	$(FLOOR_PYTHON) -m venv .venv-floor
+	$(NEWEST_PYTHON) tests/floors.py > .venv-floor/floors.txt
+	.venv-floor/bin/pip install --quiet --editable '.[test]' --constraint .venv-floor/floors.txt
+	touch $@
+
+.venv-newest/ready: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	touch $@
