@@ -1,4 +1,4 @@
-"""The backend of Keras that the tests run on, and what they ask of TensorFlow."""
+"""The backend and release of Keras that the tests run on, and what they ask of both."""
 
 import os
 import subprocess
@@ -8,6 +8,13 @@ import keras
 import pytest
 
 BACKEND = keras.backend.backend()
+
+
+def release(version):
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+RELEASE = release(keras.__version__)
 
 if BACKEND == "tensorflow":
     import tensorflow as tf

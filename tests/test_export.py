@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import keras_init_lstm
-from backends import in_a_fresh_process, tf
+from backends import RELEASE, in_a_fresh_process, tf
 from keras_init_lstm import InitStateLSTM, Sampled
 from models import (
     BATCH,
@@ -241,10 +241,12 @@ class TestONNX:
             assert_same(run_onnx(path, X, CONTEXT), want, tolerance=CLOSE)
 
         graph = onnx.load(path).graph
-        operation = {"LSTM": "LSTM", "GRU": "Loop"}[name]
+        # tf2onnx recognises an LSTM in what Keras writes from 3.12 on.
+        recognised = name == "LSTM" and RELEASE >= (3, 12)
+        operation = "LSTM" if recognised else "Loop"
         assert loops(graph) == {operation: len(KINDS)}
         # Of an LSTM, its `initial_h` and `initial_c`.
-        states = slice(5, 7) if name == "LSTM" else slice(None)
+        states = slice(5, 7) if recognised else slice(None)
         starts = [
             {origin(graph, state) for state in node.input[states]}
             for node in graph.node
@@ -331,6 +333,7 @@ def on_lite(path):
     return call
 
 
+@pytest.mark.skipif(RELEASE < (3, 13), reason="Keras writes none before 3.13")
 class TestLiteRT:
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("name", NAMES)
