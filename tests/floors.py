@@ -1,6 +1,7 @@
 """Prints the lowest versions that `pyproject.toml` names, as constraints of pip."""
 
 import pathlib
+
 import tomllib
 
 PROJECT = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
