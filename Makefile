@@ -3,11 +3,12 @@ BIN := .venv/bin
 # What pip installs for each of the other backends.
 jax ?= jax
 torch ?= torch==2.13.0
-# The oldest and the newest Python with which `make versions` tests.
+# The oldest and the newest Python that `make versions` tests with.
 FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
 NEWEST_PYTHON ?= python3.13
 
 .PHONY: bench demo test test-backends test-floor test-jax test-newest test-torch versions
+.PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
 	$(BIN)/python benchmarks/demo.py
@@ -52,7 +53,6 @@ test-floor test-newest: test-%: .venv-%/ready
 	.venv-floor/bin/pip install --quiet --editable '.[test]' --constraint .venv-floor/floors.txt
 	touch $@
 
-.venv-newest/ready: pyproject.toml
+.venv-newest/ready:
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
-	touch $@
