@@ -1,5 +1,6 @@
 """How a context passes through a Keras call, to the kinds that are computed from it."""
 
+import contextlib
 import threading
 from typing import Any
 
@@ -106,9 +107,20 @@ def _holds_keras_tensor(context: Any) -> bool:
 
 
 def lists_as_arrays(context: Any) -> Any:
-    """Makes one array of a list of numbers; returns anything else as it is."""
-    if isinstance(context, (list, tuple)) and not any(
+    """Makes one array of a list of numbers; returns anything else as it is.
+
+    Raises:
+        ValueError: If there is none, as of lists that are not equally long.
+    """
+    if not isinstance(context, (list, tuple)) or any(
         hasattr(leaf, "shape") for leaf in keras.tree.flatten(context)
     ):
-        return np.asarray(context)
-    return context
+        return context
+    with contextlib.suppress(ValueError):
+        array = np.asarray(context)
+        if array.dtype != object:
+            return array
+    raise ValueError(
+        "Argument `context` must be a tensor of shape (batch, ...), or a structure of "
+        f"them. Received: context={described(context)}"
+    )

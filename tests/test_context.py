@@ -156,7 +156,9 @@ class TestRefusedContext:
         with pytest.raises(ValueError, match=message):
             layer(X, context=np.ones((rows, 6)))
 
-    @pytest.mark.parametrize("context", [5, 0.5, "abc", object()])
+    @pytest.mark.parametrize(
+        "context", [5, 0.5, "abc", object(), [[1, 2], [3]], [None] * BATCH]
+    )
     def test_what_is_no_tensor(self, context):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
         with pytest.raises(ValueError, match="`context` must be a tensor.*Received"):
