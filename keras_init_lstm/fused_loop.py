@@ -231,12 +231,16 @@ def _forward(
 @functools.cache
 def _compiled(function: Callable, *size: int, **options: bool) -> Any:  # noqa: ARG001
     """One function for each size of a layer, so that all its batches share a trace."""
-    return tf.function(
+    compiled = tf.function(
         functools.partial(function, **options),
         jit_compile=True,
         autograph=False,
         reduce_retracing=True,
     )
+    # With and without a mask, and until TensorFlow sees that batch and timesteps vary,
+    # it is traced some six times, of which the user would be warned.
+    compiled._omit_frequent_tracing_warning = True
+    return compiled
 
 
 def _backward_loop(
