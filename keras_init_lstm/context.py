@@ -68,7 +68,14 @@ class TakesContext(keras.layers.Layer):
         return super().compute_output_spec(sequences)
 
     def _build_for(self, sequences: Any, context: Any) -> None:
-        rank = len(shape_of(sequences) or ())
+        shape = shape_of(sequences)
+        rank = len(shape or ())
+        if shape and rank < 3 and self.input_spec is None:
+            # Of any cell, Keras finds out when it slices; then this is built.
+            raise ValueError(
+                "Argument `sequences` must be a tensor of shape (batch, timesteps, "
+                f"...). Received: {described(sequences)}"
+            )
         if rank < 3 or rank != getattr(self.input_spec, "ndim", rank):
             return  # Keras refuses it, and must find the layer as it was.
         if self.built:

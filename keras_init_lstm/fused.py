@@ -117,7 +117,7 @@ def check_runs(
         ),
         "a mask that is not (batch, timesteps)": (
             mask is not None
-            and (mask.shape.rank != 2 or mask.shape[1] != sequences.shape[1])
+            and (mask.shape.rank != 2 or not _has_rows_for(mask, sequences))
         ),
         "forward-mode differentiation": _has_tangents(
             sequences, *initial_state, *map(tf.convert_to_tensor, layer.cell.weights)
@@ -152,6 +152,14 @@ def _one_mask(mask: Any) -> tf.Tensor | None:
     """A mask by itself, that Keras may hand on in a list."""
     mask = next(iter(keras.tree.flatten(mask)), None)
     return None if mask is None else tf.convert_to_tensor(mask)
+
+
+def _has_rows_for(mask: tf.Tensor, sequences: tf.Tensor) -> bool:
+    rows, timesteps = mask.shape
+    batch_size = sequences.shape[0]
+    # One row may stand for all.
+    fits = rows in (1, batch_size) or None in (rows, batch_size)
+    return fits and timesteps == sequences.shape[1]
 
 
 def _has_tangents(*tensors: tf.Tensor) -> bool:

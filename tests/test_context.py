@@ -11,6 +11,7 @@ from keras_init_lstm import (
     InitStateBidirectional,
     InitStateGRU,
     InitStateLSTM,
+    InitStateRNN,
 )
 from models import (
     BATCH,
@@ -179,6 +180,13 @@ class TestRefusedContext:
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             call(X, np.ones((rows, 6), "float32"))
         assert call(X, CONTEXT).shape == (BATCH, UNITS)
+
+    def test_sequences_of_any_cell_without_timesteps(self):
+        cell = layers.GRUCell(UNITS)
+        layer = InitStateRNN(cell, initial_state=Conditional(encoder()))
+        with pytest.raises(ValueError, match="`sequences` must be .* Received"):
+            layer(X[:, 0], context=CONTEXT)
+        assert not layer.built
 
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("wrap", WRAPS)

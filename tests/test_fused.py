@@ -378,19 +378,22 @@ def outcome(call):
     ],
     ids=str,
 )
-def test_a_mask_of_any_shape_does_what_it_does_to_lstm(shape, in_graph):
+@pytest.mark.parametrize("rows", [4, 1])
+def test_a_mask_of_any_shape_does_what_it_does_to_lstm(shape, in_graph, rows):
     layer = InitStateLSTM(UNITS, initial_state=0.5)
     layer.build((4, TIMESTEPS, FEATURES))
     mask = np.random.default_rng(1).random(shape) < 0.6
     outcomes = []
     for each in (layer, lstm_of(layer)):
-        states = {} if each is layer else {"initial_state": layer.get_initial_state(4)}
+        states = (
+            {} if each is layer else {"initial_state": layer.get_initial_state(rows)}
+        )
 
         def call(x, mask, each=each, states=states):
             return each(x, mask=mask, training=True, **states)
 
         call = tf.function(call) if in_graph else call
-        outcomes.append(outcome(lambda call=call: call(batch(), mask)))
+        outcomes.append(outcome(lambda call=call: call(batch(rows), mask)))
     got, want = outcomes
     if isinstance(want, type):
         assert got is want
