@@ -7,7 +7,7 @@ torch ?= torch==2.13.0
 FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: bench demo test test-backends test-floor test-jax test-newest test-torch versions
+.PHONY: bench demo fuzz hammer test test-backends test-floor test-jax test-newest test-torch versions
 .PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
@@ -15,6 +15,14 @@ demo: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
+
+# Random cases beside Keras's layers; `benchmarks/fuzz.py --help` has the options.
+fuzz: .venv/ready
+	$(BIN)/python benchmarks/fuzz.py
+
+# The tests of what is left behind by many calls, with all the calls.
+hammer: .venv/ready
+	HAMMER=full $(BIN)/pytest -n0 -q -s tests/test_hammered.py
 
 test: .venv/ready
 	$(BIN)/ruff check

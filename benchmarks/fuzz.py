@@ -1,0 +1,321 @@
+"""Random layers and calls, each beside the layer of Keras, until one breaks the rule.
+
+A case draws a layer of the family, what it starts from, and a few calls. Each call must
+equal that of Keras's layer which is handed the same states; where something drawn is
+wrong, it must be refused by an error that names it, and change nothing.
+"""
+
+import argparse
+import collections
+import logging
+import os
+import random
+import re
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_init_lstm
+import models
+from fuzz_draws import BATCHES, NAMES, SIZES, Draw, arguments_of, call_of, initial_state
+from keras_init_lstm import Sampled
+from oracles import TOLERANCES, flat, nested, tiled_states, to_numpy
+
+
+class BrokenRuleError(Exception):
+    """Raised with the kind of the failure, and what was seen."""
+
+
+def run(way, layer, x, kwargs):
+    """Calls a layer in one of the ways of `fuzz_draws.WAYS`."""
+    if way == "eager":
+        return layer(x, **kwargs)
+    if way == "graph":
+        return tf.function(lambda: layer(x, **kwargs))()
+    if way == "compiled":
+        return tf.function(lambda: layer(x, **kwargs), jit_compile=True)()
+    given = {"sequences": x, **kwargs}
+    if "context" in kwargs:
+        given["context"] = np.asarray(kwargs["context"])
+    arrays = [to_numpy(a) for a in keras.tree.flatten(given) if hasattr(a, "shape")]
+
+    def call(*tensors):
+        left = iter(tensors)
+        of_leaf = lambda leaf: next(left) if hasattr(leaf, "shape") else leaf  # noqa: E731
+        return layer(**keras.tree.map_structure(of_leaf, given))
+
+    if way == "unknown shapes":
+        shapes = [[None] * (a.ndim - 1) + [a.shape[-1]] for a in arrays]
+        specs = [tf.TensorSpec(s, a.dtype) for s, a in zip(shapes, arrays, strict=True)]
+        return tf.function(call, input_signature=specs)(*arrays)
+    del given["training"]
+    batch_size = len(x) if layer.stateful else None
+    inputs = [keras.Input(a.shape[1:], batch_size, dtype=str(a.dtype)) for a in arrays]
+    model = keras.Model(inputs, call(*inputs))
+    model.compile(run_eagerly=way == "predict eagerly")
+    return model.predict(arrays, batch_size=max(len(x), 1), verbose=0)
+
+
+def attempt(function, *args):
+    """What it returns, what it raises, and what it warns of."""
+    value, error, log = None, None, logging.Handler(logging.WARNING)
+    log.emit = lambda record: texts.append(record.getMessage())
+    texts = []
+    logger = tf.get_logger()
+    handlers, logger.handlers = logger.handlers, [log]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            value = function(*args)
+        except Exception as raised:
+            error = raised
+    logger.handlers = handlers
+    texts += [f"{each.category.__name__}: {each.message}" for each in caught]
+    # Functions are traced here again and again; Keras drops arrays where it raises.
+    # The conversion of a variable by NumPy 2 is a matter of Keras, too.
+    ignored = r"retracing(?!.*_(for|back)ward)|never used.*keras/src|accept a copy"
+    ignored = re.compile(ignored, re.S)
+    return value, error, {t for t in texts if not ignored.search(t)}
+
+
+def fail(kind, seen):
+    """Raises a `BrokenRuleError`."""
+    if isinstance(seen, Exception):
+        seen = "".join(traceback.format_exception(seen)[-5:])
+    raise BrokenRuleError(kind, seen)
+
+
+class Case:
+    """A layer drawn by a seed, on which alone it depends, and the calls of it."""
+
+    def __init__(self, seed):
+        random.seed(seed)  # By it Keras chooses the seeds that are not given.
+        self.draw = draw = Draw(seed)
+        self.name, (self.features, units) = draw.of(*NAMES), draw.of(*SIZES)
+        self.batch = draw.of(*BATCHES)
+        self.arguments = arguments_of(draw, self.name, units)
+        sizes = models.state_size(self.name, units)
+        self.make = initial_state(draw, sizes, self.arguments["dtype"])
+        self.outcomes, self.wrong = collections.Counter(), draw.wrong
+        self.carried = self.call = None
+
+    def check(self):
+        """Raises a `BrokenRuleError` if the case breaks the rule."""
+        self.layer, error, warned = attempt(
+            lambda: models.recurrent(
+                keras_init_lstm,
+                self.name,
+                {**self.arguments, "initial_state": self.make()},
+            )
+        )
+        self.expect_no(warned)
+        self.wrong = wrong = self.draw.wrong
+        if error is not None:
+            self.expect_refusal(error)
+            return
+        if wrong - {"encoder"}:  # That of another size is only seen at a call.
+            fail("accepted what is wrong", sorted(wrong))
+        arguments = {k: v for k, v in self.arguments.items() if k != "use_fused"}
+        arguments |= {"stateful": False, "return_state": True}
+        self.reference = models.recurrent(keras.layers, self.name, arguments)
+        if self.draw.chance(0.6) and not wrong:
+            shape = (self.batch, None, self.features)
+            self.layer.build(shape, context_shape=(self.batch, 2))
+            shapes = [weight.shape for weight in self.layer.cell.weights]
+            weights = [self.draw.rng.normal(0, 0.5, shape) for shape in shapes]
+            self.layer.cell.set_weights(weights)
+        for _ in range(3 if self.layer.stateful else 2):
+            self.call = call_of(self.draw, self.layer, self.batch, self.features)
+            self.wrong = wrong | self.draw.wrong
+            if not self.check_call(*self.call):
+                return
+            if self.draw.chance(0.2):
+                self.layer.reset_state()
+                self.carried = None
+
+    def check_call(self, way, x, kwargs):
+        """Checks one call, and returns whether others can come after it."""
+        layer, training = self.layer, kwargs["training"] and "predict" not in way
+        drawn = [
+            isinstance(kind, Sampled) and (training or kind.at_inference == "sample")
+            for kind in layer.initial_state
+        ]
+        if (
+            any(drawn) and not self.wrong
+        ):  # To know what is drawn, from where it begins.
+            context = kwargs.get("context", "x")
+            layer.get_initial_state(len(context), context=kwargs.get("context"))
+        before = self.generators()
+        got, error, warned = attempt(run, way, layer, x, kwargs)
+        if "use_fused=True" in str(error) and self.may_refuse_fused(
+            x, kwargs, training
+        ):
+            self.wrong = self.wrong | {"use_fused"}
+        if self.wrong:
+            if error is None:
+                fail("accepted what is wrong", sorted(self.wrong))
+            self.expect_refusal(error)
+            if not all(map(np.array_equal, before, self.generators())):
+                fail("refused, but drew", error)
+            return "encoder" not in self.wrong
+        of_keras = {"mask": kwargs["mask"], "training": kwargs["training"]}
+        if layer.built:
+            self.reference.build((None, None, self.features))
+        if error is None:
+            self.reference.set_weights(flat(layer.cell.weights))
+            states = self.states(x, kwargs, training, drawn, before)
+            of_keras["initial_state"] = nested(layer, states)
+        want, theirs, their_warnings = attempt(run, way, self.reference, x, of_keras)
+        if theirs is not None:
+            # Without a bias, Keras takes no empty batch; the fused loop does.
+            if not error and np.size(x):
+                fail("accepted what Keras refuses", theirs)
+            if error and not isinstance(error, (ValueError, TypeError, type(theirs))):
+                fail("another exception", error)
+            self.outcomes["refused as by Keras"] += 1
+            return False
+        if error is not None:
+            fail("refused what Keras takes", error)
+        self.expect_no(warned - their_warnings)
+        if layer.stateful:
+            self.carried = flat(layer.states)
+            self.expect_close(self.carried, flat(want)[1:], way)
+        self.expect_same(got, want if layer.return_state else want[0], way)
+        self.outcomes["agreed"] += 1
+        return True
+
+    def sampled(self):
+        kinds = self.layer.initial_state
+        return [kind for kind in kinds if isinstance(kind, Sampled) and kind.built]
+
+    def generators(self):
+        return [to_numpy(kind.seed_generator.state) for kind in self.sampled()]
+
+    def states(self, x, kwargs, training, drawn, before):
+        """What the rows of a call started from, each state as `(batch, units)`."""
+        layer, context = self.layer, kwargs.get("context")
+        array = None if context is None else np.asarray(context, "float32")
+        states = keras.tree.flatten(tiled_states(layer, len(x), array))
+        if any(drawn):
+            after = self.generators()
+            for kind, state in zip(self.sampled(), before, strict=True):
+                kind.seed_generator.state.assign(state)
+            shown = flat(layer.get_initial_state(len(x), training, context))
+            if "initial_state" not in kwargs and not np.array_equal(
+                after, self.generators()
+            ):
+                fail("drew more or less than once", [before, after])
+            for kind, state in zip(self.sampled(), after, strict=True):
+                kind.seed_generator.state.assign(state)
+            states = [shown[i] if drawn[i] else s for i, s in enumerate(states)]
+        explicit = kwargs.get("initial_state") or nested(layer, [None] * len(states))
+        explicit = keras.tree.flatten(explicit)
+        pairs = zip(explicit, self.carried or states, strict=True)
+        return [state if given is None else given for given, state in pairs]
+
+    def may_refuse_fused(self, x, kwargs, training):
+        """Whether `use_fused=True` asks for what the fused loop is not made for."""
+        arguments = self.arguments
+        return arguments.get("use_fused") is True and (
+            (arguments["activation"], arguments["recurrent_activation"])
+            != ("tanh", "sigmoid")
+            or arguments["unroll"]
+            or (training and arguments["recurrent_dropout"])
+            or (training and arguments["dropout"] and arguments["implementation"] == 1)
+            or np.shape(kwargs["mask"]) not in ((), np.shape(x)[:2])
+            or not str(getattr(x, "dtype", "")).startswith(("float", "<dtype: 'float"))
+        )
+
+    def expect_same(self, got, want, way):
+        skeletons = [keras.tree.map_structure(lambda _: 0, y) for y in (got, want)]
+        if skeletons[0] != skeletons[1]:
+            fail("another structure", skeletons)
+        got, want = flat(got), flat(want)
+        types = [[(y.dtype, y.shape) for y in each] for each in (got, want)]
+        if types[0] != types[1]:
+            fail("another dtype or shape", types)
+        self.expect_close(got, want, way)
+
+    def expect_close(self, got, want, way):
+        tolerance = TOLERANCES[self.arguments["dtype"]]
+        if self.layer.takes_context:  # Its encoder has a policy of its own.
+            tolerance = max(tolerance, TOLERANCES["float32"])
+        elif way == "eager" and not self.arguments.get("use_fused"):
+            tolerance = 0.0
+        for a, b in zip(got, want, strict=True):
+            a, b = a.astype("float64"), b.astype("float64")
+            scale = max([1.0, *np.abs(b[np.isfinite(b)])])
+            if not np.allclose(a, b, tolerance, tolerance * scale, equal_nan=True):
+                fail("another value", f"{a}\n{b}")
+
+    def expect_no(self, warned):
+        if warned:
+            fail("a warning", "\n".join(warned))
+
+    def expect_refusal(self, error):
+        """Errors at run time are TensorFlow's own, and name the argument too."""
+        if not isinstance(error, (ValueError, TypeError, tf.errors.OpError)):
+            fail("another exception", error)
+        if not any(re.search(rf"\b{name}\b", str(error)) for name in self.wrong):
+            fail("an error that does not name the argument", error)
+        self.outcomes["refused"] += 1
+
+
+def shown(call):
+    """A call with the shapes of its arrays in their place."""
+    return keras.tree.map_structure(
+        lambda a: f"{a.dtype}{tuple(a.shape)}" if hasattr(a, "shape") else a, call
+    )
+
+
+def fuzz(seeds, minutes=float("inf")):
+    """Checks the case of each seed, prints what fails, and returns how many of what."""
+    start, outcomes = time.monotonic(), collections.Counter()
+    for seed in seeds:
+        if time.monotonic() - start > 60 * minutes:
+            break
+        case = Case(seed)
+        try:
+            case.check()
+        except Exception as error:
+            kind, seen = "an error of the fuzzer", traceback.format_exc()
+            if isinstance(error, BrokenRuleError):
+                kind, seen = error.args
+            outcomes[f"FAILED: {kind}"] += 1
+            print(f"\n{kind}: {seen}\n{case.name} {case.arguments}")
+            print(f"starts: {vars(case).get('layer') and case.layer.initial_state}")
+            print(f"wrong: {sorted(case.wrong)}, called: {shown(case.call)}")
+            print(f"python benchmarks/fuzz.py --seed {seed} --count 1", flush=True)
+        outcomes.update(case.outcomes, cases=1)
+        if outcomes["cases"] % 1000 == 0:
+            print(f"{time.monotonic() - start:.0f} s, {dict(outcomes)}", flush=True)
+    return outcomes
+
+
+def main():
+    """Reads the options, and exits with 1 if a case has failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=random.randrange(10**9))
+    options = parser.parse_args()
+    # What Keras lets fall is reported whenever it is collected.
+    tf.get_logger().handlers = [logging.NullHandler()]
+    print(f"Cases of the seeds from {options.seed} on")
+    outcomes = fuzz(range(options.seed, options.seed + options.count), options.minutes)
+    for what, count in sorted(outcomes.items()):
+        print(f"{count:6} {what}")
+    sys.exit(any(what.startswith("FAILED") for what in outcomes))
+
+
+if __name__ == "__main__":
+    main()
