@@ -33,7 +33,8 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
         function of this package: import it before you load a file of such a model.
 
     Raises:
-        ValueError: If `path` is not that of a whole model of Keras 2; if a layer is of
+        ValueError: If Keras is older than 3.14; if `path` is not that of a whole model
+            of Keras 2; if a layer is of
             a class that Keras 3 does not have, or is one of `Lambda`, or an operation
             on tensors that is not known here; if it takes constants, or ragged or
             sparse tensors, or has `time_major=True`; or if Keras refuses the rest. The
@@ -49,6 +50,11 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
         raise ValueError(
             "Argument `compile` must be False: an optimizer of Keras 2 is not loaded. "
             "Compile the model that is returned. Received: compile=True"
+        )
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14):
+        raise ValueError(
+            "`load_keras2_model()` needs Keras 3.14: older ones do otherwise with "
+            f"masks. Received: Keras {keras.__version__}"
         )
     path = pathlib.Path(path)
     custom_objects = kwargs.pop("custom_objects", None) or {}

@@ -23,6 +23,10 @@ from oracles import assert_same, flat
 KILLS = int(os.environ.get("KILLS", 4))
 KILL_SEED = int(os.environ.get("KILL_SEED", 1))
 TIMESTEPS, BATCHES, EPOCHS = 2, 5, 3
+# On JAX each training compiles anew, which takes minutes: there they run if asked for.
+asked_for = pytest.mark.skipif(
+    BACKEND == "jax" and "KILLS" not in os.environ, reason="takes minutes on JAX"
+)
 X = normal(BATCHES * BATCH, TIMESTEPS, FEATURES)
 Y = normal(BATCHES * BATCH, 1)
 # XLA would take longer to compile than all the rest.
@@ -172,6 +176,7 @@ else:
     SOURCES["generator"] = lambda: {"x": endless(), **GO_ON}
 
 
+@asked_for
 class TestGoesOn:
     @pytest.mark.parametrize("source", SOURCES)
     def test_within_an_epoch(self, source, backup, tmp_path):
@@ -355,6 +360,7 @@ def test_killed_at_random_moments(tmp_path):
     assert not (tmp_path / "backup").exists()
 
 
+@asked_for
 class TestWholeFilesOnly:
     @pytest.mark.parametrize("step", ["numpy.savez", "pathlib.Path.replace"])
     def test_interrupted_while_saving(self, step, backup, tmp_path, monkeypatch):
@@ -398,6 +404,7 @@ class TestWholeFilesOnly:
         assert done == [("fsync", False), ("replace", True), ("fsync", True)]
 
 
+@asked_for
 class TestWhatKerasDoes:
     """Its callback of the same name but for one word."""
 
@@ -439,6 +446,7 @@ class TestWhatKerasDoes:
             train(backup())
 
 
+@asked_for
 class TestRefuses:
     @pytest.mark.parametrize("backup_dir", ["", None, 3])
     def test_no_folder(self, backup_dir):

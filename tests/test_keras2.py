@@ -27,7 +27,13 @@ from keras_init_lstm import (
 from models import SHAPE, TIMESTEPS, X
 from oracles import assert_same
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.skipif(
+        tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14),
+        reason="older ones do otherwise with masks, and are refused",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +218,9 @@ class TestLegacyObjects:
     def test_as_a_layer_to_adopt(self):
         with pytest.raises(ValueError, match="must be .* `LSTM`.*tf_keras"):
             InitStateLSTM.from_lstm(tf_keras.layers.LSTM(2))
+
+
+def test_an_older_keras_is_refused(monkeypatch):
+    monkeypatch.setattr(keras, "__version__", "3.13.2")
+    with pytest.raises(ValueError, match=r"needs Keras 3\.14.*Received: Keras 3\.13"):
+        load_keras2_model("model.h5")
