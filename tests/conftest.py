@@ -14,6 +14,8 @@ NEEDED = {
     "test_demo.py": ("matplotlib",),
     "test_export.py": ("ai_edge_litert", "onnxruntime", "tensorflow", "tf2onnx"),
     "test_fused.py": ("tensorflow",),
+    "test_fuzz.py": ("tensorflow",),
+    "test_hammered.py": ("tensorflow",),
     "test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),
     "test_tensorboard.py": ("tensorflow",),
