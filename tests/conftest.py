@@ -46,7 +46,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "backends",
     parent=hypothesis.settings.get_profile("default"),
-    max_examples=10,
+    max_examples=8,
 )
 # For mutation testing, where a failure says enough by itself.
 hypothesis.settings.register_profile(

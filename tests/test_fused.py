@@ -199,6 +199,7 @@ class TestBatches:
 
 
 class TestTimesteps:
+    @at_most(15)  # Each differentiates an eager loop of Keras.
     @given(
         cases(
             kinds=("fixed",),
