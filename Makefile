@@ -40,7 +40,7 @@ test-jax test-torch: test-%: .venv-%/ready
 versions: test-floor test-newest
 
 test-floor test-newest: test-%: .venv-%/ready
-	.venv-$*/bin/pip list --quiet | grep -iE '^(keras|numpy|tensorflow) '
+	.venv-$*/bin/pip freeze | grep -iE '^(keras|numpy|tensorflow)=='
 	.venv-$*/bin/pytest tests
 
 .venv/ready: pyproject.toml

@@ -136,7 +136,7 @@ def arguments_of(draw, name, units):
     return {argument: draw.of(*values) for argument, values in options.items()}
 
 
-def mask_of(draw, batch, timesteps):
+def mask_of(draw, batch, timesteps, stateful):
     """A mask of any kind, or none."""
     if draw.chance(0.5):
         return None
@@ -145,7 +145,9 @@ def mask_of(draw, batch, timesteps):
     mask = draw.of(mask, mask, steps < 2, steps >= 1, mask & False)
     if draw.chance(0.1) and timesteps:  # Of which Keras takes some.
         shapes = [mask[:1], mask[..., None], mask[:, :1], mask[:, 1:], mask.any(axis=1)]
-        return draw.of(*shapes, np.tile(mask, (2, 1)), mask.tolist(), "x", 1.0)
+        # It makes two rows of one, which don't fit into a stream.
+        shapes += [np.tile(mask, (2, 1))] * (not stateful)
+        return draw.of(*shapes, mask.tolist(), "x", 1.0)
     dtype = draw.of("bool", "bool", "bool", "int32", "float32", "uint8")
     return draw.of(np.asarray, tf.constant)(mask.astype(dtype))
 
@@ -180,7 +182,7 @@ def call_of(draw, layer, batch, features):
         step = draw.rng.integers(batch), draw.rng.integers(timesteps)
         x[step] = draw.of(np.nan, np.nan, np.inf, -np.inf)
     kwargs = {"training": draw.of(True, False, None)}
-    kwargs["mask"] = mask_of(draw, batch, timesteps)
+    kwargs["mask"] = mask_of(draw, batch, timesteps, layer.stateful)
     if layer.takes_context:
         kwargs["context"] = draw.rng.normal(size=(batch, 2)).astype("float32")
     if draw.chance(0.05) and starts_right:  # Of which Keras takes some.
