@@ -12,7 +12,7 @@ from backends import tf
 from keras_init_lstm import InitStateLSTM, fused, fused_loop
 from models import FEATURES, UNITS, normal
 from oracles import assert_same, gradients, lstm_of, scale_of, tiled_states, to_numpy
-from strategies import at_most, cases, masks
+from strategies import FUSIBLE, at_most, cases, masks
 
 pytestmark = pytest.mark.tensorflow
 
@@ -35,12 +35,12 @@ def taken(monkeypatch):
     """One entry for each time that the fused loop was called or traced."""
     calls = []
 
-    def lstm(sequences, *args, **kwargs):
+    def run(cell, sequences, *args, **kwargs):
         calls.append(sequences.shape)
-        return real(sequences, *args, **kwargs)
+        return real(cell, sequences, *args, **kwargs)
 
-    real = fused.lstm
-    monkeypatch.setattr(fused, "lstm", lstm)
+    real = fused.run
+    monkeypatch.setattr(fused, "run", run)
     return calls
 
 
@@ -51,11 +51,12 @@ class TestGradients:
             kinds=("zeros", "fixed", "trainable"),
             dtypes=["float64"],
             dropout=False,
+            layers=FUSIBLE,
             use_fused=True,
         ),
         st.booleans(),
     )
-    def test_of_second_order_are_those_of_lstm(self, case, training):
+    def test_of_second_order_are_those_of_keras(self, case, training):
         layer = case.layer()
         states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
         call = {"order": 2, "mask": case.mask, "training": training}
