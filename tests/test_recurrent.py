@@ -121,7 +121,9 @@ def step_of_fit(case, layer, weights, **kwargs):
 
     But for a weight with a constraint, which holds after the step.
     """
-    given = {"inputs": case.inputs, "context": case.context}
+    given = {"inputs": case.inputs}
+    if layer.takes_context:  # Keras 3.10 to 3.12 refuse an input that is not used.
+        given["context"] = case.context
     if case.mask is not None:
         given["mask"] = case.mask
     symbolic = {
