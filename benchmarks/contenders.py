@@ -53,12 +53,13 @@ class Cell(NamedTuple):
     torch: str | None  # The name in `torch.nn` of the one that computes the same.
 
 
-before = {"reset_after": False}
 CELLS = {
     "LSTM": Cell(keras.layers.LSTM, InitStateLSTM, "LSTM"),
     "GRU": Cell(keras.layers.GRU, InitStateGRU, "GRU"),
     "GRU(reset_after=False)": Cell(
-        partial(keras.layers.GRU, **before), partial(InitStateGRU, **before), None
+        partial(keras.layers.GRU, reset_after=False),
+        partial(InitStateGRU, reset_after=False),
+        None,
     ),
     "SimpleRNN": Cell(keras.layers.SimpleRNN, InitStateSimpleRNN, "RNN"),
 }
@@ -85,7 +86,7 @@ LAYERS = (BASELINE, CONTROL, EXPLICIT, *OURS)
 FEW = (BASELINE, EXPLICIT, "trainable", DEFAULT)
 CONTENDERS = (*LAYERS, *((TORCH, TORCH_LOOP) if torch else ()))
 LEGEND = {
-    BASELINE: "its layer without a state of its own; the others are relative to it",
+    BASELINE: "keras.layers.LSTM without a state; the others are relative to it",
     CONTROL: "another just like it: what differs from 1 here is the machine's doing",
     EXPLICIT: "the same with two learned weights, tiled to the batch by hand",
     **{k: f'InitStateLSTM(initial_state="{k}", use_fused=False)' for k in KINDS},

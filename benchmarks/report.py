@@ -97,6 +97,7 @@ def heading(results):
         "\n".join(f"{name:<11}{value}" for name, value in settings.items())
         + "\n\n"
         + "\n".join(f"  {name:<18}{text}" for name, text in LEGEND.items())
+        + "\n  For the other layers, these stand in the place of the LSTMs."
     )
 
 
