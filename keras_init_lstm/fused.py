@@ -1,7 +1,7 @@
 """When the faster loop runs in the place of Keras's, and how it is fed."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,8 @@ from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import control_flow_v2_func_graphs
 
+from keras_init_lstm import swapped
+from keras_init_lstm._keras import infers_shapes
 from keras_init_lstm.backend.base import NotFusedError
 from keras_init_lstm.fused_loop import has_room_for, lstm, rounded_up
 
@@ -38,6 +40,7 @@ def inner_loop(
     initial_state: Sequence[tf.Tensor],
     mask: Any,
     training: bool,
+    plain: Callable[..., Any],
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """Does what `keras.layers.LSTM.inner_loop` does, for the layers it is made for.
 
@@ -48,6 +51,7 @@ def inner_loop(
         initial_state: h and c, each `(batch, units)`.
         mask: A tensor `(batch, timesteps)`, a list of it, or `None`.
         training: Python boolean.
+        plain: Keras's own `inner_loop`, for a graph that may be an export.
 
     Returns:
         The last output, all outputs, and the list of the last h and c.
@@ -57,6 +61,23 @@ def inner_loop(
     """
     check_runs(layer, sequences, mask, training, initial_state)
     sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
+    if not _may_be_an_export(layer, training):
+        return _run(layer, sequences, initial_state, mask, training)
+    # Where a gradient is asked for, the plain loop runs.
+    faster = functools.partial(_run, layer, training=False, differentiable=False)
+    return swapped.run(
+        plain, faster, layer.cell.weights, sequences, initial_state, mask
+    )
+
+
+def _run(
+    layer: keras.layers.LSTM,
+    sequences: tf.Tensor,
+    initial_state: Sequence[tf.Tensor],
+    mask: tf.Tensor | None,
+    training: bool,
+    differentiable: bool = True,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     if training and layer.dropout:
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
     if mask is not None:
@@ -73,6 +94,7 @@ def inner_loop(
         tf.convert_to_tensor(layer.cell.recurrent_kernel),
         tf.convert_to_tensor(layer.cell.bias) if layer.use_bias else None,
         training=bool(training),
+        differentiable=differentiable,
     )
     # The last state is the last output. If only that is returned, the array of all of
     # them is not used, and TensorFlow leaves it out.
@@ -122,30 +144,40 @@ def check_runs(
         "forward-mode differentiation": _has_tangents(
             sequences, *initial_state, *map(tf.convert_to_tensor, layer.cell.weights)
         ),
-        "a branch of `tf.cond`, through which no gradient comes to it": _in_a_branch(),
+        "a branch of `tf.cond`, through which no gradient comes to it": (
+            _in_a_branch() and not _may_be_an_export(layer, training)
+        ),
     }
     if layer.use_fused is not True:
-        # An exporter traces like the user of a `tf.function`, and would find no LSTM
-        # in a compiled loop. Keras's `evaluate` and `predict` trace within a replica,
-        # for which Keras makes a context also where no strategy is in use.
-        context = tf.distribute.get_replica_context()
-        in_keras = type(context) is tf.distribute.ReplicaContext or (
-            context is not None and tf.distribute.has_strategy()
-        )
         features, units = sequences.shape[2], layer.units
         refusals |= {
             "few or an unknown number of timesteps": (
                 (sequences.shape[1] or 0) < _FEWEST_TIMESTEPS
             ),
             "16-bit floating point": layer.compute_dtype not in ("float32", "float64"),
-            "what may be an export": (
-                tf.inside_function() and not (training or in_keras)
-            ),
+            "a call for the shapes alone": infers_shapes(),
             "ever more sizes of layers": not has_room_for(features, units),
         }
     for reason, applies in refusals.items():
         if applies:
             raise NotFusedError(reason)
+
+
+def _may_be_an_export(layer: keras.layers.LSTM, training: bool) -> bool:
+    """Whether what is traced may be written to a file, where it has to be plain.
+
+    An exporter traces like the user of a `tf.function`, and would find no LSTM in a
+    compiled loop.
+    """
+    if layer.use_fused is True or training or not tf.inside_function():
+        return False
+    # Keras's `evaluate` and `predict` trace within a replica, for which Keras makes a
+    # context also where no strategy is in use.
+    context = tf.distribute.get_replica_context()
+    in_keras = type(context) is tf.distribute.ReplicaContext or (
+        context is not None and tf.distribute.has_strategy()
+    )
+    return not in_keras
 
 
 def _one_mask(mask: Any) -> tf.Tensor | None:

@@ -38,6 +38,7 @@ def lstm(
     recurrent_kernel: tf.Tensor,
     bias: tf.Tensor | None,
     training: bool,
+    differentiable: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Runs an LSTM with tanh and sigmoid over a batch, on the CPU.
 
@@ -52,6 +53,8 @@ def lstm(
         bias: `(4 * units,)`, or `None` for zeros.
         training: Python boolean, whether to keep what the gradient needs. Without,
             it is right too, but runs the loop twice.
+        differentiable: Python boolean, whether there may be a gradient at all. With
+            one, TensorFlow keeps the graph of each trace for good.
 
     Returns:
         The hidden states after each timestep `(batch, timesteps, units)`, and the
@@ -90,8 +93,9 @@ def lstm(
 
     masks = [None] * blocks if mask is None else split(mask)
     weights = (kernel, recurrent_kernel, bias)
+    options = {"training": training, "differentiable": differentiable}
     results = [
-        _block(x, m, h, c, *weights, training=training)
+        _block(x, m, h, c, *weights, **options)
         for x, m, h, c in zip(split(sequences), masks, split(h), split(c), strict=True)
     ]
     hs, h, c = (
@@ -122,7 +126,11 @@ def rounded_up(rows: Any) -> Any:
 
 
 def _block(
-    x: tf.Tensor, mask: tf.Tensor | None, *inputs: tf.Tensor, training: bool
+    x: tf.Tensor,
+    mask: tf.Tensor | None,
+    *inputs: tf.Tensor,
+    training: bool,
+    differentiable: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     size = x.shape[2], inputs[0].shape[1]
     x = tf.transpose(x, [1, 0, 2])
@@ -154,6 +162,8 @@ def _block(
 
         return outputs, gradient
 
+    if not differentiable:
+        run = functools.partial(_compiled(_forward, *size, training=training), mask)
     hs, h, c = run(x, *inputs)
     return tf.transpose(hs, [1, 0, 2]), h, c
 

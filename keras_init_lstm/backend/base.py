@@ -80,8 +80,11 @@ class Backend:
         initial_state: Sequence[Any],
         mask: Any,
         training: bool,
+        plain: Callable[..., Any],
     ) -> tuple[Any, Any, list[Any]]:
         """Runs a faster loop, with the arguments and results of `inner_loop`.
+
+        `plain` is the `inner_loop` of Keras.
 
         Raises:
             NotFusedError: If there is none for this layer.
