@@ -1,7 +1,7 @@
 """When the faster loop runs in the place of Keras's, and how it is fed."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,8 @@ from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import control_flow_v2_func_graphs
 
+from keras_init_lstm import swapped
+from keras_init_lstm._keras import infers_shapes
 from keras_init_lstm.backend.base import NotFusedError
 from keras_init_lstm.fused_cells import FusedCell, FusedGRU, FusedLSTM, FusedSimpleRNN
 from keras_init_lstm.fused_loop import has_room_for, rounded_up, run
@@ -39,6 +41,7 @@ def inner_loop(
     initial_state: Any,
     mask: Any,
     training: bool,
+    plain: Callable[..., Any],
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """Does what the `inner_loop` of Keras does, for the layers it is made for.
 
@@ -49,6 +52,7 @@ def inner_loop(
         initial_state: The states, each `(batch, units)`, in a list or nested.
         mask: A tensor `(batch, timesteps)`, a list of it, or `None`.
         training: Python boolean.
+        plain: Keras's own `inner_loop`, for a graph that may be an export.
 
     Returns:
         The last output, all outputs, and the list of the last states.
@@ -59,10 +63,27 @@ def inner_loop(
     states = keras.tree.flatten(initial_state)
     check_runs(layer, sequences, mask, training, states)
     sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
-    # A SimpleRNN of Keras draws at inference too, so that later draws depend on it.
-    if layer.dropout and (training or isinstance(layer, keras.layers.SimpleRNN)):
-        kept = layer.cell.get_dropout_mask(sequences[:, 0])
-        sequences = sequences * kept[:, None] if training else sequences
+    if not _may_be_an_export(layer, training):
+        return _run(layer, sequences, states, mask, training)
+    # Where a gradient is asked for, the plain loop runs.
+    faster = functools.partial(_run, layer, training=False, differentiable=False)
+    return swapped.run(plain, faster, layer.cell.weights, sequences, states, mask)
+
+
+def _run(
+    layer: keras.layers.RNN,
+    sequences: tf.Tensor,
+    states: Sequence[tf.Tensor],
+    mask: tf.Tensor | None,
+    training: bool,
+    differentiable: bool = True,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    if training and layer.dropout:
+        sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
+    elif isinstance(layer, keras.layers.SimpleRNN):
+        # That of Keras draws at inference too, and what is drawn later depends on it.
+        layer.cell.get_dropout_mask(sequences[:, 0])
+        layer.cell.get_recurrent_dropout_mask(states[0])
     if mask is not None:
         # One row may stand for all.
         mask = tf.broadcast_to(tf.cast(mask, "bool"), tf.shape(sequences)[:2])
@@ -78,6 +99,7 @@ def inner_loop(
         tf.convert_to_tensor(layer.cell.bias) if layer.use_bias else None,
         training=bool(training),
         return_sequences=layer.return_sequences,
+        differentiable=differentiable,
     )
     states = outputs[-len(states) :]
     # The last state is the last output.
@@ -124,9 +146,7 @@ def check_runs(
         ),
         "unroll=True": layer.unroll,
         "use_cudnn=True": getattr(layer, "use_cudnn", False) is True,
-        # Here too, a SimpleRNN draws at inference.
-        "recurrent_dropout": layer.recurrent_dropout
-        and (training or isinstance(layer, keras.layers.SimpleRNN)),
+        "recurrent_dropout": training and layer.recurrent_dropout,
         "dropout with implementation=1": (
             training and layer.dropout and getattr(layer.cell, "implementation", 2) == 1
         ),
@@ -140,32 +160,47 @@ def check_runs(
         "forward-mode differentiation": _has_tangents(
             sequences, *initial_state, *map(tf.convert_to_tensor, layer.cell.weights)
         ),
-        "a branch of `tf.cond`, through which no gradient comes to it": _in_a_branch(),
+        "a branch of `tf.cond`, through which no gradient comes to it": (
+            _in_a_branch() and not _may_be_an_export(layer, training)
+        ),
     }
     if layer.use_fused is not True:
-        # An exporter traces like the user of a `tf.function`, and would find no LSTM
-        # in a compiled loop. Keras's `evaluate` and `predict` trace within a replica,
-        # for which Keras makes a context also where no strategy is in use.
-        context = tf.distribute.get_replica_context()
-        in_keras = type(context) is tf.distribute.ReplicaContext or (
-            context is not None and tf.distribute.has_strategy()
-        )
         features, units = sequences.shape[2], layer.units
         refusals |= {
             "few or an unknown number of timesteps": (
                 (sequences.shape[1] or 0) < _FEWEST_TIMESTEPS
             ),
             "16-bit floating point": layer.compute_dtype not in ("float32", "float64"),
-            "what may be an export": (
-                tf.inside_function() and not (training or in_keras)
-            ),
+            "a call for the shapes alone": infers_shapes(),
             "ever more sizes of layers": not has_room_for(
                 _cell_of(layer), features, units
+            ),
+            "draws at inference, in what may be an export": (
+                isinstance(layer, keras.layers.SimpleRNN)
+                and (layer.dropout or layer.recurrent_dropout)
+                and _may_be_an_export(layer, training)
             ),
         }
     for reason, applies in refusals.items():
         if applies:
             raise NotFusedError(reason)
+
+
+def _may_be_an_export(layer: keras.layers.RNN, training: bool) -> bool:
+    """Whether what is traced may be written to a file, where it has to be plain.
+
+    An exporter traces like the user of a `tf.function`, and would find no LSTM in a
+    compiled loop.
+    """
+    if layer.use_fused is True or training or not tf.inside_function():
+        return False
+    # Keras's `evaluate` and `predict` trace within a replica, for which Keras makes a
+    # context also where no strategy is in use.
+    context = tf.distribute.get_replica_context()
+    in_keras = type(context) is tf.distribute.ReplicaContext or (
+        context is not None and tf.distribute.has_strategy()
+    )
+    return not in_keras
 
 
 def _one_mask(mask: Any) -> tf.Tensor | None:

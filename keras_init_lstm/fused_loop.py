@@ -44,6 +44,7 @@ def run(
     bias: tf.Tensor | None,
     training: bool,
     return_sequences: bool,
+    differentiable: bool = True,
 ) -> list[tf.Tensor]:
     """Runs a cell over a batch of sequences, on the CPU.
 
@@ -60,6 +61,8 @@ def run(
         training: Python boolean, whether to keep what the gradient needs. Without,
             it is right too, but runs the loop twice.
         return_sequences: Python boolean.
+        differentiable: Python boolean, whether there may be a gradient at all. With
+            one, TensorFlow keeps the graph of each trace for good.
 
     Returns:
         The last states, each `(batch, units)`; before them, with `return_sequences`,
@@ -107,7 +110,9 @@ def run(
     masks = [None] * blocks if mask is None else split(mask)
     of_blocks = zip(masks, split(sequences), *map(split, states), strict=True)
     weights = (kernel, recurrent_kernel, bias)
-    results = [_block(program, *of_rows, *weights) for of_rows in of_blocks]
+    results = [
+        _block(program, differentiable, *of_rows, *weights) for of_rows in of_blocks
+    ]
     outputs = [
         parts[0] if blocks == 1 else tf.concat(parts, 0)
         for parts in zip(*results, strict=True)
@@ -154,7 +159,11 @@ class _Program:
 
 
 def _block(
-    program: _Program, mask: tf.Tensor | None, x: tf.Tensor, *others: tf.Tensor
+    program: _Program,
+    differentiable: bool,
+    mask: tf.Tensor | None,
+    x: tf.Tensor,
+    *others: tf.Tensor,
 ) -> list[tf.Tensor]:
     """Runs rows that XLA runs together; the others are the states and the weights."""
     if program.time_first:
@@ -181,7 +190,10 @@ def _block(
 
         return outputs, gradient
 
-    outputs = run(x, *others)
+    if differentiable:
+        outputs = run(x, *others)
+    else:
+        outputs, _ = _compiled(_forward, program)(mask, x, *others)
     if program.sequences and program.time_first:
         outputs = [_swapped(outputs[0]), *outputs[1:]]
     return outputs

@@ -93,14 +93,16 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
         activations, without `unroll` and `use_cudnn=True`, in training without
         `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
         `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
-        runs; so it does in a branch of `tf.cond`, in forward-mode differentiation, and
-        while `tf.debugging` checks every operation. `"auto"` also leaves to Keras:
-        16-bit floating point; fewer than 8 timesteps; a number of timesteps that is
-        unknown in a graph; inference in a `tf.function` of one's own, which may be an
-        export; and new sizes of layers once 64 are compiled in a process, as in a long
-        search, since XLA never lets go of what it has compiled, some 5 MiB for each.
-        So `fit`, `evaluate`, `predict` and eager calls take the fused loop, while a
-        SavedModel, TFLite or ONNX file holds a plain LSTM. Each number of timesteps
+        runs; so it does in a branch of `tf.cond` that may need a gradient, in
+        forward-mode differentiation, and while `tf.debugging` checks every operation.
+        `"auto"` also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a
+        number of timesteps that is unknown in a graph; and new sizes of layers once 64
+        are compiled in a process, as in a long search, since XLA never lets go of what
+        it has compiled, some 5 MiB for each. A SavedModel, TFLite or ONNX file holds
+        a plain LSTM. So does, for inference, the graph of a `tf.function` of one's own,
+        which may be exported: TensorFlow swaps that for the fused loop when it runs it
+        in this process, except where a gradient is taken, under `jit_compile=True`, in
+        `tf.data`, or without its optimizer of graphs. Each number of timesteps
         is compiled once in a graph; batch sizes, and in eager calls the timesteps
         too, are rounded up to few, so that little is compiled. Results are those of
         Keras's loop to float rounding, of gates in absolute terms: one that is nearly

@@ -51,15 +51,16 @@ class MayUseFused(InitStateRNN):
         mask: Any,
         training: bool = False,
     ) -> Any:
+        plain = super().inner_loop
         if self.use_fused:
             try:
                 return backend.fused_inner_loop(
-                    self, sequences, initial_state, mask, training
+                    self, sequences, initial_state, mask, training, plain
                 )
             except NotFusedError as reason:
                 if self.use_fused is True:
                     raise self._not_fused(reason) from reason
-        return super().inner_loop(sequences, initial_state, mask, training=training)
+        return plain(sequences, initial_state, mask, training=training)
 
     def _not_fused(self, reason: NotFusedError) -> ValueError:
         return ValueError(

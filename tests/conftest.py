@@ -69,3 +69,19 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(20260101)
+
+
+@pytest.fixture
+def fused_adds_one(monkeypatch):
+    """What the fused loop returns is one more than it should be, which tells it apart.
+
+    To be called is not to be run: a graph may hold one loop and run another.
+    """
+    from keras_init_lstm import fused
+
+    def lstm(*args, **kwargs):
+        hs, h, c = real(*args, **kwargs)
+        return hs + 1, h + 1, c
+
+    real = fused.lstm
+    monkeypatch.setattr(fused, "lstm", lstm)

@@ -21,6 +21,7 @@ ALLOWED = {
     "backend/tensorflow.py": {"tensorflow"},
     "fused.py": {"tensorflow"},
     "fused_loop.py": {"tensorflow"},
+    "swapped.py": {"tensorflow"},
     "tensorboard.py": {"tensorflow"},
     "backend/jax.py": {"jax"},
     "backend/torch.py": {"torch"},

@@ -1,6 +1,7 @@
 """The fused loop where it differs from Keras's: when it runs, and what is compiled."""
 
 import dataclasses
+import gc
 
 import keras
 import numpy as np
@@ -109,6 +110,10 @@ def twice_by_jacobian(call, x, variable):
     return outer.jacobian(gradient, variable)
 
 
+def through_a_function(call, x, variable):
+    return gradients(lambda: tf.function(call)(x), [variable])
+
+
 def around(control_flow):
     def differentiate(call, x, variable):
         @tf.function
@@ -133,6 +138,8 @@ WAYS = {
     "forwards": forwards,
     "forwards by inputs": forwards_by_inputs,
     "twice by jacobian": twice_by_jacobian,
+    "through a function": through_a_function,
+    "within a function": around(lambda call, x: call(x)),
     "cond": around(
         lambda call, x: tf.cond(x[0, 0, 0] < 9, lambda: call(x), lambda: call(2 * x))
     ),
@@ -164,6 +171,16 @@ def test_differentiated_in_another_way(way, training):
     got = WAYS[way](call, x, layer.cell.kernel.value)
     want = WAYS[way](reference, x, lstm.cell.kernel.value)
     assert_same(got, want, tolerance=1e-5)
+
+
+def test_differentiated_twice_through_a_function_for_inference():
+    layer, x = InitStateLSTM(UNITS), batch()
+    layer.build(x.shape)
+    found = []
+    for each in (layer, lstm_of(layer)):
+        call, kernel = tf.function(each), each.cell.kernel.value
+        found.append(gradients(lambda call=call: call(x), [kernel], order=2))
+    assert_same(*found, tolerance=1e-5)
 
 
 class TestBatches:
@@ -281,8 +298,7 @@ class TestWhenItRuns:
             lambda x: layer(x, training=training), input_signature=[spec]
         )
         got = call(batch())
-        known = timesteps is not None
-        assert bool(taken) == (use_fused is True or (training and known))
+        assert bool(taken) == (use_fused is True or timesteps is not None)
         assert_same(got, lstm_of(layer)(batch()), tolerance=1e-6)
 
     def test_the_known_part_of_the_shape_is_kept(self):
@@ -355,6 +371,122 @@ class TestWhenItRuns:
         assert len(taken) == 3
         InitStateLSTM(61, use_fused=True)(batch()), InitStateLSTM(61)(batch())
         assert len(taken) == 5
+
+
+# What a user may make of a layer for inference. Each takes the layer and returns a
+# function; with it whether the fused loop is what runs.
+
+
+def of_any_batch(call):
+    spec = tf.TensorSpec((None, TIMESTEPS, FEATURES))
+    return tf.function(call, input_signature=[spec])
+
+
+def without_its_parts(layer):
+    """A concrete function of another function, of which nothing else is left."""
+
+    def concrete():
+        inner = of_any_batch(layer)
+        return of_any_batch(lambda x: inner(x) * 1).get_concrete_function()
+
+    outer = concrete()
+    gc.collect()
+    return outer
+
+
+def on_a_tape(layer):
+    def call(x):
+        with tf.GradientTape():
+            return function(x)
+
+    function = tf.function(layer)
+    return call
+
+
+def without_grappler(layer):
+    def call(x):
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        try:
+            return tf.function(layer)(x)
+        finally:
+            tf.config.optimizer.set_experimental_options(
+                {"disable_meta_optimizer": False}
+            )
+
+    return call
+
+
+GRAPHS = {
+    "a function": (tf.function, True),
+    "of any batch": (of_any_batch, True),
+    "without its parts": (without_its_parts, True),
+    "with a mask": (
+        lambda layer: tf.function(
+            lambda x: layer(x, mask=tf.ones((len(x), TIMESTEPS), "bool"))
+        ),
+        True,
+    ),
+    "while_loop": (
+        lambda layer: tf.function(lambda x: repeatedly(layer, x)[1] / 3),
+        True,
+    ),
+    "cond": (
+        lambda layer: tf.function(
+            lambda x: tf.cond(x[0, 0, 0] < 9, lambda: layer(x), lambda: x[:, 0])
+        ),
+        True,
+    ),
+    "jit_compile": (lambda layer: tf.function(layer, jit_compile=True), False),
+    "on a tape": (on_a_tape, False),
+    "without grappler": (without_grappler, False),
+}
+
+
+@pytest.mark.usefixtures("fused_adds_one")
+class TestWhatRunsInAGraph:
+    @pytest.mark.parametrize("graph", GRAPHS)
+    def test_at_inference(self, graph):
+        make, fused = GRAPHS[graph]
+        layer, x = InitStateLSTM(UNITS), tf.constant(batch())
+        layer.build(x.shape)
+        got = make(layer)(x)
+        assert_same(got, lstm_of(layer)(x) + fused, tolerance=1e-6)
+
+    def test_with_weights_that_are_given(self):
+        layer, x = InitStateLSTM(UNITS, initial_state=0.5), tf.constant(batch())
+        layer.build(x.shape)
+        weights = [weight.value for weight in layer.trainable_variables]
+        others = [weight.value for weight in layer.non_trainable_variables]
+        call = tf.function(
+            lambda x, weights: layer.stateless_call(weights, others, x)[0]
+        )
+        assert_same(call(x, weights), tf.function(layer)(x))
+        got = call(x, [2 * weight for weight in weights])
+        layer.cell.set_weights([2 * weight for weight in layer.cell.get_weights()])
+        assert_same(got, tf.function(layer)(x))
+
+    def test_for_a_stream(self):
+        layer, x = InitStateLSTM(UNITS, stateful=True, initial_state=0.5), batch()
+        layer.build(x.shape)
+        lstm, call = lstm_of(layer), tf.function(layer)
+        states = layer.get_initial_state(len(x))
+        lstm.return_state = True
+        for _ in range(2):
+            want, h, c = lstm(x, initial_state=states)
+            assert_same(call(x), want + 1, tolerance=1e-6)
+            assert_same(layer.states, [h + 1, c], tolerance=1e-6)
+            states = [h + 1, c]
+
+    def test_is_gone_with_the_graph(self):
+        def graphs():
+            gc.collect()
+            return sum(isinstance(each, tf.Graph) for each in gc.get_objects())
+
+        layer, x = InitStateLSTM(UNITS), batch()
+        tf.function(layer)(x)
+        before = graphs()
+        tf.function(layer)(x)
+        assert graphs() == before
 
 
 def outcome(call):

@@ -61,7 +61,7 @@ class Backend:
     def check_fused(
         self, layer: Any, sequences: Any, mask: Any, training: bool
     ) -> None:
-        """Raises the error of `fused_inner_loop()`, if any, before anything is drawn."""
+        """Raises what `fused_inner_loop()` would, before anything is drawn."""
         raise NotFusedError(f"the backend {keras.backend.backend()}")
 
     def traces_for_onnx(self) -> bool:
@@ -82,8 +82,11 @@ class Backend:
         initial_state: Any,
         mask: Any,
         training: bool,
+        plain: Callable[..., Any],
     ) -> tuple[Any, Any, list[Any]]:
         """Runs a faster loop, with the arguments and results of `inner_loop`.
+
+        `plain` is the `inner_loop` of Keras.
 
         Raises:
             NotFusedError: If there is none for this layer.

@@ -79,10 +79,11 @@ class _TensorFlow(Backend):
         initial_state: Any,
         mask: Any,
         training: bool,
+        plain: Callable[..., Any],
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         if self.traces_for_onnx():
             raise NotFusedError("an export to ONNX")
-        return fused.inner_loop(layer, sequences, initial_state, mask, training)
+        return fused.inner_loop(layer, sequences, initial_state, mask, training, plain)
 
 
 backend = _TensorFlow()
