@@ -5,11 +5,12 @@ that are run together, `gates` how many blocks of `units` the kernel has side by
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import tensorflow as tf
 
-Tensors = tuple[tf.Tensor, ...]
+Tensors: TypeAlias = Sequence[tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)

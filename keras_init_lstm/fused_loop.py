@@ -167,7 +167,7 @@ def _block(
 ) -> list[tf.Tensor]:
     """Runs rows that XLA runs together; the others are the states and the weights."""
     if program.time_first:
-        x, mask = _swapped(x), None if mask is None else tf.transpose(mask)
+        x, mask = _swapped(x), _swapped(mask)
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
@@ -230,7 +230,7 @@ def _forward(
     cell, loop = program.cell, loop or _loop
     *states, kernel, recurrent_kernel, bias = others
     if not program.time_first:
-        x, mask = _swapped(x), None if mask is None else tf.transpose(mask)
+        x, mask = _swapped(x), _swapped(mask)
     timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
     units = recurrent_kernel.shape[0]
     scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
@@ -301,36 +301,35 @@ def _backward_loop(
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
     """The gradients of the gates, all rows one after another, and of the states."""
-    gradients = upstream[1:] if program.sequences else upstream
-    dhs = None
+    dhs, gradients = None, list(upstream)
     if program.sequences:
-        dhs = _tensor_array(
-            upstream[0] if program.time_first else _swapped(upstream[0])
-        )
-    if mask is not None:
-        mask = _tensor_array(
-            (mask if program.time_first else tf.transpose(mask))[:, :, None]
-        )
-    timesteps, width = kept[0].shape[0] or tf.shape(kept[0])[0], kept[0].shape[2]
+        dhs = gradients.pop(0)
+    if not program.time_first:
+        dhs, mask = _swapped(dhs), _swapped(mask)
+    dhs = None if dhs is None else _tensor_array(dhs)
+    masks = None if mask is None else _tensor_array(mask[:, :, None])
+    timesteps, rows, width = (
+        kept[0].shape[k] or tf.shape(kept[0])[k] for k in range(3)
+    )
+    dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=[rows, width])
+    arrays = list(map(_tensor_array, kept))
     transposed = tf.transpose(recurrent_kernel)
-    kept = [_tensor_array(tensor) for tensor in kept]
 
     def step(k: Any, *carried: Any) -> tuple:
         t = timesteps - 1 - k
         *gradients, dz = carried
         if dhs is not None:
             gradients[0] += dhs.read(t)
-        residuals = tuple(array.read(t) for array in kept)
+        residuals = [array.read(t) for array in arrays]
         dgates, before = program.cell.backward(gradients, residuals, transposed)
-        if mask is not None:
-            keep = mask.read(t)
+        if masks is not None:
+            keep = masks.read(t)
             dgates = tf.where(keep, dgates, tf.zeros_like(dgates))
             pairs = zip(before, gradients, strict=True)
             before = [tf.where(keep, new, old) for new, old in pairs]
         return *before, dz.write(t, dgates)
 
-    # It takes the place of what is read at the same timestep.
-    *gradients, dz = _loop(timesteps, step, (*gradients, kept[0]))
+    *gradients, dz = _loop(timesteps, step, (*gradients, dz))
     return [tf.reshape(dz.stack(), [-1, width]), *gradients]
 
 
@@ -357,8 +356,11 @@ def _second(
     )
 
 
-def _swapped(sequences: tf.Tensor) -> tf.Tensor:
-    return tf.transpose(sequences, [1, 0, 2])
+def _swapped(tensor: tf.Tensor | None) -> Any:
+    """With batch and time in the place of each other."""
+    if tensor is None:
+        return None
+    return tf.transpose(tensor, [1, 0, *range(2, tensor.shape.rank)])
 
 
 def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:
