@@ -227,11 +227,15 @@ class Case:
         """Whether `use_fused=True` asks for what the fused loop is not made for."""
         arguments = self.arguments
         return arguments.get("use_fused") is True and (
-            (arguments["activation"], arguments["recurrent_activation"])
-            != ("tanh", "sigmoid")
+            arguments["activation"] != "tanh"
+            or arguments.get("recurrent_activation", "sigmoid") != "sigmoid"
             or arguments["unroll"]
             or (training and arguments["recurrent_dropout"])
-            or (training and arguments["dropout"] and arguments["implementation"] == 1)
+            or (
+                training
+                and arguments["dropout"]
+                and arguments.get("implementation") == 1
+            )
             or np.shape(kwargs["mask"]) not in ((), np.shape(x)[:2])
             or not str(getattr(x, "dtype", "")).startswith(("float", "<dtype: 'float"))
         )

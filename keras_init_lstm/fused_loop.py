@@ -308,10 +308,8 @@ def _backward_loop(
         dhs, mask = _swapped(dhs), _swapped(mask)
     dhs = None if dhs is None else _tensor_array(dhs)
     masks = None if mask is None else _tensor_array(mask[:, :, None])
-    timesteps, rows, width = (
-        kept[0].shape[k] or tf.shape(kept[0])[k] for k in range(3)
-    )
-    dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=[rows, width])
+    timesteps, width = kept[0].shape[0] or tf.shape(kept[0])[0], kept[0].shape[2]
+    dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=kept[0].shape[1:])
     arrays = list(map(_tensor_array, kept))
     transposed = tf.transpose(recurrent_kernel)
 
