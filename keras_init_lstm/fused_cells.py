@@ -23,11 +23,14 @@ class FusedCell:
             as the tanh is, and to halve the weights of its gate is exact.
         states: How many states there are; the first is the output.
         kept: How many tensors `step()` keeps for `backward()`.
+        written: How many of these, after the first, are to be written to memory in any
+            case.
     """
 
     scales: ClassVar[tuple[float, ...]]
     states: ClassVar[int] = 1
     kept: ClassVar[int] = 3
+    written: ClassVar[int] = 0
 
     def bias_shape(self, units: int) -> list[int]:
         return [len(self.scales) * units]
@@ -154,6 +157,7 @@ class FusedGRU(FusedCell):
     reset_after: bool = True
 
     scales = (0.5, 0.5, 1.0)
+    written = 2
 
     def bias_shape(self, units: int) -> list[int]:
         return [2, 3 * units] if self.reset_after else [3 * units]

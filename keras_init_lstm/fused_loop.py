@@ -17,10 +17,15 @@ import tensorflow as tf
 
 from keras_init_lstm.fused_cells import FusedCell
 
-# From this number of units on, a batch is run in blocks of rows at the same time, since
-# XLA uses one core for the gates, and what TensorFlow does with more is left to it.
-_WIDE = 128
+# Between these numbers of elements of a state, a batch is run in blocks of rows at the
+# same time, since XLA uses one core for the gates. At inference of larger ones its
+# products alone keep the cores busy.
+_FEWEST_FOR_BLOCKS, _MOST_FOR_BLOCKS = 1 << 11, 1 << 15
 _MOST_BLOCKS = 4
+# If all outputs have this number of elements, TensorFlow puts time in front, and not
+# XLA, since it uses all cores for it.
+_MOST_FOR_XLA = 1 << 19
+_USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
 # XLA never lets go of what it has compiled, some 5 MiB for each size of a layer.
 _MOST_SIZES = 64
 
@@ -81,15 +86,17 @@ def run(
     ((2, 5, 4), (2, 4))
     """
     units = recurrent_kernel.shape[0]
-    _sizes.add((cell, kernel.shape[0], units))
+    _sizes.add((cell, sequences.shape[2], units))
     if bias is None:
         bias = tf.zeros(cell.bias_shape(units), sequences.dtype)
-    wide = units >= _WIDE and tf.inside_function()
-    blocks = 1
-    if wide:
+    batch_size, timesteps, features = sequences.shape
+    size = (batch_size or _USUAL_BATCH_SIZE) * units
+    in_graph, blocks = tf.inside_function(), 1
+    most = float("inf") if training else _MOST_FOR_BLOCKS
+    if in_graph and _FEWEST_FOR_BLOCKS <= size < most:
         threads = tf.config.threading.get_intra_op_parallelism_threads()
         blocks = min(threads or os.cpu_count() or 1, _MOST_BLOCKS)
-    batch_size = sequences.shape[0]
+    time_first = in_graph and size * (timesteps or 1) >= _MOST_FOR_XLA
     if batch_size is None:
         batch_size = tf.shape(sequences)[0]
     else:
@@ -104,9 +111,7 @@ def run(
             return [tensor]
         return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
 
-    program = _Program(
-        cell, kernel.shape[0], units, training, return_sequences, time_first=wide
-    )
+    program = _Program(cell, features, units, training, return_sequences, time_first)
     masks = [None] * blocks if mask is None else split(mask)
     of_blocks = zip(masks, split(sequences), *map(split, states), strict=True)
     weights = (kernel, recurrent_kernel, bias)
@@ -244,8 +249,13 @@ def _forward(
         for _ in range(cell.kept if program.training else program.sequences)
     ]
 
+    # What is carried and returned is written to memory at each timestep. XLA would
+    # otherwise compute some gates along with all that is made of them, which is slower.
+    written = [] if program.training else [tf.zeros_like(states[0])] * cell.written
+
     def step(t: Any, *carried: Any) -> tuple:
-        states, (z, *arrays) = carried[: cell.states], carried[cell.states :]
+        states, others = carried[: cell.states], carried[cell.states + len(written) :]
+        z, *arrays = others
         # The bias is added here, since of sums made before the loop XLA would keep both
         # the products and the sums in memory.
         new_states, kept = cell.step(z.read(t), states, recurrent_kernel, bias)
@@ -256,16 +266,20 @@ def _forward(
         if program.training:
             # The first overwrites the input that was just read, which saves an array.
             z = z.write(t, kept[0])
-        written = zip(arrays, (new_states[0], *kept[1:]), strict=False)
-        return *new_states, z, *(array.write(t, tensor) for array, tensor in written)
+        pairs = zip(arrays, (new_states[0], *kept[1:]), strict=False)
+        arrays = [array.write(t, tensor) for array, tensor in pairs]
+        return *new_states, *kept[1 : 1 + len(written)], z, *arrays
 
-    results = loop(timesteps, step, (*states, z, *arrays))
-    outputs, (z, *arrays) = [*results[: cell.states]], results[cell.states :]
+    results = loop(timesteps, step, (*states, *written, z, *arrays))
+    outputs = [*results[: cell.states]]
+    z, *arrays = results[cell.states + len(written) :]
     stacked = [array.stack() for array in arrays]
     if program.sequences:
         hs = stacked[0] if program.time_first else _swapped(stacked[0])
         outputs = [hs, *outputs]
-    return outputs, [x, stacked[0], z.stack(), *stacked[1:]] if program.training else []
+    if not program.training:
+        return outputs, [*results[cell.states : cell.states + len(written)]]
+    return outputs, [x, stacked[0], z.stack(), *stacked[1:]]
 
 
 def _backward(
