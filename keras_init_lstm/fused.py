@@ -153,7 +153,7 @@ def check_runs(
         f"inputs of dtype {sequences.dtype.name}": (
             sequences.dtype != layer.compute_dtype
         ),
-        "a mask that is not (batch, timesteps)": (
+        "a mask that is not known to be (batch, timesteps)": (
             mask is not None
             and (mask.shape.rank != 2 or not _has_rows_for(mask, sequences))
         ),

@@ -106,7 +106,9 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
         is compiled once in a graph; batch sizes, and in eager calls the timesteps
         too, are rounded up to few, so that little is compiled. Results are those of
         Keras's loop to float rounding, of gates in absolute terms: one that is nearly
-        closed, at 6e-6, is so to 1e-7.
+        closed, at 6e-6, is so to 1e-7. `InitStateGRU` and `InitStateSimpleRNN` have it
+        too; of a SimpleRNN with dropout, which draws at inference as well, Keras's own
+        loop runs where a graph may be an export.
 
     References:
         [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)

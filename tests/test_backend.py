@@ -20,6 +20,7 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 ALLOWED = {
     "backend/tensorflow.py": {"tensorflow"},
     "fused.py": {"tensorflow"},
+    "fused_cells.py": {"tensorflow"},
     "fused_loop.py": {"tensorflow"},
     "swapped.py": {"tensorflow"},
     "tensorboard.py": {"tensorflow"},
