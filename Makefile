@@ -14,7 +14,7 @@ demo: .venv/ready
 	$(BIN)/python benchmarks/demo.py
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py --output benchmarks/results/bench.png
 
 # Random cases beside Keras's layers; `benchmarks/fuzz.py --help` has the options.
 fuzz: .venv/ready

@@ -1,4 +1,4 @@
-"""InitStateLSTM beside keras.layers.LSTM and torch: speed, traces, memory, growth.
+"""The layers beside those of Keras and of torch: speed, traces, memory, growth.
 
 Every figure is a ratio of times that were taken side by side: within a case (a shape
 and a mode) each round runs each contender once, in an order that is shuffled anew, so
@@ -20,11 +20,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 
+from alone import ALONE, COMPILER
 from arguments import picture_path, positive
-from contenders import LAYERS, TORCH, Shape, on_gpu, torch
+from contenders import CONTENDERS, Shape, on_gpu, torch
 from experiments import run_all
 from machine import cores, machine
-from memory import added_to_peak
 from picture import save_picture
 from plan import Plan
 from report import geometric_means, heading, tables, targets
@@ -70,16 +70,17 @@ def parse_args(argv):
         "--output",
         type=Path,
         default=Path("out/bench.png"),
-        help="PNG file, or folder for bench.png; the JSON file goes beside it "
-        "(default: %(default)s)",
+        help="PNG file, or folder for bench.png; the tables and the JSON file go "
+        "beside it (default: %(default)s)",
     )
-    add(
-        "--peak-memory",
-        choices=[*LAYERS, TORCH],
-        metavar="CONTENDER",
-        help="only print the MiB that training steps at the first shape add to the "
-        "peak: how the benchmark itself measures them, each in a fresh process",
-    )
+    for what in ALONE:
+        add(
+            f"--{what}",
+            choices=[*CONTENDERS, COMPILER],
+            metavar="CONTENDER",
+            help="only print what is measured so, at the first shape: how the "
+            "benchmark itself measures it, each time in a fresh process",
+        )
     args = parser.parse_args(argv)
     args.output = picture_path(parser, args.output, "bench.png")
     if args.device == "gpu" and not tf.config.list_physical_devices("GPU"):
@@ -100,6 +101,15 @@ def plan_of(args, plan):
     )
 
 
+def rounded(value, digits=4):
+    """Returns a structure with no more digits than mean something."""
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(entry, digits) for entry in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
 def main(argv=None, plan=None):
     """Runs the benchmark and returns what it writes into the JSON file.
 
@@ -116,9 +126,10 @@ def main(argv=None, plan=None):
         tf.config.set_visible_devices([], "GPU")
     if torch is not None:
         torch.set_num_threads(cores())
-    if args.peak_memory:
-        print(added_to_peak(args.peak_memory, plan.shapes[0]))
-        return None
+    for what, measure_alone in ALONE.items():
+        if name := getattr(args, what.replace("-", "_")):
+            print(json.dumps(measure_alone(name, plan.shapes[0])))
+            return None
 
     results = {
         "command": " ".join(
@@ -130,16 +141,24 @@ def main(argv=None, plan=None):
         "rounds": plan.rounds,
         "quick": args.quick,
     }
-    print(heading(results))
+    top = heading(results)
+    print(top)
     results |= run_all(plan)
-    results["geometric_means"] = means = geometric_means(results["cases"])
-    results["targets"] = targets(results["cases"], means, results["traces"])
+    results["geometric_means"] = geometric_means(results["cases"])
+    results["targets"] = targets(results, plan)
     results["minutes"] = (time.perf_counter() - start) / 60
-    print("\n" + tables(results, plan))
+    text = tables(results, plan)
+    print("\n" + text)
     save_picture(args.output, results)
-    data = args.output.with_suffix(".json")
-    data.write_text(json.dumps(results, indent=1))
-    print(f"\nIt took {60 * results['minutes']:.0f} s. Wrote {args.output} and {data}.")
+    data, document = (args.output.with_suffix(end) for end in (".json", ".md"))
+    data.write_text(json.dumps(rounded(results), separators=(",", ":")) + "\n")
+    document.write_text(
+        f"![The speedups]({args.output.name})\n\n```\n{top}\n\n{text}\n```\n"
+    )
+    print(
+        f"\nIt took {60 * results['minutes']:.0f} s. Wrote {args.output}, {document} "
+        f"and {data}."
+    )
     return results
 
 

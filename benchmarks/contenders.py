@@ -2,14 +2,14 @@
 
 import time
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from explicit_state import ExplicitState
-from keras_init_lstm import InitStateLSTM
+from keras_init_lstm import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from timing import Run
 
 try:
@@ -31,20 +31,47 @@ class Shape(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """What is done with a layer, how TensorFlow runs it, and what it returns."""
+    """What is done with a layer, how TensorFlow runs it, and what layer it is."""
 
     action: str  # "inference", "training step" or "fit"
     way: str = "function"  # or "eager" or "XLA"
     return_sequences: bool = True
+    cell: str = "LSTM"  # of CELLS
 
     def __str__(self):
         way = "" if self.way == "function" else f", {self.way}"
-        return self.action + way + ("" if self.return_sequences else ", last output")
+        last = "" if self.return_sequences else ", last output"
+        cell = "" if self.cell == "LSTM" else f", {self.cell}"
+        return self.action + way + last + cell
 
+
+class Cell(NamedTuple):
+    """The layers around one kind of cell."""
+
+    keras: Any
+    ours: Any
+    torch: str | None  # The name in `torch.nn` of the one that computes the same.
+
+
+CELLS = {
+    "LSTM": Cell(keras.layers.LSTM, InitStateLSTM, "LSTM"),
+    "GRU": Cell(keras.layers.GRU, InitStateGRU, "GRU"),
+    "GRU(reset_after=False)": Cell(
+        partial(keras.layers.GRU, reset_after=False),
+        partial(InitStateGRU, reset_after=False),
+        None,
+    ),
+    "SimpleRNN": Cell(keras.layers.SimpleRNN, InitStateSimpleRNN, "RNN"),
+}
 
 INFERENCE, TRAINING, FIT = Mode("inference"), Mode("training step"), Mode("fit")
+FAMILY_MODES = tuple(
+    mode._replace(cell=cell)
+    for cell in list(CELLS)[1:]
+    for mode in (INFERENCE, TRAINING)
+)
 
-BASELINE, CONTROL = "LSTM", "LSTM again"
+BASELINE, CONTROL = "Keras", "Keras again"
 EXPLICIT, TORCH, TORCH_LOOP = "explicit state", "torch", "torch loop"
 KINDS = ("fixed", "sampled", "trainable")
 FUSED, DEFAULT = "fused", "auto"
@@ -54,12 +81,7 @@ OURS = {
     FUSED: {"initial_state": "trainable", "use_fused": True},
     DEFAULT: {"initial_state": "trainable"},
 }
-LAYERS = {
-    BASELINE: keras.layers.LSTM,
-    CONTROL: keras.layers.LSTM,
-    EXPLICIT: ExplicitState,
-    **{name: partial(InitStateLSTM, **options) for name, options in OURS.items()},
-}
+LAYERS = (BASELINE, CONTROL, EXPLICIT, *OURS)
 # One kind of state stands for all where each more would cost too much time.
 FEW = (BASELINE, EXPLICIT, "trainable", DEFAULT)
 CONTENDERS = (*LAYERS, *((TORCH, TORCH_LOOP) if torch else ()))
@@ -73,6 +95,21 @@ LEGEND = {
     TORCH: "torch.nn.LSTM with learned h0, c0, expanded to the batch",
     TORCH_LOOP: "in place of `fit`: that model in a hand-written loop, with Adam",
 }
+
+
+def fastest(mode):
+    """Returns the contender of ours that is to be fast in a mode."""
+    # In a function of one's own, `auto` leaves inference to Keras's loop.
+    return FUSED if mode.action == "inference" else DEFAULT
+
+
+def make_layer(name, units, cell="LSTM", **options):
+    """Returns the layer of a contender."""
+    if name == EXPLICIT:
+        return ExplicitState(units, **options)
+    if name in OURS:
+        return CELLS[cell].ours(units, **OURS[name], **options)
+    return CELLS[cell].keras(units, **options)
 
 
 def make_run(name, shape, mode, steps=1, seed=0):
@@ -97,7 +134,7 @@ def make_run(name, shape, mode, steps=1, seed=0):
     options = {"return_sequences": mode.return_sequences}
     if mode.way == "XLA" and on_gpu():
         options["use_cudnn"] = False  # XLA cannot compile the op.
-    layer = LAYERS[name](shape.units, **options)
+    layer = make_layer(name, shape.units, mode.cell, **options)
     if mode.action == "fit":
         return fit_run(layer, x, y, shape.batch)
     layer.build(x.shape)
@@ -113,22 +150,29 @@ def on_gpu():
 class StepClock(keras.callbacks.Callback):
     """A clock that runs only during the steps of `fit`, which grow with the data.
 
+    `epochs` has for each epoch when each of its batches began and ended.
+
     What comes before them costs some 0.04 s, whoever trains. After them tf.data ends
     the thread that tunes its pipeline. On some calls this waits until the thread wakes
     up, at 0.34 s, at 0.66 s and so on: an epoch of 0.5 s then takes 0.66 s.
     """
 
-    seconds = 0.0
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs.append([])
 
     def on_train_batch_begin(self, batch, logs=None):
-        if batch == 0:
-            self.start = time.perf_counter()
+        self.epochs[-1].append([time.perf_counter()])
 
     def on_train_batch_end(self, batch, logs=None):
-        self.end = time.perf_counter()
+        self.epochs[-1][-1].append(time.perf_counter())
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds += self.end - self.start
+    def seconds(self):
+        """Returns how long the clock has run."""
+        return sum(batches[-1][1] - batches[0][0] for batches in self.epochs)
 
 
 def fit_run(layer, x, y, batch):
@@ -140,7 +184,7 @@ def fit_run(layer, x, y, batch):
     def fit():
         model.fit(x, y, batch, epochs=1, verbose=0, callbacks=[clock])
 
-    return Run(fit, clock=lambda: clock.seconds)
+    return Run(fit, clock=clock.seconds)
 
 
 def call_run(layer, call, mode, x):
@@ -172,17 +216,19 @@ def call_run(layer, call, mode, x):
 
 def torch_run(shape, mode, x, y):
     """Returns the run of the same in torch."""
+    layer = getattr(torch.nn, CELLS[mode.cell].torch)
     device = "cuda" if on_gpu() and torch.cuda.is_available() else "cpu"
-    lstm = torch.nn.LSTM(shape.features, shape.units, batch_first=True).to(device)
+    rnn = layer(shape.features, shape.units, batch_first=True).to(device)
     dense = torch.nn.Linear(shape.units, 1).to(device)
-    states = [torch.zeros(shape.units, device=device) for _ in range(2)]
+    count = 2 if mode.cell == "LSTM" else 1
+    states = [torch.zeros(shape.units, device=device) for _ in range(count)]
     x, y = (torch.from_numpy(array).to(device) for array in (x, y))
-    weights = [*lstm.parameters(), *(state.requires_grad_() for state in states)]
+    weights = [*rnn.parameters(), *(state.requires_grad_() for state in states)]
     optimizer = torch.optim.Adam([*weights, *dense.parameters()])
 
     def call(x):
         start = [state.expand(1, len(x), -1).contiguous() for state in states]
-        outputs, _ = lstm(x, start)
+        outputs, _ = rnn(x, start if count > 1 else start[0])
         return outputs if mode.return_sequences else outputs[:, -1]
 
     def infer():

@@ -9,27 +9,26 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from alone import alone
 from contenders import (
     BASELINE,
     DEFAULT,
     EXPLICIT,
-    FEW,
     FIT,
     FUSED,
     KINDS,
-    LAYERS,
     OURS,
     TORCH,
     TORCH_LOOP,
     TRAINING,
+    make_layer,
     make_run,
 )
 from graphs import count_traces, cudnn_ops
-from memory import peak_memories
 from timing import MIN_SECONDS, ratio, slope, take_turns
 
-# The kinds of ratios: of the LSTM's time to that of each contender, and so on.
-LSTM_OVER, OVER_EXPLICIT, TORCH_OVER = "LSTM / ...", "... / explicit", "torch / ..."
+# The kinds of ratios: of Keras's time to that of each contender, and so on.
+KERAS_OVER, OVER_EXPLICIT, TORCH_OVER = "Keras / ...", "... / explicit", "torch / ..."
 
 
 def run_all(plan):
@@ -37,8 +36,9 @@ def run_all(plan):
     cases = []
     results = {"cases": cases}
     planned = [(shape, mode) for shape in plan.shapes for mode in plan.modes(shape)]
-    total = len(planned) + 2  # the others are the traces and the first results
-    total += len(plan.memory_names()) + sum(map(len, plan.growth.values()))
+    total = len(planned) + 1 + len(plan.memory_cases())  # with the traces
+    total += len(plan.bucket_contenders) * plan.bucket_repetitions
+    total += sum(map(len, plan.growth.values()))
     with tqdm(total=total, unit="case") as bar:
         for shape, mode in planned:
             bar.set_description(f"{shape} {mode}")
@@ -54,10 +54,10 @@ def run_all(plan):
         bar.set_description("traces")
         results["traces"] = trace_counts(plan)
         bar.update()
-        bar.set_description("first result")
-        results["first_result"] = first_results(plan)
-        bar.update()
-        if plan.memory_names():
+        if plan.bucket_contenders:
+            bar.set_description("bucketed fit")
+            results["bucketed_fit"] = bucketed_fits(plan, bar.update)
+        if plan.memory_cases():
             bar.set_description("peak memory")
             results["peak_memory"] = peak_memories(plan, bar.update)
         if plan.growth:
@@ -106,7 +106,7 @@ def measure(shape, mode, names, rounds, steps=1, seed=0, min_seconds=MIN_SECONDS
 def ratios(times):
     """Returns `{kind of ratio: {contender: ratio}}` of the times of a case."""
     ours = [name for name in times if name in OURS]
-    pairs = {LSTM_OVER: [(name, BASELINE, name) for name in times if name != BASELINE]}
+    pairs = {KERAS_OVER: [(name, BASELINE, name) for name in times if name != BASELINE]}
     if EXPLICIT in times:
         pairs[OVER_EXPLICIT] = [(name, name, EXPLICIT) for name in ours]
     for torch_name in (TORCH, TORCH_LOOP):
@@ -137,7 +137,7 @@ def trace_counts(plan, features=4, units=8):
     any_shape = tf.TensorSpec([None, None, features])
     counts = {}
     for name in (BASELINE, EXPLICIT, *KINDS, DEFAULT):
-        layer = LAYERS[name](units, return_sequences=True)
+        layer = make_layer(name, units, return_sequences=True)
         layer.build((None, None, features))
         layer(tf.zeros((2, 2, features)))
         start = time.perf_counter()
@@ -151,16 +151,33 @@ def trace_counts(plan, features=4, units=8):
     return counts
 
 
-def first_results(plan):
-    """Returns `{contender: seconds}` from the constructor to a first training step."""
+def peak_memories(plan, tick):
+    """Returns `{contender: {shape: MiB}}`."""
+    memories = {}
+    for name, shape in plan.memory_cases():
+        mib = alone("peak-memory", name, shape, plan.device)
+        memories.setdefault(name, {})[str(shape)] = mib
+        tick()
+    return memories
+
+
+def bucketed_fits(plan, tick):
+    """Returns the times of each repetition, and their ratios, of what is measured."""
+    names = plan.bucket_contenders
     rng = np.random.default_rng(plan.seed)
-    times = {name: [] for name in FEW}
-    for _ in range(plan.first_repetitions):
-        for name in rng.permutation(FEW):
-            start = time.perf_counter()
-            make_run(name, plan.first_shape, TRAINING).do()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    found = {name: [] for name in names}
+    for _ in range(plan.bucket_repetitions):
+        for name in rng.permutation(names).tolist():
+            times = alone("bucketed-fit", name, plan.bucket_shape, plan.device)
+            found[name].append(times)
+            tick()
+    measured = {}
+    for what in found[BASELINE][0]:
+        values = {name: [times[what] for times in found[name]] for name in names}
+        measured[what] = {"values": values}
+        if what != "slow batches":
+            measured[what]["ratios"] = ratios(values)
+    return measured
 
 
 def growth(plan, tick):

@@ -7,6 +7,7 @@ import tensorflow as tf
 import models
 from keras_init_lstm import Conditional, Fixed, Sampled, Trainable
 from oracles import ACTIVATIONS, TOLERANCES, nested, to_numpy
+from strategies import FUSIBLE
 
 NAMES = ("LSTM", "LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
 # Few sizes, of features and units, of batches and of timesteps: XLA compiles for each.
@@ -128,10 +129,10 @@ def arguments_of(draw, name, units):
     if name in ("LSTM", "GRU"):
         options["implementation"] = [1, 2]
         flags.append({"LSTM": "unit_forget_bias", "GRU": "reset_after"}[name])
-    if name == "LSTM":
-        options["use_fused"] = ["auto", "auto", True, False]
     if name == "SimpleRNN":
         del options["recurrent_activation"]
+    if name in FUSIBLE:
+        options["use_fused"] = ["auto", "auto", True, False]
     options |= {flag: [True, False] for flag in flags}
     return {argument: draw.of(*values) for argument, values in options.items()}
 
@@ -185,12 +186,11 @@ def call_of(draw, layer, batch, features):
     kwargs["mask"] = mask_of(draw, batch, timesteps, layer.stateful)
     if layer.takes_context:
         kwargs["context"] = draw.rng.normal(size=(batch, 2)).astype("float32")
-    if draw.chance(0.05) and starts_right:  # Of which Keras takes some.
+    if draw.chance(0.05) and starts_right and not draw.wrong:  # Keras takes some.
         odd = [x[..., 0], x > 0, (x > 0).astype(int), x.tolist(), None, [x, x]]
         # A cell on its own takes more, but into a stream that does not fit.
         odd += [x[..., None]] * (not layer.stateful)
         x = draw.of(*odd, "text", object(), np.float32(1), {"x": x}, [])
-        draw.wrong = set()
         return draw.of(*WAYS[:94]), x, kwargs
     if draw.chance(0.25):
         kwargs["initial_state"] = states_of(draw, layer, batch)

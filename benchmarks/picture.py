@@ -1,4 +1,4 @@
-"""The picture: the speedup over the LSTM for each shape."""
+"""The picture: the speedup over Keras's layer for each shape."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -7,6 +7,7 @@ from contenders import (
     CONTROL,
     DEFAULT,
     EXPLICIT,
+    FAMILY_MODES,
     FIT,
     FUSED,
     INFERENCE,
@@ -15,7 +16,7 @@ from contenders import (
     TRAINING,
     Shape,
 )
-from experiments import LSTM_OVER
+from experiments import KERAS_OVER
 
 # The place in a row, the colour (of Okabe and Ito's), the marker, and its filling
 # where it is not the colour.
@@ -35,44 +36,66 @@ TICKS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50]
 
 
 def save_picture(path, results):
-    """Draws one panel for each of the main modes."""
-    modes = [str(mode) for mode in (INFERENCE, TRAINING, FIT)]
-    cases = [case for case in results["cases"] if case["mode"] in modes]
-    shown = [r for case in cases for r in case["ratios"][LSTM_OVER].values()]
+    """Draws a panel for each of the main modes, and below for what else there is."""
+    panels = panels_of(results)
+    shown = [
+        r for _, rows in panels for by_name in rows.values() for r in by_name.values()
+    ]
     limits = 0.93 * min(r["low"] for r in shown), 1.07 * max(r["high"] for r in shown)
     ticks = [t for t in TICKS if limits[0] < t < limits[1]]
-    fig = Figure(figsize=(14, 10), layout="constrained")
-    handles = {}
-    for ax, mode in zip(
-        fig.subplots(1, 3, sharex=True, sharey=True), modes, strict=True
-    ):
-        handles |= draw_panel(ax, [case for case in cases if case["mode"] == mode])
-        ax.set_title(mode)
-    # The panels share their axes, so that one sets them for all.
+    lines = -(-len(panels) // 3)
+    fig = Figure(figsize=(14, 2 + 8 * lines), layout="constrained")
+    axes = fig.subplots(lines, 3, sharex=True, squeeze=False).flat
+    handles, labels = {}, None
+    for ax, (title, rows) in zip(axes, panels, strict=False):
+        handles |= draw_panel(ax, rows)
+        ax.set_title(title)
+        ax.tick_params(labelleft=list(rows) != labels)  # unless its neighbour has them
+        labels = list(rows)
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    # The panels share this axis, so that one sets it for all.
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_xticks([], minor=True)
     ax.set_xlim(*limits)
-    fig.axes[0].set_ylabel("batch x time x features x units")
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
-    fig.suptitle(title(results), fontsize="medium")
-    fig.savefig(path, dpi=120)
+    fig.suptitle(heading(results), fontsize="medium")
+    fig.savefig(path, dpi=100)
 
 
-def draw_panel(ax, cases):
-    """Draws the cases of one mode, and returns what the legend is to show of them."""
-    rows = np.arange(len(cases))
+def panels_of(results):
+    """Returns `(title, {label: {contender: ratio}})` of each panel."""
+    modes = (INFERENCE, TRAINING, FIT, *FAMILY_MODES)
+    panels = {}
+    for mode in modes:
+        lstm = mode.cell == "LSTM"
+        title = mode.action if lstm else f"{mode.action}, the other layers"
+        for case in results["cases"]:
+            if case["mode"] == str(mode):
+                label = ("" if lstm else f"{mode.cell}\n") + str(Shape(*case["shape"]))
+                panels.setdefault(title, {})[label] = case["ratios"][KERAS_OVER]
+    for what, found in results.get("bucketed_fit", {}).items():
+        if "ratios" in found:
+            panel = panels.setdefault("fit in many lengths", {})
+            panel[what] = found["ratios"][KERAS_OVER]
+    return list(panels.items())
+
+
+def draw_panel(ax, panel):
+    """Draws the rows of a panel, and returns what the legend is to show of them."""
     handles = {}
     for name, (place, color, marker, face) in STYLES.items():
-        ratios = [case["ratios"][LSTM_OVER].get(name) for case in cases]
-        if None in ratios:
+        found = {k: r[name] for k, r in enumerate(panel.values()) if name in r}
+        if not found:
             continue
         median, low, high = (
-            np.array([r[key] for r in ratios]) for key in ("median", "low", "high")
+            np.array([r[key] for r in found.values()])
+            for key in ("median", "low", "high")
         )
         handles[name] = ax.errorbar(
             median,
-            rows + 0.8 * ((place + 0.5) / PLACES - 0.5),
+            np.array(list(found)) + 0.8 * ((place + 0.5) / PLACES - 0.5),
             xerr=np.maximum([median - low, high - median], 0),
             color=color,
             marker=marker,
@@ -80,22 +103,23 @@ def draw_panel(ax, cases):
             markersize=6,
             linestyle="none",
         )
+    rows = np.arange(len(panel))
     for row in rows[1:]:
         ax.axhline(row - 0.5, color="0.85", linewidth=0.8)
     ax.axvline(1, color="k", linewidth=1)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
-    ax.set_xlabel("speedup over keras.layers.LSTM")
-    ax.set_yticks(rows, [str(Shape(*case["shape"])) for case in cases])
-    ax.set_ylim(len(cases) - 0.5, -0.5)
+    ax.set_xlabel("speedup over Keras's layer")
+    ax.set_yticks(rows, panel)
+    ax.set_ylim(len(panel) - 0.5, -0.5)
     return handles
 
 
-def title(results):
+def heading(results):
     """Returns what is drawn, and where it was measured."""
     machine = results["machine"]
     return (
-        f"Time of keras.layers.LSTM / time of the contender: median over up to "
+        f"Time of Keras's layer / time of the contender: median over up to "
         f"{results['rounds']} rounds, bars from the 10th to the 90th percentile\n"
         f"{results['device']}; {machine['cores']} cores, {machine['cpu']}; TensorFlow "
         f"{machine['tensorflow']}, Keras {machine['keras']}, torch {machine['torch']}"

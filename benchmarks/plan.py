@@ -3,8 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from alone import COMPILER
 from contenders import (
+    BASELINE,
+    CELLS,
     CONTENDERS,
+    DEFAULT,
+    FAMILY_MODES,
     FEW,
     FIT,
     FUSED,
@@ -15,6 +20,7 @@ from contenders import (
     TRAINING,
     Mode,
     Shape,
+    fastest,
 )
 from timing import MIN_SECONDS
 
@@ -29,17 +35,20 @@ GRID = (
     Shape(256, 50, 32, 128),
     Shape(32, 50, 256, 512),
 )
-TINY, MIDDLING, LARGE = GRID[2], GRID[4], GRID[8]
+TINY, MIDDLING, LARGE, LONG = GRID[2], GRID[4], GRID[8], GRID[6]
 EXTRA_MODES = tuple(
     Mode(action, way, sequences)
-    for way, sequences in (("eager", True), ("XLA", True), ("function", False))
+    for way, sequences in (("eager", True), ("function", False))
     for action in ("inference", "training step")
 )
+# What the sizes hardly matter to: the graph and the compiler.
+SMALL = Shape(1, 8, 1, 1)
+BUCKET_SHAPE = Shape(32, 80, 16, 64)
 GROWTH_SHAPE = Shape(32, 50, 32, 128)
 GROWTH = {
-    "batch": (8, 16, 32, 64, 128),
-    "time": (25, 50, 100, 200, 400),
-    "units": (32, 64, 128, 256, 512),
+    "batch": (8, 32, 128),
+    "time": (25, 100, 400),
+    "units": (32, 128, 512),
 }
 
 
@@ -57,14 +66,19 @@ class Plan:
     shapes: Sequence[Shape] = GRID
     extra_shapes: Sequence[Shape] = (TINY, MIDDLING, LARGE)
     extra_modes: Sequence[Mode] = EXTRA_MODES  # for the shapes in `extra_shapes`
+    family_shapes: Sequence[Shape] = (TINY, MIDDLING, LARGE, LONG)
+    family_modes: Sequence[Mode] = FAMILY_MODES  # for the shapes in `family_shapes`
     # All layers take part only in those: each costs a compilation and its rounds.
     full_modes: Sequence[Mode] = (INFERENCE, TRAINING)
 
     traced_shapes: int = 50
-    first_shape: Shape = MIDDLING
-    first_repetitions: int = 3
-    memory_contenders: Sequence[str] = (*FEW, TORCH)
+    bucket_contenders: Sequence[str] = (BASELINE, "trainable", DEFAULT, FUSED)
+    bucket_shape: Shape = BUCKET_SHAPE  # that of the longest
+    bucket_repetitions: int = 3
     memory_shape: Shape = GRID[5]
+    memory_contenders: Sequence[str] = (BASELINE, "trainable", DEFAULT, TORCH)
+    small_shape: Shape = SMALL
+    small_contenders: Sequence[str] = (BASELINE, DEFAULT, COMPILER)
     growth: Mapping[str, Sequence[int]] = field(default_factory=GROWTH.copy)
     growth_shape: Shape = GROWTH_SHAPE
     growth_rounds: int = 7
@@ -76,30 +90,39 @@ class Plan:
             rounds=5,
             shapes=(TINY, MIDDLING),
             extra_shapes=(),
+            family_shapes=(),
             full_modes=(),
+            bucket_contenders=(),
             memory_contenders=(),
+            small_contenders=(),
             growth={},
         )
 
     def modes(self, shape):
         """Returns the modes in which a shape is measured."""
         extra = self.extra_modes if shape in self.extra_shapes else ()
-        return [INFERENCE, TRAINING, FIT, *extra]
+        family = self.family_modes if shape in self.family_shapes else ()
+        return [INFERENCE, TRAINING, FIT, *extra, *family]
 
     def names(self, mode):
         """Returns the contenders that take part in a mode, the baseline first."""
         names = list(FEW)
-        if mode in self.full_modes:
+        if mode.cell != "LSTM":  # What owning the state costs is seen of the LSTM.
+            names = list(dict.fromkeys([BASELINE, DEFAULT, fastest(mode)]))
+        elif mode in self.full_modes:
             names = list(LAYERS)
         elif mode == INFERENCE:
             names.append(FUSED)
-        if mode.way == "function":
+        if mode.way == "function" and CELLS[mode.cell].torch:
             names.append(TORCH_LOOP if mode == FIT else TORCH)
         return self.only_contenders(names)
 
-    def memory_names(self):
-        """Returns the contenders whose memory is measured."""
-        return self.only_contenders(self.memory_contenders)
+    def memory_cases(self):
+        """Returns whose memory is measured, and at which shapes."""
+        names = self.only_contenders(self.memory_contenders)
+        return [(name, self.memory_shape) for name in names] + [
+            (name, self.small_shape) for name in self.small_contenders
+        ]
 
     def only_contenders(self, names):
         """Returns those of the names that take part at all."""

@@ -52,3 +52,9 @@ def build_metrics(model: keras.Model, batch: Any) -> None:
 def mask_of(tensor: Any) -> Any:
     """The mask that Keras keeps beside a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
+
+
+def infers_shapes() -> bool:
+    """Whether layers are called for the shapes of their outputs, and nothing else."""
+    with keras.SymbolicScope() as scope:
+        return scope.original_scope is not None

@@ -1,7 +1,7 @@
 """When the faster loop runs in the place of Keras's, and how it is fed."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,8 +12,11 @@ from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import control_flow_v2_func_graphs
 
+from keras_init_lstm import swapped
+from keras_init_lstm._keras import infers_shapes
 from keras_init_lstm.backend.base import NotFusedError
-from keras_init_lstm.fused_loop import has_room_for, lstm, rounded_up
+from keras_init_lstm.fused_cells import FusedCell, FusedGRU, FusedLSTM, FusedSimpleRNN
+from keras_init_lstm.fused_loop import has_room_for, rounded_up, run
 
 # With fewer, the loop is too small a part of a step for its compilation to pay.
 _FEWEST_TIMESTEPS = 8
@@ -33,50 +36,76 @@ def available() -> bool:
 
 
 def inner_loop(
-    layer: keras.layers.LSTM,
+    layer: keras.layers.RNN,
     sequences: tf.Tensor,
-    initial_state: Sequence[tf.Tensor],
+    initial_state: Any,
     mask: Any,
     training: bool,
+    plain: Callable[..., Any],
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Does what `keras.layers.LSTM.inner_loop` does, for the layers it is made for.
+    """Does what the `inner_loop` of Keras does, for the layers it is made for.
 
     Args:
-        layer: An `InitStateLSTM`. Where its `use_fused` is not True, the loop runs
-            only where it is known to win.
+        layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`. Where its
+            `use_fused` is not True, the loop runs only where it is known to win.
         sequences: A tensor `(batch, timesteps, features)`.
-        initial_state: h and c, each `(batch, units)`.
+        initial_state: The states, each `(batch, units)`, in a list or nested.
         mask: A tensor `(batch, timesteps)`, a list of it, or `None`.
         training: Python boolean.
+        plain: Keras's own `inner_loop`, for a graph that may be an export.
 
     Returns:
-        The last output, all outputs, and the list of the last h and c.
+        The last output, all outputs, and the list of the last states.
 
     Raises:
         NotFusedError: If Keras's loop has to run, or is to be preferred.
     """
-    check_runs(layer, sequences, mask, training, initial_state)
+    states = keras.tree.flatten(initial_state)
+    check_runs(layer, sequences, mask, training, states)
     sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
+    if not _may_be_an_export(layer, training):
+        return _run(layer, sequences, states, mask, training)
+    # Where a gradient is asked for, the plain loop runs.
+    faster = functools.partial(_run, layer, training=False, differentiable=False)
+    return swapped.run(plain, faster, layer.cell.weights, sequences, states, mask)
+
+
+def _run(
+    layer: keras.layers.RNN,
+    sequences: tf.Tensor,
+    states: Sequence[tf.Tensor],
+    mask: tf.Tensor | None,
+    training: bool,
+    differentiable: bool = True,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     if training and layer.dropout:
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
+    elif isinstance(layer, keras.layers.SimpleRNN):
+        # That of Keras draws at inference too, and what is drawn later depends on it.
+        layer.cell.get_dropout_mask(sequences[:, 0])
+        layer.cell.get_recurrent_dropout_mask(states[0])
     if mask is not None:
         # One row may stand for all.
         mask = tf.broadcast_to(tf.cast(mask, "bool"), tf.shape(sequences)[:2])
     if layer.go_backwards:
         sequences = tf.reverse(sequences, [1])
         mask = None if mask is None else tf.reverse(mask, [1])
-    outputs, h, c = lstm(
+    outputs = run(
+        _cell_of(layer),
         *_with_few_timesteps(sequences, mask),
-        initial_state[0],
-        initial_state[1],
+        states,
         tf.convert_to_tensor(layer.cell.kernel),
         tf.convert_to_tensor(layer.cell.recurrent_kernel),
         tf.convert_to_tensor(layer.cell.bias) if layer.use_bias else None,
         training=bool(training),
+        return_sequences=layer.return_sequences,
+        differentiable=differentiable,
     )
-    # The last state is the last output. If only that is returned, the array of all of
-    # them is not used, and TensorFlow leaves it out.
-    wanted = outputs[:, : sequences.shape[1]] if layer.return_sequences else h[:, None]
+    states = outputs[-len(states) :]
+    # The last state is the last output.
+    wanted = states[0][:, None]
+    if layer.return_sequences:
+        wanted = outputs[0][:, : sequences.shape[1]]
     if mask is not None:
         # What Keras puts out where nothing was read: the output before, if any.
         read = mask
@@ -85,11 +114,19 @@ def inner_loop(
         if not layer.return_sequences:
             read = read[:, -1:]
         wanted = tf.where(read[:, :, None], wanted, tf.zeros_like(wanted))
-    return wanted[:, -1], wanted, [h, c]
+    return wanted[:, -1], wanted, states
+
+
+def _cell_of(layer: keras.layers.RNN) -> FusedCell:
+    if isinstance(layer, keras.layers.LSTM):
+        return FusedLSTM()
+    if isinstance(layer, keras.layers.GRU):
+        return FusedGRU(layer.reset_after)
+    return FusedSimpleRNN()
 
 
 def check_runs(
-    layer: keras.layers.LSTM,
+    layer: keras.layers.RNN,
     sequences: tf.Tensor,
     mask: Any,
     training: bool,
@@ -98,54 +135,72 @@ def check_runs(
     """Raises a `NotFusedError` if `inner_loop()` would, with the reason."""
     sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
     debugged = op_callbacks.should_invoke_op_callbacks()
+    sigmoid = keras.activations.sigmoid
     refusals = {
         "the debugging of every operation, of which XLA knows nothing": debugged,
         # Not asked while debugging, since the answer is kept.
         "a GPU, or a TensorFlow without XLA": not (debugged or available()),
         "activations other than tanh and sigmoid": (
             layer.activation is not keras.activations.tanh
-            or layer.recurrent_activation is not keras.activations.sigmoid
+            or getattr(layer, "recurrent_activation", sigmoid) is not sigmoid
         ),
         "unroll=True": layer.unroll,
-        "use_cudnn=True": layer.use_cudnn is True,
+        "use_cudnn=True": getattr(layer, "use_cudnn", False) is True,
         "recurrent_dropout": training and layer.recurrent_dropout,
         "dropout with implementation=1": (
-            training and layer.dropout and layer.cell.implementation == 1
+            training and layer.dropout and getattr(layer.cell, "implementation", 2) == 1
         ),
         f"inputs of dtype {sequences.dtype.name}": (
             sequences.dtype != layer.compute_dtype
         ),
-        "a mask that is not (batch, timesteps)": (
+        "a mask that is not known to be (batch, timesteps)": (
             mask is not None
             and (mask.shape.rank != 2 or not _has_rows_for(mask, sequences))
         ),
         "forward-mode differentiation": _has_tangents(
             sequences, *initial_state, *map(tf.convert_to_tensor, layer.cell.weights)
         ),
-        "a branch of `tf.cond`, through which no gradient comes to it": _in_a_branch(),
+        "a branch of `tf.cond`, through which no gradient comes to it": (
+            _in_a_branch() and not _may_be_an_export(layer, training)
+        ),
     }
     if layer.use_fused is not True:
-        # An exporter traces like the user of a `tf.function`, and would find no LSTM
-        # in a compiled loop. Keras's `evaluate` and `predict` trace within a replica,
-        # for which Keras makes a context also where no strategy is in use.
-        context = tf.distribute.get_replica_context()
-        in_keras = type(context) is tf.distribute.ReplicaContext or (
-            context is not None and tf.distribute.has_strategy()
-        )
         features, units = sequences.shape[2], layer.units
         refusals |= {
             "few or an unknown number of timesteps": (
                 (sequences.shape[1] or 0) < _FEWEST_TIMESTEPS
             ),
             "16-bit floating point": layer.compute_dtype not in ("float32", "float64"),
-            "what may be an export": (
-                tf.inside_function() and not (training or in_keras)
+            "a call for the shapes alone": infers_shapes(),
+            "ever more sizes of layers": not has_room_for(
+                _cell_of(layer), features, units
             ),
-            "ever more sizes of layers": not has_room_for(features, units),
+            "draws at inference, in what may be an export": (
+                isinstance(layer, keras.layers.SimpleRNN)
+                and (layer.dropout or layer.recurrent_dropout)
+                and _may_be_an_export(layer, training)
+            ),
         }
     for reason, applies in refusals.items():
         if applies:
             raise NotFusedError(reason)
+
+
+def _may_be_an_export(layer: keras.layers.RNN, training: bool) -> bool:
+    """Whether what is traced may be written to a file, where it has to be plain.
+
+    An exporter traces like the user of a `tf.function`, and would find no LSTM in a
+    compiled loop.
+    """
+    if layer.use_fused is True or training or not tf.inside_function():
+        return False
+    # Keras's `evaluate` and `predict` trace within a replica, for which Keras makes a
+    # context also where no strategy is in use.
+    context = tf.distribute.get_replica_context()
+    in_keras = type(context) is tf.distribute.ReplicaContext or (
+        context is not None and tf.distribute.has_strategy()
+    )
+    return not in_keras
 
 
 def _one_mask(mask: Any) -> tf.Tensor | None:

@@ -1,81 +1,102 @@
-"""A faster LSTM for the CPU: few large products around a small compiled loop.
+"""A faster loop for the CPU: few large products around a small compiled loop.
 
-`keras.layers.LSTM` runs a loop of TensorFlow operations, with several small products
+The layers of Keras run a loop of TensorFlow operations, with several small products
 and their gradients at each timestep. Here one product does for all timesteps what
 does not depend on the state: the kernel before the loop, the gradients of the weights
 and of the input after it. What is left in the loop is compiled by XLA.
 """
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# A wide batch is run in blocks of rows at the same time, since XLA uses one core
-# for the gates. From this number of units on it pays for the second call.
-_UNITS_FOR_BLOCKS = 128
+from keras_init_lstm.fused_cells import FusedCell
+
+# Between these numbers of elements of a state, a batch is run in blocks of rows at the
+# same time, since XLA uses one core for the gates. At inference of larger ones its
+# products alone keep the cores busy.
+_FEWEST_FOR_BLOCKS, _MOST_FOR_BLOCKS = 1 << 11, 1 << 15
 _MOST_BLOCKS = 4
+# If all outputs have this number of elements, TensorFlow puts time in front, and not
+# XLA, since it uses all cores for it.
+_MOST_FOR_XLA = 1 << 19
+_USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
 # XLA never lets go of what it has compiled, some 5 MiB for each size of a layer.
 _MOST_SIZES = 64
 
-_sizes: set[tuple[int, int]] = set()
+_sizes: set[tuple[FusedCell, int, int]] = set()
+
+_ROWS = np.array([1, 2, 3, *(n << k for k in range(28) for n in (4, 5, 6, 7))], "int32")
 
 
-def has_room_for(features: int, units: int) -> bool:
+def has_room_for(cell: FusedCell, features: int, units: int) -> bool:
     """Whether a layer of this size is compiled, or may be without using much memory."""
-    return (features, units) in _sizes or len(_sizes) < _MOST_SIZES
+    return (cell, features, units) in _sizes or len(_sizes) < _MOST_SIZES
 
 
-def lstm(
+def run(
+    cell: FusedCell,
     sequences: tf.Tensor,
     mask: tf.Tensor | None,
-    h: tf.Tensor,
-    c: tf.Tensor,
+    states: Sequence[tf.Tensor],
     kernel: tf.Tensor,
     recurrent_kernel: tf.Tensor,
     bias: tf.Tensor | None,
     training: bool,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Runs an LSTM with tanh and sigmoid over a batch, on the CPU.
+    return_sequences: bool,
+    differentiable: bool = True,
+) -> list[tf.Tensor]:
+    """Runs a cell over a batch of sequences, on the CPU.
 
     Args:
+        cell: Which cell it is.
         sequences: A tensor `(batch, timesteps, features)`.
         mask: Boolean tensor `(batch, timesteps)`, `False` where the states are to
             stay as they are; or `None`.
-        h: The initial hidden state, `(batch, units)`.
-        c: The initial cell state, `(batch, units)`.
-        kernel: `(features, 4 * units)`, its gates in the order i, f, c, o of Keras.
-        recurrent_kernel: `(units, 4 * units)`.
-        bias: `(4 * units,)`, or `None` for zeros.
+        states: The initial states, each `(batch, units)`.
+        kernel: `(features, gates * units)`, this and the next two as Keras has them.
+        recurrent_kernel: `(units, gates * units)`.
+        bias: `(gates * units,)`, of a GRU with `reset_after` `(2, gates * units)`, or
+            `None` for zeros.
         training: Python boolean, whether to keep what the gradient needs. Without,
             it is right too, but runs the loop twice.
+        return_sequences: Python boolean.
+        differentiable: Python boolean, whether there may be a gradient at all. With
+            one, TensorFlow keeps the graph of each trace for good.
 
     Returns:
-        The hidden states after each timestep `(batch, timesteps, units)`, and the
-        last h and c, each `(batch, units)`.
+        The last states, each `(batch, units)`; before them, with `return_sequences`,
+        the output after each timestep, `(batch, timesteps, units)`.
 
     Example:
-    >>> from keras_init_lstm import fused_loop
-    >>> cell = keras.layers.LSTMCell(4)
+    >>> from keras_init_lstm import fused_cells, fused_loop
+    >>> cell = keras.layers.SimpleRNNCell(4)
     >>> cell.build((None, 3))
     >>> weights = [weight.value for weight in cell.weights]
     >>> x, zeros = tf.ones((2, 5, 3)), tf.zeros((2, 4))
-    >>> hs, h, c = fused_loop.lstm(x, None, zeros, zeros, *weights, training=False)
+    >>> simple = fused_cells.FusedSimpleRNN()
+    >>> options = {"training": False, "return_sequences": True}
+    >>> hs, h = fused_loop.run(simple, x, None, [zeros], *weights, **options)
     >>> tuple(hs.shape), tuple(h.shape)
     ((2, 5, 4), (2, 4))
     """
     units = recurrent_kernel.shape[0]
-    _sizes.add((kernel.shape[0], units))
+    _sizes.add((cell, sequences.shape[2], units))
     if bias is None:
-        bias = tf.zeros([4 * units], sequences.dtype)
-    blocks = 1
-    if units >= _UNITS_FOR_BLOCKS and tf.inside_function():
+        bias = tf.zeros(cell.bias_shape(units), sequences.dtype)
+    batch_size, timesteps, features = sequences.shape
+    size = (batch_size or _USUAL_BATCH_SIZE) * units
+    in_graph, blocks = tf.inside_function(), 1
+    most = float("inf") if training else _MOST_FOR_BLOCKS
+    if in_graph and _FEWEST_FOR_BLOCKS <= size < most:
         threads = tf.config.threading.get_intra_op_parallelism_threads()
         blocks = min(threads or os.cpu_count() or 1, _MOST_BLOCKS)
-    batch_size = sequences.shape[0]
+    time_first = in_graph and size * (timesteps or 1) >= _MOST_FOR_XLA
     if batch_size is None:
         batch_size = tf.shape(sequences)[0]
     else:
@@ -86,20 +107,28 @@ def lstm(
     def split(tensor: tf.Tensor) -> list[tf.Tensor]:
         if not (isinstance(missing, int) and missing == 0):
             tensor = tf.pad(tensor, [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1))
+        if blocks == 1:
+            return [tensor]
         return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
 
+    program = _Program(cell, features, units, training, return_sequences, time_first)
     masks = [None] * blocks if mask is None else split(mask)
+    of_blocks = zip(masks, split(sequences), *map(split, states), strict=True)
     weights = (kernel, recurrent_kernel, bias)
     results = [
-        _block(x, m, h, c, *weights, training=training)
-        for x, m, h, c in zip(split(sequences), masks, split(h), split(c), strict=True)
+        _block(program, differentiable, *of_rows, *weights) for of_rows in of_blocks
     ]
-    hs, h, c = (
-        (parts[0] if blocks == 1 else tf.concat(parts, 0))[:batch_size]
+    outputs = [
+        parts[0] if blocks == 1 else tf.concat(parts, 0)
         for parts in zip(*results, strict=True)
-    )
-    # The compiled function forgets what is known of the shape.
-    return tf.ensure_shape(hs, [*sequences.shape[:2], units]), h, c
+    ]
+    if not (isinstance(missing, int) and missing == 0):
+        outputs = [tensor[:batch_size] for tensor in outputs]
+    # The compiled function forgets what is known of the shapes.
+    shapes = [[sequences.shape[0], units]] * cell.states
+    if return_sequences:
+        shapes.insert(0, [*sequences.shape[:2], units])
+    return list(map(tf.ensure_shape, outputs, shapes))
 
 
 def rounded_up(rows: Any) -> Any:
@@ -112,31 +141,44 @@ def rounded_up(rows: Any) -> Any:
     if rows is None:
         return None
     if isinstance(rows, int):
-        rows = max(rows, 1)
-        step = 1 << max((rows - 1).bit_length() - 3, 0)
-    else:
-        rows = tf.maximum(rows, 1)
-        length = tf.reduce_sum(tf.cast(rows - 1 >= 1 << np.arange(31), tf.int32))
-        step = tf.bitwise.left_shift(1, tf.maximum(length - 3, 0))
-    return -(-rows // step) * step
+        return int(_ROWS[np.searchsorted(_ROWS, rows)])
+    return tf.gather(_ROWS, tf.searchsorted(_ROWS, [rows])[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What is compiled for layers of one size, whatever their batches.
+
+    Attributes:
+        training: Whether what the gradient needs is returned too.
+        sequences: Whether all outputs are returned, besides the last states.
+        time_first: Whether sequences come and go with time in front.
+    """
+
+    cell: FusedCell
+    features: int
+    units: int
+    training: bool
+    sequences: bool
+    time_first: bool
 
 
 def _block(
-    x: tf.Tensor, mask: tf.Tensor | None, *inputs: tf.Tensor, training: bool
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    size = x.shape[2], inputs[0].shape[1]
-    x = tf.transpose(x, [1, 0, 2])
-    mask = None if mask is None else tf.transpose(mask)[:, :, None]
+    program: _Program,
+    differentiable: bool,
+    mask: tf.Tensor | None,
+    x: tf.Tensor,
+    *others: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Runs rows that XLA runs together; the others are the states and the weights."""
+    if program.time_first:
+        x, mask = _swapped(x), _swapped(mask)
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         # A tape of the caller would otherwise differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
-        forward = _compiled(_forward, *size, training=training)
-        if training:
-            *outputs, residuals = forward(mask, *stopped)
-        else:
-            outputs, residuals = forward(mask, *stopped), None
+        outputs, saved = _compiled(_forward, program)(mask, *stopped)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             return first(*inputs, *upstream)
@@ -144,95 +186,29 @@ def _block(
         @tf.custom_gradient
         def first(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
             upstream = [tf.stop_gradient(tensor) for tensor in tensors[len(inputs) :]]
-            saved = residuals
-            hs = outputs[0]
-            if saved is None:
-                forward = _compiled(_forward, *size, training=True)
-                hs, _, _, saved = forward(mask, *stopped)
-            gradients = _backward(mask, stopped, hs, saved, upstream)
-            return gradients, functools.partial(_second, mask, tensors)
+            kept = saved
+            if not program.training:
+                again = dataclasses.replace(program, training=True)
+                _, kept = _compiled(_forward, again)(mask, *stopped)
+            gradients = _backward(program, mask, stopped, kept, upstream)
+            return gradients, functools.partial(_second, program, mask, tensors)
 
         return outputs, gradient
 
-    hs, h, c = run(x, *inputs)
-    return tf.transpose(hs, [1, 0, 2]), h, c
-
-
-def _forward(
-    mask: tf.Tensor | None,
-    x: tf.Tensor,
-    h: tf.Tensor,
-    c: tf.Tensor,
-    kernel: tf.Tensor,
-    recurrent_kernel: tf.Tensor,
-    bias: tf.Tensor,
-    training: bool = False,
-) -> list:
-    """The equations, with time in front. Returns all h, the last h and c, residuals.
-
-    A sigmoid is computed as `s(z) = tanh(z / 2) / 2 + 1 / 2`, so that all four gates
-    are one tanh, which is vectorised. Halving the weights of i, f and o is exact.
-
-    The residuals hold what the backward loop multiplies with, in place of the gates:
-    it has then neither activations to compute nor a place to store them.
-    """
-    timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
-    units = recurrent_kernel.shape[0]
-    half, slope = (
-        tf.constant(np.repeat([s, s, 1, s], units), x.dtype) for s in (0.5, 0.25)
-    )
-    kernel, recurrent_kernel, bias = kernel * half, recurrent_kernel * half, bias * half
-    z = tf.matmul(tf.reshape(x, [-1, features]), kernel)
-    z = _tensor_array(tf.reshape(z, [timesteps, rows, 4 * units]))
-    masks = None if mask is None else _tensor_array(mask)
-    # An array for each: in eager mode to write into one changes it.
-    empty = [
-        tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
-        for _ in range(3 if training else 1)
-    ]
-
-    def step(
-        t: Any, h: Any, c: Any, z: Any, hs: Any, decays: Any = None, forgets: Any = None
-    ) -> tuple:
-        # The bias is added here, since of sums made before the loop XLA would keep both
-        # the products and the sums in memory.
-        gates = tf.tanh(z.read(t) + tf.matmul(h, recurrent_kernel) + bias)
-        i, f, g, o = tf.split(gates, 4, axis=1)
-        i, f, o = 0.5 * i + 0.5, 0.5 * f + 0.5, 0.5 * o + 0.5
-        new_c = f * c + i * g
-        squashed = tf.tanh(new_c)
-        new_h = o * squashed
-        if training:
-            factors = tf.concat([g, c, i, squashed], axis=1) * (
-                slope - slope * gates * gates
-            )
-            decay = o * (1 - squashed * squashed)
-        if masks is not None:
-            keep = masks.read(t)
-            new_h, new_c = tf.where(keep, new_h, h), tf.where(keep, new_c, c)
-            if training:
-                factors = tf.where(keep, factors, tf.zeros_like(factors))
-                decay = tf.where(keep, decay, tf.zeros_like(decay))
-                f = tf.where(keep, f, tf.ones_like(f))
-        if training:
-            # They overwrite the inputs that were just read, which saves such an array.
-            z = z.write(t, factors)
-            decays, forgets = decays.write(t, decay), forgets.write(t, f)
-            return new_h, new_c, z, hs.write(t, new_h), decays, forgets
-        return new_h, new_c, z, hs.write(t, new_h)
-
-    h, c, z, hs, *residuals = _loop(timesteps, step, (h, c, z, *empty))
-    outputs = [hs.stack(), h, c]
-    if training:
-        outputs.append([z.stack(), *(array.stack() for array in residuals)])
+    if differentiable:
+        outputs = run(x, *others)
+    else:
+        outputs, _ = _compiled(_forward, program)(mask, x, *others)
+    if program.sequences and program.time_first:
+        outputs = [_swapped(outputs[0]), *outputs[1:]]
     return outputs
 
 
 @functools.cache
-def _compiled(function: Callable, *size: int, **options: bool) -> Any:  # noqa: ARG001
+def _compiled(function: Callable, program: _Program) -> Any:
     """One function for each size of a layer, so that all its batches share a trace."""
     compiled = tf.function(
-        functools.partial(function, **options),
+        functools.partial(function, program),
         jit_compile=True,
         autograph=False,
         reduce_retracing=True,
@@ -243,100 +219,160 @@ def _compiled(function: Callable, *size: int, **options: bool) -> Any:  # noqa: 
     return compiled
 
 
-def _backward_loop(
+def _forward(
+    program: _Program,
     mask: tf.Tensor | None,
-    recurrent_kernel: tf.Tensor,
-    residuals: list[tf.Tensor],
-    dhs: tf.Tensor,
-    dh: tf.Tensor,
-    dc: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The loop of the gradients: those of the gates at each step, and of h and c."""
-    timesteps = dhs.shape[0] or tf.shape(dhs)[0]
-    transposed = tf.transpose(recurrent_kernel)
-    factors, decays, forgets = map(_tensor_array, residuals)
-    gradients = _tensor_array(dhs)
-    masks = None if mask is None else _tensor_array(mask)
+    x: tf.Tensor,
+    *others: tf.Tensor,
+    loop: Callable | None = None,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Runs all timesteps; the others are the states and the weights.
 
-    def step(k: Any, dh: Any, dc: Any, dz: Any) -> tuple:
-        t = timesteps - 1 - k
-        dh = dh + gradients.read(t)
-        dc = dc + dh * decays.read(t)
-        dgates = factors.read(t) * tf.concat([dc, dc, dc, dh], axis=1)
-        new_dh = tf.matmul(dgates, transposed)
+    Returns:
+        All outputs, if they are wanted, and the last states. And what the gradient
+        needs, with time in front: the inputs, all outputs, and what the cell keeps.
+    """
+    cell, loop = program.cell, loop or _loop
+    *states, kernel, recurrent_kernel, bias = others
+    if not program.time_first:
+        x, mask = _swapped(x), _swapped(mask)
+    timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
+    units = recurrent_kernel.shape[0]
+    scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
+    recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
+    z = tf.matmul(tf.reshape(x, [-1, features]), kernel * scales)
+    z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
+    masks = None if mask is None else _tensor_array(mask[:, :, None])
+    # An array for each: in eager mode to write into one changes it.
+    arrays = [
+        tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
+        for _ in range(cell.kept if program.training else program.sequences)
+    ]
+
+    # What is carried and returned is written to memory at each timestep. XLA would
+    # otherwise compute some gates along with all that is made of them, which is slower.
+    written = [] if program.training else [tf.zeros_like(states[0])] * cell.written
+
+    def step(t: Any, *carried: Any) -> tuple:
+        states, others = carried[: cell.states], carried[cell.states + len(written) :]
+        z, *arrays = others
+        # The bias is added here, since of sums made before the loop XLA would keep both
+        # the products and the sums in memory.
+        new_states, kept = cell.step(z.read(t), states, recurrent_kernel, bias)
         if masks is not None:
-            new_dh += tf.where(masks.read(t), tf.zeros_like(dh), dh)
-        return new_dh, dc * forgets.read(t), dz.write(t, dgates)
+            keep = masks.read(t)
+            pairs = zip(new_states, states, strict=True)
+            new_states = [tf.where(keep, new, old) for new, old in pairs]
+        if program.training:
+            # The first overwrites the input that was just read, which saves an array.
+            z = z.write(t, kept[0])
+        pairs = zip(arrays, (new_states[0], *kept[1:]), strict=False)
+        arrays = [array.write(t, tensor) for array, tensor in pairs]
+        return *new_states, *kept[1 : 1 + len(written)], z, *arrays
 
-    dz = tf.TensorArray(
-        dhs.dtype, timesteps, element_shape=[dhs.shape[1], recurrent_kernel.shape[1]]
-    )
-    dh, dc, dz = _loop(timesteps, step, (dh, dc, dz))
-    return dz.stack(), dh, dc
+    results = loop(timesteps, step, (*states, *written, z, *arrays))
+    outputs = [*results[: cell.states]]
+    z, *arrays = results[cell.states + len(written) :]
+    stacked = [array.stack() for array in arrays]
+    if program.sequences:
+        hs = stacked[0] if program.time_first else _swapped(stacked[0])
+        outputs = [hs, *outputs]
+    if not program.training:
+        return outputs, [*results[cell.states : cell.states + len(written)]]
+    return outputs, [x, stacked[0], z.stack(), *stacked[1:]]
 
 
 def _backward(
+    program: _Program,
     mask: tf.Tensor | None,
     inputs: list[tf.Tensor],
-    hs: tf.Tensor,
-    residuals: list[tf.Tensor],
+    kept: list[tf.Tensor],
     upstream: list[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """The gradients of x, h, c, kernel, recurrent_kernel and bias."""
-    x, h, _, kernel, recurrent_kernel, _ = inputs
-    features, units = kernel.shape[0], recurrent_kernel.shape[0]
-    loop = _compiled(_backward_loop, features, units)
-    dz, dh, dc = loop(mask, recurrent_kernel, residuals, *upstream)
-    dz = tf.reshape(dz, [-1, 4 * units])
+    """The gradients of the inputs: x, the states and the weights."""
+    _, h, *_, kernel, recurrent_kernel, _ = inputs
+    x, hs, *kept = kept
+    loop = _compiled(_backward_loop, dataclasses.replace(program, training=True))
+    dz, *dstates = loop(mask, recurrent_kernel, kept, *upstream)
     # Not compiled: XLA's products are slower where the left factor is transposed.
-    before = tf.reshape(tf.concat([h[None], hs[:-1]], 0), [-1, units])
-    dkernel = tf.matmul(tf.reshape(x, [-1, features]), dz, transpose_a=True)
-    drecurrent_kernel = tf.matmul(before, dz, transpose_a=True)
-    # As a product, this sum over the rows is twice as fast as `reduce_sum`.
-    dbias = tf.matmul(tf.ones([1, tf.shape(dz)[0]], dz.dtype), dz)[0]
     dx = tf.reshape(tf.matmul(dz, kernel, transpose_b=True), tf.shape(x))
-    return [dx, dh, dc, dkernel, drecurrent_kernel, dbias]
+    if not program.time_first:
+        dx = _swapped(dx)
+    before = tf.concat([h[None], hs[:-1]], 0)
+    x, before, *kept = (
+        tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (x, before, *kept)
+    )
+    dkernel = tf.matmul(x, dz, transpose_a=True)
+    of_recurrent = program.cell.of_recurrent_weights(before, dz, kept)
+    return [dx, *dstates, dkernel, *of_recurrent]
+
+
+def _backward_loop(
+    program: _Program,
+    mask: tf.Tensor | None,
+    recurrent_kernel: tf.Tensor,
+    kept: list[tf.Tensor],
+    *upstream: tf.Tensor,
+) -> list[tf.Tensor]:
+    """The gradients of the gates, all rows one after another, and of the states."""
+    dhs, gradients = None, list(upstream)
+    if program.sequences:
+        dhs = gradients.pop(0)
+    if not program.time_first:
+        dhs, mask = _swapped(dhs), _swapped(mask)
+    dhs = None if dhs is None else _tensor_array(dhs)
+    masks = None if mask is None else _tensor_array(mask[:, :, None])
+    timesteps, width = kept[0].shape[0] or tf.shape(kept[0])[0], kept[0].shape[2]
+    dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=kept[0].shape[1:])
+    arrays = list(map(_tensor_array, kept))
+    transposed = tf.transpose(recurrent_kernel)
+
+    def step(k: Any, *carried: Any) -> tuple:
+        t = timesteps - 1 - k
+        *gradients, dz = carried
+        if dhs is not None:
+            gradients[0] += dhs.read(t)
+        residuals = [array.read(t) for array in arrays]
+        dgates, before = program.cell.backward(gradients, residuals, transposed)
+        if masks is not None:
+            keep = masks.read(t)
+            dgates = tf.where(keep, dgates, tf.zeros_like(dgates))
+            pairs = zip(before, gradients, strict=True)
+            before = [tf.where(keep, new, old) for new, old in pairs]
+        return *before, dz.write(t, dgates)
+
+    *gradients, dz = _loop(timesteps, step, (*gradients, dz))
+    return [tf.reshape(dz.stack(), [-1, width]), *gradients]
 
 
 def _second(
-    mask: tf.Tensor | None, tensors: tuple[tf.Tensor, ...], *upstream: tf.Tensor
+    program: _Program,
+    mask: tf.Tensor | None,
+    tensors: tuple[tf.Tensor, ...],
+    *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
     """The gradient of the gradient: not compiled, by TensorFlow alone."""
-    inputs, first_upstream = tensors[:6], tensors[6:]
+    program = dataclasses.replace(program, training=False)
+    # The others are the gradients of what `_forward()` returns.
+    inputs = tensors[: -program.cell.states - program.sequences]
     # `tape.jacobian()` of an eager gradient can't differentiate a loop of TensorFlow.
-    in_graph = tf.is_symbolic_tensor(inputs[0])
-    run = _forward if in_graph else _without_loop
+    loop = _loop if tf.is_symbolic_tensor(inputs[0]) else _unrolled
     with tf.GradientTape() as outer:
         outer.watch(tensors)
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            outputs = run(mask, *inputs)
-        gradients = inner.gradient(outputs, inputs, first_upstream)
+            outputs, _ = _forward(program, mask, *inputs, loop=loop)
+        gradients = inner.gradient(outputs, inputs, tensors[len(inputs) :])
     return outer.gradient(
         gradients, tensors, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
 
 
-def _without_loop(
-    mask: tf.Tensor | None,
-    x: tf.Tensor,
-    h: tf.Tensor,
-    c: tf.Tensor,
-    kernel: tf.Tensor,
-    recurrent_kernel: tf.Tensor,
-    bias: tf.Tensor,
-) -> list:
-    """The equations once more, one timestep after the other."""
-    hs = []
-    for t in range(x.shape[0]):
-        gates = tf.matmul(x[t], kernel) + tf.matmul(h, recurrent_kernel) + bias
-        i, f, g, o = tf.split(gates, 4, axis=1)
-        new_c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
-        new_h = tf.sigmoid(o) * tf.tanh(new_c)
-        keep = True if mask is None else mask[t]
-        h, c = tf.where(keep, new_h, h), tf.where(keep, new_c, c)
-        hs.append(h)
-    return [tf.stack(hs), h, c]
+def _swapped(tensor: tf.Tensor | None) -> Any:
+    """With batch and time in the place of each other."""
+    if tensor is None:
+        return None
+    return tf.transpose(tensor, [1, 0, *range(2, tensor.shape.rank)])
 
 
 def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:
@@ -349,10 +385,16 @@ def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:
     return array.unstack(tensor)
 
 
-def _loop(timesteps: Any, step: Callable, states: tuple) -> list:
+def _loop(timesteps: Any, step: Callable, carried: tuple) -> Sequence:
     return tf.while_loop(
         lambda t, *_: t < timesteps,
-        lambda t, *states: (t + 1, *step(t, *states)),
-        (tf.constant(0), *states),
+        lambda t, *carried: (t + 1, *step(t, *carried)),
+        (tf.constant(0), *carried),
         maximum_iterations=timesteps,
     )[1:]
+
+
+def _unrolled(timesteps: int, step: Callable, carried: tuple) -> Sequence:
+    for t in range(timesteps):
+        carried = step(t, *carried)
+    return carried

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
@@ -15,18 +15,17 @@ from keras_init_lstm._types import (
     SimpleRNNArguments,
     UseCudnn,
 )
-from keras_init_lstm.backend import NotFusedError, backend
 from keras_init_lstm.cudnn import MayUseCudnn
 from keras_init_lstm.initial_states import InitialState
-from keras_init_lstm.recurrent import InitialStateArgument, InitStateRNN
-from keras_init_lstm.validation import one_of
+from keras_init_lstm.recurrent import InitialStateArgument
+from keras_init_lstm.use_fused import MayUseFused, check_use_fused
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
+class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
     """Long short-term memory layer that owns its initial state.
 
     It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
@@ -94,18 +93,22 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
         activations, without `unroll` and `use_cudnn=True`, in training without
         `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
         `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
-        runs; so it does in a branch of `tf.cond`, in forward-mode differentiation, and
-        while `tf.debugging` checks every operation. `"auto"` also leaves to Keras:
-        16-bit floating point; fewer than 8 timesteps; a number of timesteps that is
-        unknown in a graph; inference in a `tf.function` of one's own, which may be an
-        export; and new sizes of layers once 64 are compiled in a process, as in a long
-        search, since XLA never lets go of what it has compiled, some 5 MiB for each.
-        So `fit`, `evaluate`, `predict` and eager calls take the fused loop, while a
-        SavedModel, TFLite or ONNX file holds a plain LSTM. Each number of timesteps
+        runs; so it does in a branch of `tf.cond` that may need a gradient, in
+        forward-mode differentiation, and while `tf.debugging` checks every operation.
+        `"auto"` also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a
+        number of timesteps that is unknown in a graph; and new sizes of layers once 64
+        are compiled in a process, as in a long search, since XLA never lets go of what
+        it has compiled, some 5 MiB for each. A SavedModel, TFLite or ONNX file holds
+        a plain LSTM. So does, for inference, the graph of a `tf.function` of one's own,
+        which may be exported: TensorFlow swaps that for the fused loop when it runs it
+        in this process, except where a gradient is taken, under `jit_compile=True`, in
+        `tf.data`, or without its optimizer of graphs. Each number of timesteps
         is compiled once in a graph; batch sizes, and in eager calls the timesteps
         too, are rounded up to few, so that little is compiled. Results are those of
         Keras's loop to float rounding, of gates in absolute terms: one that is nearly
-        closed, at 6e-6, is so to 1e-7.
+        closed, at 6e-6, is so to 1e-7. `InitStateGRU` and `InitStateSimpleRNN` have it
+        too; of a SimpleRNN with dropout, which draws at inference as well, Keras's own
+        loop runs where a graph may be an export.
 
     References:
         [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)
@@ -120,7 +123,6 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
     """
 
     keras_layer = keras.layers.LSTM
-    _exact_arguments: ClassVar[dict[str, Any]] = {"use_fused": False}
     # `None` if it is not owned. The type does not say so, or each `layer.h0.value` in
     # a user's code would need a check.
     h0: InitialState
@@ -157,7 +159,7 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
         use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[LSTMArguments],
     ) -> None:
-        one_of(use_fused, "use_fused", ("auto", True, False))
+        check_use_fused(use_fused)
         keras.layers.LSTM.__init__(
             self,
             units,
@@ -199,55 +201,9 @@ class InitStateLSTM(MayUseCudnn, keras.layers.LSTM):
         """Another name of `from_keras()`."""
         return cls.from_keras(layer, initial_state, **kwargs)
 
-    def call(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool = False,
-        context: Any = None,
-    ) -> Any:
-        if self.use_fused is True:
-            # Not only in the loop: by then Keras has drawn for dropout.
-            try:
-                backend.check_lstm(self, sequences, mask, training)
-            except NotFusedError as reason:
-                raise self._not_fused(reason) from reason
-        return super().call(
-            sequences,
-            initial_state=initial_state,
-            mask=mask,
-            training=training,
-            context=context,
-        )
-
-    def inner_loop(
-        self,
-        sequences: Any,
-        initial_state: Any,
-        mask: Any,
-        training: bool = False,
-    ) -> Any:
-        if self.use_fused:
-            try:
-                return backend.lstm(self, sequences, initial_state, mask, training)
-            except NotFusedError as reason:
-                if self.use_fused is True:
-                    raise self._not_fused(reason) from reason
-        return super().inner_loop(sequences, initial_state, mask, training=training)
-
-    def _not_fused(self, reason: NotFusedError) -> ValueError:
-        return ValueError(
-            f"The fused loop does not support {reason}. Pass `use_fused='auto'` to run "
-            "Keras's own loop. Received: use_fused=True"
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "use_fused": self.use_fused}
-
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateGRU(MayUseCudnn, keras.layers.GRU):
+class InitStateGRU(MayUseFused, MayUseCudnn, keras.layers.GRU):
     """Gated recurrent unit layer that owns its initial state.
 
     It is `keras.layers.GRU`, with all its arguments, but for the hidden state h that
@@ -259,6 +215,8 @@ class InitStateGRU(MayUseCudnn, keras.layers.GRU):
             `keras.layers.GRU`.
         initial_state: What each sequence starts from, as with `InitStateRNN`: one
             entry, or a list of one. Defaults to `None`.
+        use_fused: Whether to run the fused loop, as with `InitStateLSTM`. Defaults to
+            `"auto"`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     The call arguments, shapes, errors and stateful streams are those of
@@ -304,8 +262,10 @@ class InitStateGRU(MayUseCudnn, keras.layers.GRU):
         use_cudnn: UseCudnn = "auto",
         *,
         initial_state: InitialStateArgument = None,
+        use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[LSTMArguments],
     ) -> None:
+        check_use_fused(use_fused)
         keras.layers.GRU.__init__(
             self,
             units,
@@ -335,6 +295,7 @@ class InitStateGRU(MayUseCudnn, keras.layers.GRU):
             **kwargs,
         )
         self._make_owned_states(initial_state)
+        self.use_fused = use_fused
 
     @classmethod
     def from_gru(
@@ -348,7 +309,7 @@ class InitStateGRU(MayUseCudnn, keras.layers.GRU):
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
+class InitStateSimpleRNN(MayUseFused, keras.layers.SimpleRNN):
     """Fully-connected recurrent layer that owns its initial state.
 
     It is `keras.layers.SimpleRNN`, with all its arguments, but for the hidden state h
@@ -360,6 +321,8 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
             `keras.layers.SimpleRNN`.
         initial_state: What each sequence starts from, as with `InitStateRNN`: one
             entry, or a list of one. Defaults to `None`.
+        use_fused: Whether to run the fused loop, as with `InitStateLSTM`. Defaults to
+            `"auto"`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     The call arguments, shapes, errors and stateful streams are those of
@@ -399,8 +362,10 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
         seed: int | None = None,
         *,
         initial_state: InitialStateArgument = None,
+        use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[SimpleRNNArguments],
     ) -> None:
+        check_use_fused(use_fused)
         keras.layers.SimpleRNN.__init__(
             self,
             units,
@@ -427,6 +392,7 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
             **kwargs,
         )
         self._make_owned_states(initial_state)
+        self.use_fused = use_fused
 
     @classmethod
     def from_simple_rnn(

@@ -69,3 +69,18 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(20260101)
+
+
+@pytest.fixture
+def fused_adds_one(monkeypatch):
+    """What the fused loop returns is one more than it should be, which tells it apart.
+
+    To be called is not to be run: a graph may hold one loop and run another.
+    """
+    from keras_init_lstm import fused
+
+    def run(*args, **kwargs):
+        return [output + 1 for output in real(*args, **kwargs)]
+
+    real = fused.run
+    monkeypatch.setattr(fused, "run", run)

@@ -107,12 +107,14 @@ def tiled_states(layer, batch, context=None):
     return nested(layer, states)
 
 
-def lstm_of(layer, **kwargs):
-    """The LSTM of Keras with the weights of a layer that is built."""
-    lstm = keras.layers.LSTM(layer.units, **kwargs)
-    lstm.build((None, None, layer.cell.kernel.shape[0]))
-    lstm.set_weights(layer.cell.get_weights())
-    return lstm
+def reference_of(layer, **kwargs):
+    """The layer of Keras that one is named after, with its weights."""
+    if hasattr(layer, "reset_after"):
+        kwargs.setdefault("reset_after", layer.reset_after)
+    reference = layer.keras_layer(layer.units, **kwargs)
+    reference.build((None, None, layer.cell.kernel.shape[0]))
+    reference.set_weights(layer.cell.get_weights())
+    return reference
 
 
 def numpy_lstm(case, layer, states):

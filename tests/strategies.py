@@ -27,10 +27,11 @@ KINDS = ("zeros", "fixed", "sampled", "trainable")
 ALL_KINDS = (*KINDS, "conditional")
 # An LSTM more often than each of the others.
 LAYERS = ("LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
+FUSIBLE = ("LSTM", "GRU", "SimpleRNN")
 FAMILY = {
-    "LSTM": {"layers": ["LSTM"], "use_fused": False},
-    "fused LSTM": {"layers": ["LSTM"], "use_fused": True},
-    **{name: {"layers": [name]} for name in LAYERS[2:]},
+    **{name: {"layers": [name], "use_fused": False} for name in FUSIBLE},
+    **{f"fused {name}": {"layers": [name], "use_fused": True} for name in FUSIBLE},
+    **{name: {"layers": [name]} for name in ("stacked", "custom")},
 }
 CONTEXT_FEATURES = 2
 
@@ -266,7 +267,7 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
         "seed": draw(seeds),
         **fixed,
     }
-    if name == "LSTM":
+    if name in FUSIBLE:
         is_fused = draw(st.booleans()) and BACKEND == "tensorflow"
         arguments.setdefault("use_fused", is_fused)
     if name == "GRU":
@@ -274,10 +275,10 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
     if name in ("GRU", "stacked") and BACKEND == "jax":
         # Without a bias, a GRU of Keras makes float32 of what has 16 bits.
         arguments["use_bias"] |= arguments["dtype"].startswith("mixed")
-    if name == "SimpleRNN":
-        del arguments["recurrent_activation"]
     if arguments.get("use_fused"):
         arguments.update(FUSED)
+    if name == "SimpleRNN":
+        del arguments["recurrent_activation"]
     rng = np.random.default_rng(draw(seeds))
     case = Case(
         name=name,
@@ -299,9 +300,10 @@ def for_each_layer(*args, **kwargs):
 
     def decorate(test):
         takes_data = "data" in inspect.signature(test).parameters
-        is_fused = {"fused LSTM": pytest.mark.tensorflow}
+        of_tensorflow = [pytest.mark.tensorflow]
         names = [
-            pytest.param(name, marks=is_fused.get(name, ()), id=name) for name in FAMILY
+            pytest.param(name, marks=of_tensorflow * name.startswith("fused"), id=name)
+            for name in FAMILY
         ]
 
         @pytest.mark.parametrize("name", names)

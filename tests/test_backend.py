@@ -20,7 +20,9 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 ALLOWED = {
     "backend/tensorflow.py": {"tensorflow"},
     "fused.py": {"tensorflow"},
+    "fused_cells.py": {"tensorflow"},
     "fused_loop.py": {"tensorflow"},
+    "swapped.py": {"tensorflow"},
     "tensorboard.py": {"tensorflow"},
     "backend/jax.py": {"jax"},
     "backend/torch.py": {"torch"},

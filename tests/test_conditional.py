@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_init_lstm import Conditional, InitStateLSTM
 from models import BATCH, CONTEXT, FEATURES, UNITS, X, encoder
-from oracles import assert_same, flat, gradients, lstm_of
+from oracles import assert_same, flat, gradients, reference_of
 
 
 class TestEncoder:
@@ -92,7 +92,7 @@ class TestEncoder:
         got = layer.get_initial_state(BATCH, training=training, context=CONTEXT)
         assert_same(got, [want, want])
         got = layer(X, context=CONTEXT, training=training)
-        want = lstm_of(layer)(X, initial_state=[want, want])
+        want = reference_of(layer)(X, initial_state=[want, want])
         assert_same(got, want, tolerance=1e-6)
 
     def test_may_be_built_after_the_layer(self):

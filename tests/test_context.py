@@ -24,7 +24,7 @@ from models import (
     encoder,
     normal,
 )
-from oracles import assert_same, flat, lstm_of, to_numpy
+from oracles import assert_same, flat, reference_of, to_numpy
 
 
 class TestContext:
@@ -91,7 +91,7 @@ class TestContext:
         assert_same(got, [want, want], tolerance=1e-6)
         states = [want, want]
         got = layer(X, context=context)
-        assert_same(got, lstm_of(layer)(X, initial_state=states), tolerance=1e-6)
+        assert_same(got, reference_of(layer)(X, initial_state=states), tolerance=1e-6)
 
     def test_a_list_of_numbers_is_an_array(self):
         start = Conditional(layers.Embedding(9, UNITS))
@@ -105,7 +105,7 @@ class TestContext:
         layer = InitStateLSTM(UNITS, initial_state=[Conditional(encoder()), 0.5])
         states = [normal(BATCH, UNITS), np.full((BATCH, UNITS), 0.5, "float32")]
         got = layer(X, initial_state=[states[0], None])
-        want = lstm_of(layer)(X, initial_state=states)
+        want = reference_of(layer)(X, initial_state=states)
         assert_same(got, want)
         got = layer(X, initial_state=[states[0], None], context=CONTEXT)
         assert_same(got, want)

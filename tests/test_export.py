@@ -97,6 +97,17 @@ class Noise(layers.Layer):
         return x + keras.random.normal(shape, seed=self.seed_generator)
 
 
+def ran_before(model, *inputs):
+    """A function of a model that was traced to be called, and is to be exported then.
+
+    With the fixture `fused_adds_one` it runs the fused loop.
+    """
+    function = tf.function(model)
+    want = model(*inputs)
+    assert_same(function(*inputs), want, tolerance=1e-6)
+    return function, [output - 1 for output in keras.tree.flatten(want)]
+
+
 # SavedModel.
 
 SERVE = """
@@ -157,6 +168,23 @@ class TestSavedModel:
             loaded = tf.saved_model.load(str(tmp_path / name))
             (got,) = loaded.signatures["serving_default"](tf.constant(X)).values()
             assert_same(got, want, tolerance=1e-6)
+
+    @pytest.mark.usefixtures("fused_adds_one")
+    def test_of_a_function_that_ran_before(self, tmp_path):
+        model, (want, _) = of_every_kind("LSTM", stateful=False)
+        function, outputs = ran_before(model, [X, CONTEXT])
+        assert_same(outputs, want, tolerance=CLOSE)
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint("serve", function)
+        archive.write_out(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / "model"))
+        tf.saved_model.save(loaded, tmp_path / "again" / "model")
+        for folder in (tmp_path, tmp_path / "again"):
+            graph = (folder / "model" / "saved_model.pb").read_bytes()
+            assert b"_XlaMustCompile" not in graph
+            np.savez(folder / "arrays.npz", X, CONTEXT, np.stack(want))
+        in_a_fresh_process(SERVE, tmp_path, tmp_path / "again")
 
     def test_draws_if_the_layer_does(self, tmp_path):
         around(InitStateLSTM(UNITS, initial_state=DRAWN)).export(
@@ -266,6 +294,18 @@ class TestONNX:
             found.append(loops(onnx.load(path).graph))
         assert found[0] == found[1]
 
+    @pytest.mark.usefixtures("fused_adds_one")
+    def test_of_a_function_that_ran_before(self, tmp_path):
+        model = around(InitStateLSTM(UNITS, initial_state=0.5))
+        function, want = ran_before(model, X)
+        path = tmp_path / "model.onnx"
+        specs = [tf.TensorSpec(X.shape)]
+        tf2onnx.convert.from_function(function, specs, output_path=path)
+        assert function.experimental_get_tracing_count() == 1
+        assert_same(run_onnx(path, X), want, tolerance=CLOSE)
+        operation = "LSTM" if RELEASE >= (3, 12) else "Loop"
+        assert loops(onnx.load(path).graph) == {operation: 1}
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -331,6 +371,28 @@ def on_lite(path):
         return [outputs[name] for name in sorted(outputs)]
 
     return call
+
+
+@pytest.mark.usefixtures("fused_adds_one")
+def test_lite_of_a_function_that_ran_before():
+    found = []
+    for use_fused in ("auto", False):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=use_fused)
+        model = around(layer)
+        want = model(X) - bool(use_fused)
+        function = tf.function(model)
+        assert_same(function(X), model(X), tolerance=1e-6)
+        concrete = function.get_concrete_function(tf.TensorSpec(X.shape))
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        interpreter = Interpreter(model_content=converter.convert())
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], X)
+        interpreter.invoke()
+        got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        assert_same(got, want, tolerance=CLOSE)
+        found.append({each["op_name"] for each in interpreter._get_ops_details()})
+    assert found[0] == found[1]
 
 
 @pytest.mark.skipif(RELEASE < (3, 13), reason="Keras writes none before 3.13")

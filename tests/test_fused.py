@@ -1,6 +1,7 @@
 """The fused loop where it differs from Keras's: when it runs, and what is compiled."""
 
 import dataclasses
+import gc
 
 import keras
 import numpy as np
@@ -9,10 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import tf
-from keras_init_lstm import InitStateLSTM, fused, fused_loop
+from keras_init_lstm import (
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateSimpleRNN,
+    fused,
+    fused_loop,
+)
 from models import FEATURES, UNITS, normal
-from oracles import assert_same, gradients, lstm_of, scale_of, tiled_states, to_numpy
-from strategies import at_most, cases, masks
+from oracles import (
+    assert_same,
+    gradients,
+    reference_of,
+    scale_of,
+    tiled_states,
+    to_numpy,
+)
+from strategies import FUSIBLE, at_most, cases, masks
 
 pytestmark = pytest.mark.tensorflow
 
@@ -35,12 +49,12 @@ def taken(monkeypatch):
     """One entry for each time that the fused loop was called or traced."""
     calls = []
 
-    def lstm(sequences, *args, **kwargs):
+    def run(cell, sequences, *args, **kwargs):
         calls.append(sequences.shape)
-        return real(sequences, *args, **kwargs)
+        return real(cell, sequences, *args, **kwargs)
 
-    real = fused.lstm
-    monkeypatch.setattr(fused, "lstm", lstm)
+    real = fused.run
+    monkeypatch.setattr(fused, "run", run)
     return calls
 
 
@@ -51,11 +65,12 @@ class TestGradients:
             kinds=("zeros", "fixed", "trainable"),
             dtypes=["float64"],
             dropout=False,
+            layers=FUSIBLE,
             use_fused=True,
         ),
         st.booleans(),
     )
-    def test_of_second_order_are_those_of_lstm(self, case, training):
+    def test_of_second_order_are_those_of_keras(self, case, training):
         layer = case.layer()
         states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
         call = {"order": 2, "mask": case.mask, "training": training}
@@ -108,6 +123,10 @@ def twice_by_jacobian(call, x, variable):
     return outer.jacobian(gradient, variable)
 
 
+def through_a_function(call, x, variable):
+    return gradients(lambda: tf.function(call)(x), [variable])
+
+
 def around(control_flow):
     def differentiate(call, x, variable):
         @tf.function
@@ -132,6 +151,8 @@ WAYS = {
     "forwards": forwards,
     "forwards by inputs": forwards_by_inputs,
     "twice by jacobian": twice_by_jacobian,
+    "through a function": through_a_function,
+    "within a function": around(lambda call, x: call(x)),
     "cond": around(
         lambda call, x: tf.cond(x[0, 0, 0] < 9, lambda: call(x), lambda: call(2 * x))
     ),
@@ -147,22 +168,41 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("make", "training"),
+    [
+        (InitStateLSTM, False),
+        (InitStateLSTM, True),
+        (InitStateGRU, True),
+        (InitStateSimpleRNN, False),
+    ],
+)
 @pytest.mark.parametrize("way", WAYS)
-def test_differentiated_in_another_way(way, training):
-    layer, x = InitStateLSTM(UNITS, initial_state=[0.5, "trainable"]), batch()
+def test_differentiated_in_another_way(way, make, training):
+    layer, x = make(UNITS, initial_state="trainable"), batch()
     layer.build(x.shape)
-    lstm, states = lstm_of(layer), layer.get_initial_state(len(x))
+    layer.h0.value.assign(np.full(UNITS, 0.5))
+    keras_layer, states = reference_of(layer), layer.get_initial_state(len(x))
 
     def call(x):
         return layer(x, training=training)
 
     def reference(x):
-        return lstm(x, initial_state=states, training=training)
+        return keras_layer(x, initial_state=states, training=training)
 
     got = WAYS[way](call, x, layer.cell.kernel.value)
-    want = WAYS[way](reference, x, lstm.cell.kernel.value)
+    want = WAYS[way](reference, x, keras_layer.cell.kernel.value)
     assert_same(got, want, tolerance=1e-5)
+
+
+def test_differentiated_twice_through_a_function_for_inference():
+    layer, x = InitStateLSTM(UNITS), batch()
+    layer.build(x.shape)
+    found = []
+    for each in (layer, reference_of(layer)):
+        call, kernel = tf.function(each), each.cell.kernel.value
+        found.append(gradients(lambda call=call: call(x), [kernel], order=2))
+    assert_same(*found, tolerance=1e-5)
 
 
 class TestBatches:
@@ -178,17 +218,27 @@ class TestBatches:
         assert len({fused_loop.rounded_up(rows) for rows in range(1025)}) == 8 + 4 * 7
 
     @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-    @pytest.mark.parametrize("rows", [1, 2, 7, 33, 50])
-    def test_of_any_size_with_many_units_are_those_of_lstm(self, rows, known):
-        units = fused_loop._UNITS_FOR_BLOCKS
-        layer = InitStateLSTM(units, return_state=True, use_fused=True)
-        lstm = keras.layers.LSTM(units, return_state=True)
+    @pytest.mark.parametrize(
+        ("rows", "make", "options"),
+        [
+            (1, InitStateLSTM, {}),
+            (2, InitStateGRU, {"reset_after": False}),
+            (7, InitStateSimpleRNN, {"return_sequences": True}),
+            (33, InitStateLSTM, {"return_sequences": True}),
+            (50, InitStateGRU, {}),
+        ],
+        ids=str,
+    )
+    def test_of_any_size_with_many_units_are_those_of_keras(
+        self, rows, make, options, known
+    ):
+        options |= {"return_state": True}
+        layer = make(fused_loop._WIDE, use_fused=True, **options)
         x = batch(50)[:rows]
+        layer.build(x.shape)
         signature = None if known else [tf.TensorSpec((None, *x.shape[1:]))]
         got = []
-        for each in (layer, lstm):
-            each.build(x.shape)
-            each.set_weights(layer.get_weights())
+        for each in (layer, reference_of(layer, **options)):
 
             @tf.function(input_signature=signature)
             def call(x, each=each):
@@ -205,13 +255,14 @@ class TestTimesteps:
             kinds=("fixed",),
             dtypes=["float64"],
             dropout=False,
+            layers=FUSIBLE,
             use_fused=True,
             return_state=True,
         ),
         st.sampled_from([9, 11, 17]),
         st.data(),
     )
-    def test_that_are_rounded_up_are_those_of_lstm(self, case, timesteps, data):
+    def test_that_are_rounded_up_are_those_of_keras(self, case, timesteps, data):
         shape = (case.batch, timesteps, case.inputs.shape[2])
         mask = data.draw(masks(*shape[:2]))
         case = dataclasses.replace(case, inputs=normal(*shape), mask=mask)
@@ -229,8 +280,9 @@ class TestTimesteps:
 
 
 class TestWhenItRuns:
-    def test_in_fit_evaluate_and_predict(self, taken):
-        model = keras.Sequential([keras.Input((None, FEATURES)), InitStateLSTM(UNITS)])
+    @pytest.mark.parametrize("make", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    def test_in_fit_evaluate_and_predict(self, taken, make):
+        model = keras.Sequential([keras.Input((None, FEATURES)), make(UNITS)])
         model.compile("sgd", "mse")
         assert not taken
         model.fit(batch(), np.zeros((4, UNITS)), verbose=0)
@@ -270,6 +322,25 @@ class TestWhenItRuns:
         InitStateLSTM(UNITS, **arguments)(batch(timesteps=timesteps), **kwargs)
         assert bool(taken) == expected
 
+    @pytest.mark.parametrize(
+        ("make", "arguments", "kwargs", "expected"),
+        [
+            (InitStateGRU, {}, {}, True),
+            (InitStateGRU, {"reset_after": False}, {}, True),
+            (InitStateGRU, {"use_fused": False}, {}, False),
+            (InitStateGRU, {"recurrent_activation": "relu"}, {}, False),
+            (InitStateGRU, {"recurrent_dropout": 0.5}, {"training": True}, False),
+            (InitStateSimpleRNN, {}, {}, True),
+            (InitStateSimpleRNN, {"activation": "relu"}, {}, False),
+            (InitStateSimpleRNN, {"dropout": 0.5}, {"training": True}, True),
+            (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, {}, True),
+        ],
+        ids=str,
+    )
+    def test_of_the_others(self, taken, make, arguments, kwargs, expected):
+        make(UNITS, **arguments)(batch(), **kwargs)
+        assert bool(taken) == expected
+
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("timesteps", [None, TIMESTEPS])
     @pytest.mark.parametrize("use_fused", ["auto", True])
@@ -280,9 +351,8 @@ class TestWhenItRuns:
             lambda x: layer(x, training=training), input_signature=[spec]
         )
         got = call(batch())
-        known = timesteps is not None
-        assert bool(taken) == (use_fused is True or (training and known))
-        assert_same(got, lstm_of(layer)(batch()), tolerance=1e-6)
+        assert bool(taken) == (use_fused is True or timesteps is not None)
+        assert_same(got, reference_of(layer)(batch()), tolerance=1e-6)
 
     def test_the_known_part_of_the_shape_is_kept(self):
         layer = InitStateLSTM(UNITS, return_sequences=True, use_fused=True)
@@ -356,6 +426,122 @@ class TestWhenItRuns:
         assert len(taken) == 5
 
 
+# What a user may make of a layer for inference. Each takes the layer and returns a
+# function; with it whether the fused loop is what runs.
+
+
+def of_any_batch(call):
+    spec = tf.TensorSpec((None, TIMESTEPS, FEATURES))
+    return tf.function(call, input_signature=[spec])
+
+
+def without_its_parts(layer):
+    """A concrete function of another function, of which nothing else is left."""
+
+    def concrete():
+        inner = of_any_batch(layer)
+        return of_any_batch(lambda x: inner(x) * 1).get_concrete_function()
+
+    outer = concrete()
+    gc.collect()
+    return outer
+
+
+def on_a_tape(layer):
+    def call(x):
+        with tf.GradientTape():
+            return function(x)
+
+    function = tf.function(layer)
+    return call
+
+
+def without_grappler(layer):
+    def call(x):
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        try:
+            return tf.function(layer)(x)
+        finally:
+            tf.config.optimizer.set_experimental_options(
+                {"disable_meta_optimizer": False}
+            )
+
+    return call
+
+
+GRAPHS = {
+    "a function": (tf.function, True),
+    "of any batch": (of_any_batch, True),
+    "without its parts": (without_its_parts, True),
+    "with a mask": (
+        lambda layer: tf.function(
+            lambda x: layer(x, mask=tf.ones((len(x), TIMESTEPS), "bool"))
+        ),
+        True,
+    ),
+    "while_loop": (
+        lambda layer: tf.function(lambda x: repeatedly(layer, x)[1] / 3),
+        True,
+    ),
+    "cond": (
+        lambda layer: tf.function(
+            lambda x: tf.cond(x[0, 0, 0] < 9, lambda: layer(x), lambda: x[:, 0])
+        ),
+        True,
+    ),
+    "jit_compile": (lambda layer: tf.function(layer, jit_compile=True), False),
+    "on a tape": (on_a_tape, False),
+    "without grappler": (without_grappler, False),
+}
+
+
+@pytest.mark.usefixtures("fused_adds_one")
+class TestWhatRunsInAGraph:
+    @pytest.mark.parametrize("graph", GRAPHS)
+    def test_at_inference(self, graph):
+        make, fused = GRAPHS[graph]
+        layer, x = InitStateLSTM(UNITS), tf.constant(batch())
+        layer.build(x.shape)
+        got = make(layer)(x)
+        assert_same(got, reference_of(layer)(x) + fused, tolerance=1e-6)
+
+    def test_with_weights_that_are_given(self):
+        layer, x = InitStateLSTM(UNITS, initial_state=0.5), tf.constant(batch())
+        layer.build(x.shape)
+        weights = [weight.value for weight in layer.trainable_variables]
+        others = [weight.value for weight in layer.non_trainable_variables]
+        call = tf.function(
+            lambda x, weights: layer.stateless_call(weights, others, x)[0]
+        )
+        assert_same(call(x, weights), tf.function(layer)(x))
+        got = call(x, [2 * weight for weight in weights])
+        layer.cell.set_weights([2 * weight for weight in layer.cell.get_weights()])
+        assert_same(got, tf.function(layer)(x))
+
+    def test_for_a_stream(self):
+        layer, x = InitStateLSTM(UNITS, stateful=True, initial_state=0.5), batch()
+        layer.build(x.shape)
+        lstm, call = reference_of(layer), tf.function(layer)
+        states = layer.get_initial_state(len(x))
+        lstm.return_state = True
+        for _ in range(2):
+            want, h, c = lstm(x, initial_state=states)
+            assert_same(call(x), want + 1, tolerance=1e-6)
+            assert_same(layer.states, [h + 1, c + 1], tolerance=1e-6)
+            states = [h + 1, c + 1]
+
+    def test_is_gone_with_the_graph(self):
+        def graphs():
+            gc.collect()
+            return sum(isinstance(each, tf.Graph) for each in gc.get_objects())
+
+        layer, x = InitStateLSTM(UNITS), batch()
+        tf.function(layer)(x)
+        before = graphs()
+        tf.function(layer)(x)
+        assert graphs() == before
+
+
 def outcome(call):
     """What a call returns, or the class of its error."""
     try:
@@ -385,7 +571,7 @@ def test_a_mask_of_any_shape_does_what_it_does_to_lstm(shape, in_graph, rows):
     layer.build((4, TIMESTEPS, FEATURES))
     mask = np.random.default_rng(1).random(shape) < 0.6
     outcomes = []
-    for each in (layer, lstm_of(layer)):
+    for each in (layer, reference_of(layer)):
         states = (
             {} if each is layer else {"initial_state": layer.get_initial_state(rows)}
         )
@@ -412,7 +598,7 @@ def test_rows_of_a_mask_are_counted_at_run_time():
     call = tf.function(lambda x, mask: layer(x, mask=mask), input_signature=specs)
     for rows in (1, 4):
         mask = np.arange(TIMESTEPS) < 3 + np.arange(rows)[:, None]
-        want = lstm_of(layer)(batch(), mask=np.broadcast_to(mask, (4, TIMESTEPS)))
+        want = reference_of(layer)(batch(), mask=np.broadcast_to(mask, (4, TIMESTEPS)))
         assert_same(call(batch(), mask), want, tolerance=1e-6)
     with pytest.raises(tf.errors.InvalidArgumentError):
         call(batch(), np.ones((3, TIMESTEPS), "bool"))
@@ -425,7 +611,9 @@ def test_a_gate_that_is_nearly_closed_is_right_to_rounding():
     bias[1:] = 0
     layer.set_weights([0 * kernel + [0, 0, 1, 0], 0 * recurrent_kernel, bias])
     x = np.ones((1, TIMESTEPS, FEATURES), "float32")
-    got, want = (to_numpy(each(x, training=True)) for each in (layer, lstm_of(layer)))
+    got, want = (
+        to_numpy(each(x, training=True)) for each in (layer, reference_of(layer))
+    )
     assert 0 < want < 1e-5
     assert_same(got, want, tolerance=2e-7)
 

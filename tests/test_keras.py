@@ -87,3 +87,16 @@ def test_a_mask_is_kept_beside_its_tensor():
     assert _keras.mask_of(keras.Input((3,))) is None
     words = layers.Embedding(5, 2, mask_zero=True)(keras.Input((3,), dtype="int32"))
     assert tuple(_keras.mask_of(words).shape) == (None, 3)
+
+
+def test_scope_says_whether_it_is_in_another():
+    found = []
+
+    class Spy(layers.Layer):
+        def call(self, x):
+            found.append(_keras.infers_shapes())
+            return x
+
+    Spy()(keras.Input((3,)))
+    Spy()(keras.ops.ones((2, 3)))
+    assert found == [True, False]

@@ -19,8 +19,8 @@ from oracles import (
     assert_same,
     flat,
     gradients,
-    lstm_of,
     nested,
+    reference_of,
     scale_of,
     to_numpy,
 )
@@ -121,7 +121,9 @@ def step_of_fit(case, layer, weights, **kwargs):
 
     But for a weight with a constraint, which holds after the step.
     """
-    given = {"inputs": case.inputs, "context": case.context}
+    given = {"inputs": case.inputs}
+    if layer.takes_context:  # Keras 3.10 to 3.12 refuse an input that is not used.
+        given["context"] = case.context
     if case.mask is not None:
         given["mask"] = case.mask
     symbolic = {
@@ -401,7 +403,7 @@ class TestSituations:
         layer = InitStateLSTM(UNITS, initial_state=["zeros", "zeros"])
         got = layer(X)
         zeros = np.zeros((BATCH, UNITS))
-        lstm = lstm_of(layer)
+        lstm = reference_of(layer)
         assert_same(got, lstm(X))
         assert_same(got, lstm(X, initial_state=[zeros, zeros]))
         assert_same(got, layer(X, initial_state=[zeros, zeros]))
@@ -414,10 +416,10 @@ class TestSituations:
         model = keras.Model([source, target], decoder(target, initial_state=[h, c]))
         got = model.predict([X, X[:, ::-1]], verbose=0)
         _, h, c = encoder(X)
-        want = lstm_of(decoder)(X[:, ::-1], initial_state=[h, c])
+        want = reference_of(decoder)(X[:, ::-1], initial_state=[h, c])
         assert_same(got, want, tolerance=1e-6)
         other = InitStateLSTM(UNITS, initial_state="trainable")
         other.assign_initial_state([h, c])
         tiled = [np.tile(np.mean(s, axis=0), (BATCH, 1)) for s in flat([h, c])]
         got = other(X)
-        assert_same(got, lstm_of(other)(X, initial_state=tiled), tolerance=1e-6)
+        assert_same(got, reference_of(other)(X, initial_state=tiled), tolerance=1e-6)

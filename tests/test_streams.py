@@ -30,7 +30,7 @@ from models import (
     encoder,
     normal,
 )
-from oracles import assert_same, flat, gradients, lstm_of, nested, to_numpy
+from oracles import assert_same, flat, gradients, nested, reference_of, to_numpy
 from strategies import LAYERS, Case, arrays, at_most, initial_states, sizes
 
 inputs = sizes("timesteps").flatmap(lambda steps: arrays(BATCH, steps, FEATURES))
@@ -222,7 +222,9 @@ class TestStateful:
         assert_same(layer.states, states)
         for _ in range(2):
             got = layer(X)
-            want, *states = lstm_of(layer, return_state=True)(X, initial_state=states)
+            want, *states = reference_of(layer, return_state=True)(
+                X, initial_state=states
+            )
             assert_same(got, want)
             assert_same(layer.states, states)
 
@@ -290,7 +292,7 @@ class TestStateful:
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
         layer(X)
         layer.reset_state()
-        lstm = lstm_of(layer)
+        lstm = reference_of(layer)
 
         @tf.function(jit_compile=jit_compile)
         def of_the_states():
@@ -318,7 +320,7 @@ class TestStateful:
             outputs.append(to_numpy(call(X)))
         assert (outputs[0] != outputs[1]).all()
         carried = flat(layer.states)
-        want = lstm_of(layer)(X, initial_state=carried)
+        want = reference_of(layer)(X, initial_state=carried)
         assert_same(call(X), want, tolerance=1e-6)
 
     def test_to_look_at_a_fresh_stream_draws_nothing(self):
@@ -341,7 +343,7 @@ class TestStateful:
             UNITS, initial_state="trainable", stateful=True, dtype=dtype
         )
         layer.build((BATCH, None, FEATURES))
-        lstm = lstm_of(layer, return_state=True, dtype=dtype)
+        lstm = reference_of(layer, return_state=True, dtype=dtype)
         states = [np.zeros((BATCH, UNITS), "float32")] * 2
         for seed in range(3):
             x = normal(*SHAPE, seed=seed)
@@ -402,7 +404,7 @@ class TestWithAContext:
         states = list(normal(2, BATCH, UNITS))
         layer.reset_states(states)
         got = layer(X, context=CONTEXT)
-        assert_same(got, lstm_of(layer)(X, initial_state=states))
+        assert_same(got, reference_of(layer)(X, initial_state=states))
 
 
 # On PyTorch, Keras fails in the backward pass of its own stateful layers.

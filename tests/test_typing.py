@@ -30,10 +30,12 @@ def mypy(script):
 
 def pyright(script):
     output = run("pyright", "--outputjson", "--pythonpath", sys.executable, str(script))
+    # What `keras.ops` returns is inferred from all backends at once, and in Keras 3.10
+    # that of OpenVINO is no array.
     return {
         1 + each["range"]["start"]["line"]
         for each in json.loads(output)["generalDiagnostics"]
-        if each["severity"] == "error"
+        if each["severity"] == "error" and "OpenVINO" not in each["message"]
     }
 
 

@@ -58,8 +58,10 @@ class Backend:
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
         """Raises a `ValueError` if what is written into variables would be lost."""
 
-    def check_lstm(self, layer: Any, sequences: Any, mask: Any, training: bool) -> None:
-        """Raises the error of `lstm()` if that would, before anything is drawn."""
+    def check_fused(
+        self, layer: Any, sequences: Any, mask: Any, training: bool
+    ) -> None:
+        """Raises what `fused_inner_loop()` would, before anything is drawn."""
         raise NotFusedError(f"the backend {keras.backend.backend()}")
 
     def traces_for_onnx(self) -> bool:
@@ -73,15 +75,18 @@ class Backend:
     def set_random_state(self, state: Any) -> None:
         """Lets those generators go on from what `random_state()` returned."""
 
-    def lstm(
+    def fused_inner_loop(
         self,
         layer: Any,
         sequences: Any,
-        initial_state: Sequence[Any],
+        initial_state: Any,
         mask: Any,
         training: bool,
+        plain: Callable[..., Any],
     ) -> tuple[Any, Any, list[Any]]:
         """Runs a faster loop, with the arguments and results of `inner_loop`.
+
+        `plain` is the `inner_loop` of Keras.
 
         Raises:
             NotFusedError: If there is none for this layer.

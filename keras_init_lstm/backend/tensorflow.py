@@ -57,7 +57,7 @@ class _TensorFlow(Backend):
             setattr(module, name, values)
         return module
 
-    def check_lstm(
+    def check_fused(
         self, layer: Any, sequences: tf.Tensor, mask: Any, training: bool
     ) -> None:
         if self.traces_for_onnx():
@@ -72,17 +72,18 @@ class _TensorFlow(Backend):
             for frame, _ in traceback.walk_stack(None)
         )
 
-    def lstm(
+    def fused_inner_loop(
         self,
         layer: Any,
         sequences: tf.Tensor,
-        initial_state: Sequence[tf.Tensor],
+        initial_state: Any,
         mask: Any,
         training: bool,
+        plain: Callable[..., Any],
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         if self.traces_for_onnx():
             raise NotFusedError("an export to ONNX")
-        return fused.inner_loop(layer, sequences, initial_state, mask, training)
+        return fused.inner_loop(layer, sequences, initial_state, mask, training, plain)
 
 
 backend = _TensorFlow()

@@ -28,7 +28,7 @@ InitStateLSTM(64, initial_states="trainable")  # error
 InitStateLSTM(64, initial_state="trainble")  # error
 InitStateLSTM(64, use_fused="yes")  # error
 InitStateLSTM(64, return_sequence=True)  # error
-InitStateGRU(64, use_fused=True)  # error
+InitStateGRU(64, use_fused="yes")  # error
 InitStateSimpleRNN(64, recurrent_activation="tanh")  # error
 InitStateRNN(keras.layers.GRUCell(4), inital_state="trainable")  # error
 layer = InitStateLSTM(64, initial_state="trainable")

@@ -1,0 +1,74 @@
+"""A loop in the graph of a user, in whose place another one runs in this process."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def run(
+    plain: Callable[..., Any],
+    faster: Callable[..., Any],
+    weights: Sequence[keras.Variable],
+    sequences: Any,
+    initial_state: Sequence[Any],
+    mask: Any,
+) -> Any:
+    """Puts a plain loop into the graph that is traced, and lets a faster one run.
+
+    A traced `tf.function` may be run or written to a file, or one after the other, so
+    that at the trace nothing tells which loop it has to hold. TensorFlow's optimizer of
+    graphs swaps functions that say they implement the same (as Keras 2 had it do for
+    cuDNN), when a graph is made ready to run. It finds them among all functions of the
+    process, but a file gets only those of the graph, and that calls the plain one. Its
+    gradient is that of the plain loop, which then runs forwards too.
+
+    Args:
+        plain: A function of sequences, the list of states, and a mask or `None`. It
+            may also read `weights`, and nothing else that is a tensor.
+        faster: Another one, with results of the same structure and dtypes.
+        weights: The variables that both read.
+        sequences: A tensor `(batch, timesteps, features)`.
+        initial_state: The states, each `(batch, units)`.
+        mask: A tensor `(batch, timesteps)`, or `None`.
+
+    Returns:
+        What `plain` returns.
+    """
+    inputs = [*weights, sequences, *initial_state]
+    inputs += [] if mask is None else [mask]
+    tensors = [tf.convert_to_tensor(each) for each in inputs]
+
+    def of_tensors(loop: Callable[..., Any], *tensors: tf.Tensor) -> Any:
+        values, (sequences, *states) = tensors[: len(weights)], tensors[len(weights) :]
+        mask = states.pop() if len(states) > len(initial_state) else None
+        mapping = zip(weights, values, strict=True)
+        with keras.StatelessScope(mapping, initialize_variables=False):
+            return loop(sequences, states, mask)
+
+    # It stands in files too. In another process nothing may go by the same name.
+    name = f"keras_init_lstm_{uuid.uuid4().hex}"
+
+    @tf.function(
+        autograph=False,
+        experimental_attributes={
+            "api_implements": name,
+            "api_preferred_device": "CPU",
+        },
+    )
+    def in_the_process(*tensors: tf.Tensor) -> Any:
+        return of_tensors(faster, *tensors)
+
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
+    with tf.init_scope():
+        registered = in_the_process.get_concrete_function(*specs)
+
+    @tf.function(autograph=False, experimental_attributes={"api_implements": name})
+    def in_the_graph(*tensors: tf.Tensor) -> Any:
+        # The process knows a function for as long as Python does.
+        tf.compat.v1.get_default_graph().add_to_collection(name, registered)
+        return of_tensors(plain, *tensors)
+
+    return in_the_graph(*tensors)
