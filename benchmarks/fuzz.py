@@ -170,9 +170,10 @@ class Case:
             # Where a first trace fails, TensorFlow leaves variables without a value.
             return "encoder" not in self.wrong and (was_built or way == "eager")
         of_keras = {"mask": kwargs["mask"], "training": kwargs["training"]}
-        if layer.built:  # Perhaps by this call, with features of its own.
-            features = layer.cell.weights[0].shape[0]
-            self.reference.build((None, None, features))
+        if layer.built:
+            if not was_built:
+                self.features = np.shape(x)[-1]
+            self.reference.build((None, None, self.features))
         if error is None:
             self.reference.set_weights(flat(layer.cell.weights))
             states = self.states(x, kwargs, training, drawn, before)

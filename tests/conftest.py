@@ -71,6 +71,15 @@ def seed():
     keras.utils.set_random_seed(20260101)
 
 
+@pytest.fixture(autouse=True)
+def room_for_sizes():
+    """All tests together run more sizes of layers than a process compiles."""
+    if keras.backend.backend() == "tensorflow":
+        from keras_init_lstm import fused_loop
+
+        fused_loop._sizes.clear()
+
+
 @pytest.fixture
 def fused_adds_one(monkeypatch):
     """What the fused loop returns is one more than it should be, which tells it apart.

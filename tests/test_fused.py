@@ -218,6 +218,8 @@ class TestBatches:
         assert len({fused_loop.rounded_up(rows) for rows in range(1025)}) == 8 + 4 * 7
 
     @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+    # In one block or more, and with time put in front by TensorFlow or by XLA.
+    @pytest.mark.parametrize("by_xla", [True, False], ids=["xla", "tensorflow"])
     @pytest.mark.parametrize(
         ("rows", "make", "options"),
         [
@@ -230,10 +232,12 @@ class TestBatches:
         ids=str,
     )
     def test_of_any_size_with_many_units_are_those_of_keras(
-        self, rows, make, options, known
+        self, rows, make, options, known, by_xla, monkeypatch
     ):
-        options |= {"return_state": True}
-        layer = make(fused_loop._WIDE, use_fused=True, **options)
+        monkeypatch.setattr(fused_loop, "_MOST_FOR_XLA", 1 << 30 if by_xla else 0)
+        options = {**options, "return_state": True}
+        units = fused_loop._FEWEST_FOR_BLOCKS // 32
+        layer = make(units, use_fused=True, **options)
         x = batch(50)[:rows]
         layer.build(x.shape)
         signature = None if known else [tf.TensorSpec((None, *x.shape[1:]))]
