@@ -162,6 +162,14 @@ class _Program:
     sequences: bool
     time_first: bool
 
+    @property
+    def is_kept_outside(self) -> bool:
+        """Whether what comes and goes is what the gradient needs of these two.
+
+        XLA would copy the input, and an output that it returns twice.
+        """
+        return self.time_first and self.sequences
+
 
 def _block(
     program: _Program,
@@ -174,11 +182,17 @@ def _block(
     if program.time_first:
         x, mask = _swapped(x), _swapped(mask)
 
+    def forward(program: _Program, *inputs: tf.Tensor) -> tuple[list, list]:
+        outputs, kept = _compiled(_forward, program)(mask, *inputs)
+        if program.training and program.is_kept_outside:
+            kept = [inputs[0], outputs[0], *kept]
+        return outputs, kept
+
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         # A tape of the caller would otherwise differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
-        outputs, saved = _compiled(_forward, program)(mask, *stopped)
+        outputs, saved = forward(program, *stopped)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             return first(*inputs, *upstream)
@@ -189,7 +203,7 @@ def _block(
             kept = saved
             if not program.training:
                 again = dataclasses.replace(program, training=True)
-                _, kept = _compiled(_forward, again)(mask, *stopped)
+                _, kept = forward(again, *stopped)
             gradients = _backward(program, mask, stopped, kept, upstream)
             return gradients, functools.partial(_second, program, mask, tensors)
 
@@ -198,7 +212,7 @@ def _block(
     if differentiable:
         outputs = run(x, *others)
     else:
-        outputs, _ = _compiled(_forward, program)(mask, x, *others)
+        outputs, _ = forward(program, x, *others)
     if program.sequences and program.time_first:
         outputs = [_swapped(outputs[0]), *outputs[1:]]
     return outputs
@@ -230,7 +244,8 @@ def _forward(
 
     Returns:
         All outputs, if they are wanted, and the last states. And what the gradient
-        needs, with time in front: the inputs, all outputs, and what the cell keeps.
+        needs, with time in front: the inputs and all outputs, unless they are kept
+        outside, and what the cell keeps.
     """
     cell, loop = program.cell, loop or _loop
     *states, kernel, recurrent_kernel, bias = others
@@ -279,7 +294,8 @@ def _forward(
         outputs = [hs, *outputs]
     if not program.training:
         return outputs, [*results[cell.states : cell.states + len(written)]]
-    return outputs, [x, stacked[0], z.stack(), *stacked[1:]]
+    kept = [] if program.is_kept_outside else [x, stacked[0]]
+    return outputs, [*kept, z.stack(), *stacked[1:]]
 
 
 def _backward(
