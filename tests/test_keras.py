@@ -89,6 +89,7 @@ def test_a_mask_is_kept_beside_its_tensor():
     assert tuple(_keras.mask_of(words).shape) == (None, 3)
 
 
+@pytest.mark.tensorflow  # PyTorch runs the call for the shapes once more.
 def test_scope_says_whether_it_is_in_another():
     found = []
 
