@@ -218,23 +218,22 @@ class TestBatches:
         assert len({fused_loop.rounded_up(rows) for rows in range(1025)}) == 8 + 4 * 7
 
     @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-    # In one block or more, and with time put in front by TensorFlow or by XLA.
-    @pytest.mark.parametrize("by_xla", [True, False], ids=["xla", "tensorflow"])
+    # In one block or more, and with time put in front by XLA or by TensorFlow.
     @pytest.mark.parametrize(
-        ("rows", "make", "options"),
+        ("rows", "make", "options", "most_for_xla"),
         [
-            (1, InitStateLSTM, {}),
-            (2, InitStateGRU, {"reset_after": False}),
-            (7, InitStateSimpleRNN, {"return_sequences": True}),
-            (33, InitStateLSTM, {"return_sequences": True}),
-            (50, InitStateGRU, {}),
+            (1, InitStateLSTM, {}, 1 << 30),
+            (2, InitStateGRU, {"reset_after": False}, 0),
+            (7, InitStateSimpleRNN, {"return_sequences": True}, 1 << 30),
+            (33, InitStateLSTM, {"return_sequences": True}, 0),
+            (50, InitStateGRU, {}, 0),
         ],
         ids=str,
     )
     def test_of_any_size_with_many_units_are_those_of_keras(
-        self, rows, make, options, known, by_xla, monkeypatch
+        self, rows, make, options, most_for_xla, known, monkeypatch
     ):
-        monkeypatch.setattr(fused_loop, "_MOST_FOR_XLA", 1 << 30 if by_xla else 0)
+        monkeypatch.setattr(fused_loop, "_MOST_FOR_XLA", most_for_xla)
         options = {**options, "return_state": True}
         units = fused_loop._FEWEST_FOR_BLOCKS // 32
         layer = make(units, use_fused=True, **options)
