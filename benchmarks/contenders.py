@@ -99,7 +99,7 @@ LEGEND = {
 
 def fastest(mode):
     """Returns the contender of ours that is to be fast in a mode."""
-    # In a function of one's own, `auto` leaves inference to Keras's loop.
+    # With few timesteps, `auto` leaves inference to Keras's loop.
     return FUSED if mode.action == "inference" else DEFAULT
 
 

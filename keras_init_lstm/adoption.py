@@ -34,8 +34,8 @@ def with_initial_state(
     package, with its weights, in Sequential, Functional and nested models and in
     `Bidirectional` and `TimeDistributed`. While the states are zero, as `"trainable"`
     ones are at first, predictions equal those of `model` to the last bit; further
-    training then learns the states too. For that, the fused loop is
-    off; set `use_fused = "auto"` on a layer to have it.
+    training then learns the states too. For that, the fused loop is off; set
+    `use_fused = "auto"` on a layer to have it.
 
     Args:
         model: A Sequential or Functional model of Keras 3. It is left as it is.

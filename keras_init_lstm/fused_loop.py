@@ -86,10 +86,10 @@ def run(
     ((2, 5, 4), (2, 4))
     """
     units = recurrent_kernel.shape[0]
-    _sizes.add((cell, sequences.shape[2], units))
+    batch_size, timesteps, features = sequences.shape
+    _sizes.add((cell, features, units))
     if bias is None:
         bias = tf.zeros(cell.bias_shape(units), sequences.dtype)
-    batch_size, timesteps, features = sequences.shape
     size = (batch_size or _USUAL_BATCH_SIZE) * units
     in_graph, blocks = tf.inside_function(), 1
     most = float("inf") if training else _MOST_FOR_BLOCKS
@@ -103,9 +103,10 @@ def run(
         blocks = max(1, min(blocks, batch_size // 8))
     rows = rounded_up(-(-batch_size // blocks))
     missing = rows * blocks - batch_size
+    may_be_padded = not (isinstance(missing, int) and missing == 0)
 
     def split(tensor: tf.Tensor) -> list[tf.Tensor]:
-        if not (isinstance(missing, int) and missing == 0):
+        if may_be_padded:
             tensor = tf.pad(tensor, [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1))
         if blocks == 1:
             return [tensor]
@@ -122,7 +123,7 @@ def run(
         parts[0] if blocks == 1 else tf.concat(parts, 0)
         for parts in zip(*results, strict=True)
     ]
-    if not (isinstance(missing, int) and missing == 0):
+    if may_be_padded:
         outputs = [tensor[:batch_size] for tensor in outputs]
     # The compiled function forgets what is known of the shapes.
     shapes = [[sequences.shape[0], units]] * cell.states
@@ -164,9 +165,9 @@ class _Program:
 
     @property
     def is_kept_outside(self) -> bool:
-        """Whether what comes and goes is what the gradient needs of these two.
+        """Whether the caller has the input and all outputs as the gradient needs them.
 
-        XLA would copy the input, and an output that it returns twice.
+        XLA would copy an input that it returns, and an output that it returns twice.
         """
         return self.time_first and self.sequences
 
@@ -267,10 +268,10 @@ def _forward(
     # What is carried and returned is written to memory at each timestep. XLA would
     # otherwise compute some gates along with all that is made of them, which is slower.
     written = [] if program.training else [tf.zeros_like(states[0])] * cell.written
+    first_array = cell.states + len(written)
 
     def step(t: Any, *carried: Any) -> tuple:
-        states, others = carried[: cell.states], carried[cell.states + len(written) :]
-        z, *arrays = others
+        states, (z, *arrays) = carried[: cell.states], carried[first_array:]
         # The bias is added here, since of sums made before the loop XLA would keep both
         # the products and the sums in memory.
         new_states, kept = cell.step(z.read(t), states, recurrent_kernel, bias)
@@ -287,13 +288,13 @@ def _forward(
 
     results = loop(timesteps, step, (*states, *written, z, *arrays))
     outputs = [*results[: cell.states]]
-    z, *arrays = results[cell.states + len(written) :]
+    z, *arrays = results[first_array:]
     stacked = [array.stack() for array in arrays]
     if program.sequences:
         hs = stacked[0] if program.time_first else _swapped(stacked[0])
         outputs = [hs, *outputs]
     if not program.training:
-        return outputs, [*results[cell.states : cell.states + len(written)]]
+        return outputs, [*results[cell.states : first_array]]
     kept = [] if program.is_kept_outside else [x, stacked[0]]
     return outputs, [*kept, z.stack(), *stacked[1:]]
 

@@ -1,7 +1,6 @@
 """The benchmark runs, and its table, files and targets show what it measured."""
 
 import contextlib
-import inspect
 import io
 import itertools
 import json
@@ -33,7 +32,6 @@ from contenders import (
 )
 from experiments import measure
 from graphs import count_traces, cudnn_ops
-from keras_init_lstm import InitStateGRU
 from plan import Plan
 from report import geometric_means, targets
 from timing import Run, geometric_mean, ratio, seconds, slope
@@ -66,10 +64,6 @@ TINY = Plan(
     min_seconds=1e-9,
     fit_seconds=1e-9,
 )
-
-
-def has_fused_loop(layer):
-    return "use_fused" in inspect.signature(layer).parameters
 
 
 def not_alone(what, name, shape, _):
@@ -377,8 +371,6 @@ def test_explicit_state_is_what_the_library_computes():
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["auto", "fused"])
 def test_of_each_cell_the_same_is_compared(name, cell):
-    if name == "fused" and cell != "LSTM" and not has_fused_loop(InitStateGRU):
-        pytest.skip("only the LSTM has a fused loop")
     x = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
     keras_layer, layer = (make_layer(n, 5, cell) for n in ("Keras", name))
     keras_layer.build(x.shape)
