@@ -7,10 +7,17 @@ from keras_init_lstm.conditional import Conditional
 from keras_init_lstm.initial_states import Fixed, InitialState, Trainable
 from keras_init_lstm.keras2 import load_keras2_model
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
+from keras_init_lstm.model_states import (
+    ResetStates,
+    get_states,
+    reset_states,
+    set_states,
+)
+from keras_init_lstm.packing import pack
 from keras_init_lstm.plots import plot_initial_state
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.sampled import Sampled
-from keras_init_lstm.streams import ResetStates, reset_states
+from keras_init_lstm.streaming import as_stateful, as_stateless
 from keras_init_lstm.tensorboard import LogInitialState
 
 __version__ = "0.1.0"
@@ -29,8 +36,13 @@ __all__ = [
     "ResetStates",
     "Sampled",
     "Trainable",
+    "as_stateful",
+    "as_stateless",
+    "get_states",
     "load_keras2_model",
+    "pack",
     "plot_initial_state",
     "reset_states",
+    "set_states",
     "with_initial_state",
 ]

@@ -7,6 +7,7 @@ test for each, so that a release of Keras that changes one is named by it.
 from typing import Any
 
 import keras
+from keras.src import backend as _backend
 
 # The attributes in which a Functional model keeps its layers, in one order.
 LISTS_OF_LAYERS = ("_operations", "_layers")
@@ -58,3 +59,8 @@ def infers_shapes() -> bool:
     """Whether layers are called for the shapes of their outputs, and nothing else."""
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
+
+
+def rnn(*args: Any, **kwargs: Any) -> Any:
+    """The loop of Keras, of which the layers that are public know but one step each."""
+    return _backend.rnn(*args, **kwargs)

@@ -1,14 +1,13 @@
-"""`Bidirectional` for layers whose initial states are computed from a context."""
+"""`Bidirectional` for layers that are called with a context, or with a reset mask."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
-from keras import ops
 
 from keras_init_lstm._types import LayerArguments
-from keras_init_lstm.context import TakesContext
+from keras_init_lstm.context import ForBothDirections, TakesContext, unwrapped
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.validation import described
 
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
     """`keras.layers.Bidirectional` that hands a `context` to both of its layers.
 
-    Around layers without a `Conditional` state it is not needed.
+    And so a `reset_mask`. Around layers without a `Conditional` state that are called
+    without one, it is not needed.
 
     Args:
         layer: A layer of this package, such as `InitStateLSTM`.
@@ -33,7 +33,11 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
     Call arguments:
         context: What the `Conditional` states are computed from: a tensor
             `(batch, ...)` or a structure of them. Each direction has an encoder of
-            its own. The other arguments are those of `keras.layers.Bidirectional`.
+            its own.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a new sequence
+            begins. Backwards, each is read from its own end. Or `(batch,)`, for what
+            each direction reads first. The other arguments are those of
+            `keras.layers.Bidirectional`.
 
     Raises:
         ValueError: If a layer is not of this package, or as by the layers.
@@ -92,13 +96,20 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             (self.backward_layer, states[half:]),
         ]
 
-    def _check_call(self, sequences: Any, initial_state: Any, context: Any) -> None:
-        directions = self._directions(initial_state)
-        used = any(direction.takes_context for direction, _ in directions)
-        for direction, states in directions:
+    @property
+    def takes_context(self) -> bool:
+        """Whether an initial state of either direction is `Conditional`."""
+        return self.forward_layer.takes_context or self.backward_layer.takes_context
+
+    def _check_call(
+        self, sequences: Any, initial_state: Any, context: Any, reset_mask: Any
+    ) -> None:
+        for direction, states in self._directions(initial_state):
             # What only one of them uses is not superfluous.
-            takes_it = direction.takes_context or not used
-            direction._check_call(sequences, states, context if takes_it else None)
+            takes_it = direction.takes_context or not self.takes_context
+            direction._check_call(
+                sequences, states, context if takes_it else None, reset_mask
+            )
 
     def _build_owned(self, context_shape: Any) -> None:
         for direction, _ in self._directions(None):
@@ -122,19 +133,11 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
         mask: Any = None,
         training: bool | None = None,
         context: Any = None,
+        reset_mask: Any = None,
     ) -> Any:
-        if context is not None:
-            batch_size = ops.shape(sequences)[0]
-            initial_state = [
-                state
-                for direction, states in self._directions(initial_state)
-                for state in direction._states_of_call(
-                    batch_size,
-                    states,
-                    bool(training),
-                    context if direction.takes_context else None,
-                )
-            ]
+        context, reset_mask = unwrapped(context), unwrapped(reset_mask)
+        if context is not None or reset_mask is not None:
+            mask = ForBothDirections(mask, context, reset_mask)
         return super().call(
             sequences, initial_state=initial_state, mask=mask, training=training
         )

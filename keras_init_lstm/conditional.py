@@ -6,11 +6,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras import ops
 
 from keras_init_lstm._types import LayerArguments
 from keras_init_lstm.copies import copy_layer, hand_over
 from keras_init_lstm.initial_states import InitialState
-from keras_init_lstm.validation import described, fits, shape_text
+from keras_init_lstm.validation import described, fits, one_of, shape_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -29,6 +30,10 @@ class Conditional(InitialState):
     the unknown, given to some of the sequences in training too. (Not -1: Keras reads
     that as the last row.)
 
+    With `over_time=True` the context has a time axis, `(batch, timesteps, ...)`, and a
+    sequence starts from what it is at the timestep that is read first; within a batch,
+    where `reset_mask` says that a sequence begins.
+
     In a stateful layer, the context is used where a stream starts afresh, and is
     passed at every call; it must be finite at each, since a NaN that is not used still
     makes the gradient of the encoder NaN.
@@ -38,6 +43,8 @@ class Conditional(InitialState):
             structure of such tensors, to `(batch, units)`. It is copied, with its
             weights: each state has an encoder of its own,
             `layer.initial_state[0].encoder`.
+        over_time: Boolean, whether the context has a time axis, of which the encoder
+            is then given one timestep. Defaults to `False`.
         **kwargs: Base layer arguments: `name` and `trainable`.
 
     Raises:
@@ -58,7 +65,10 @@ class Conditional(InitialState):
     takes_context = True
 
     def __init__(
-        self, encoder: keras.layers.Layer, **kwargs: Unpack[LayerArguments]
+        self,
+        encoder: keras.layers.Layer,
+        over_time: bool = False,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
         if not isinstance(encoder, keras.layers.Layer):
@@ -66,7 +76,9 @@ class Conditional(InitialState):
                 "Argument `encoder` must be a layer or model of Keras 3. "
                 f"Received: encoder={described(encoder)}"
             )
+        one_of(over_time, "over_time", (False, True))
         self.encoder = encoder
+        self.over_time = over_time
 
     def copy(self, **kwargs: Any) -> Self:
         copied = super().copy(**kwargs)
@@ -106,6 +118,22 @@ class Conditional(InitialState):
         self._check_output(getattr(state, "shape", None), batch_size)
         return state
 
+    def by_timestep(
+        self,
+        batch_size: Any,
+        timesteps: Any,
+        training: bool = False,
+        context: Any = None,
+    ) -> Any:
+        if not self.over_time:
+            return None
+        rows = batch_size * timesteps
+        folded = keras.tree.map_structure(
+            lambda leaf: ops.reshape(leaf, (rows, *leaf.shape[2:])), context
+        )
+        states = self.call(rows, training, folded)
+        return ops.reshape(states, (batch_size, timesteps, self.units))
+
     def _missing(self, name: str) -> str:
         if name == "units":
             return super()._missing(name)
@@ -129,7 +157,11 @@ class Conditional(InitialState):
 
     def get_config(self) -> dict[str, Any]:
         encoder = keras.saving.serialize_keras_object(self.encoder)
-        return {**super().get_config(), "encoder": encoder}
+        return {
+            **super().get_config(),
+            "encoder": encoder,
+            "over_time": self.over_time,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -1,8 +1,8 @@
-"""How a context passes through a Keras call, to the kinds that are computed from it."""
+"""How a context and a reset mask pass through a Keras call."""
 
 import contextlib
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -18,14 +18,21 @@ class TakesContext(keras.layers.Layer):
 
     Keras casts what a layer is called with to the layer's dtype (in bfloat16, the id
     257 becomes 256), and drops the implicit mask of the sequences if the call has a
-    second tensor. A context is therefore wrapped in an object that Keras takes for no
-    tensor, and that `call()` unwraps by `unwrapped()`.
+    second tensor. A context, and likewise a reset mask, is therefore wrapped in an
+    object that Keras takes for no tensor, and that `call()` unwraps by `unwrapped()`.
 
     A subclass implements `_check_call()` and `_build_owned()`, and a `build()` with a
     `context_shape`.
     """
 
-    def _check_call(self, sequences: Any, initial_state: Any, context: Any) -> None:
+    @property
+    def takes_context(self) -> bool:
+        """Whether an owned initial state is `Conditional`."""
+        raise NotImplementedError
+
+    def _check_call(
+        self, sequences: Any, initial_state: Any, context: Any, reset_mask: Any
+    ) -> None:
         """Raises a `ValueError` if the arguments of a call do not fit the layer."""
         raise NotImplementedError
 
@@ -40,24 +47,30 @@ class TakesContext(keras.layers.Layer):
         mask: Any = None,
         training: bool | None = None,
         context: Any = None,
+        reset_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
+        if isinstance(mask, ForBothDirections):
+            mask, context, reset_mask = mask
+            context = context if self.takes_context else None
         context = lists_as_arrays(context)
+        if isinstance(reset_mask, (list, tuple)):
+            with contextlib.suppress(ValueError):
+                reset_mask = np.asarray(reset_mask)
         # Before Keras builds or traces anything: what is refused changes nothing.
-        self._check_call(sequences, initial_state, context)
+        self._check_call(sequences, initial_state, context, reset_mask)
         if not self.built or context is not None:
             # Keras builds a layer from the shapes of what it is called with. It sees
             # none of a wrapped context, up to version 3.12 takes no `None` among
             # states, and does not keep threads apart.
             with building:
                 self._build_for(sequences, context)
-        if context is not None and not _holds_keras_tensor(context):
-            context = _Wrapped(context)
         arguments = {
             "initial_state": initial_state,
             "mask": mask,
             "training": training,
-            "context": context,
+            "context": _wrapped(context),
+            "reset_mask": _wrapped(reset_mask),
         }
         arguments = {k: value for k, value in arguments.items() if value is not None}
         return super().__call__(sequences, **arguments, **kwargs)
@@ -87,9 +100,17 @@ class TakesContext(keras.layers.Layer):
             self.build(tuple(sequences.shape), context_shape=shapes_of(context))
 
 
-def unwrapped(context: Any) -> Any:
-    """Returns a context as the layer was called with it."""
-    return context.context if isinstance(context, _Wrapped) else context
+class ForBothDirections(NamedTuple):
+    """What `keras.layers.Bidirectional` hands to both of its layers as the mask."""
+
+    mask: Any
+    context: Any
+    reset_mask: Any
+
+
+def unwrapped(argument: Any) -> Any:
+    """Returns a context or reset mask as the layer was called with it."""
+    return argument.argument if isinstance(argument, _Wrapped) else argument
 
 
 def shapes_of(context: Any) -> Any:
@@ -100,17 +121,20 @@ def shapes_of(context: Any) -> Any:
 
 
 class _Wrapped:
-    """A context that Keras passes on as it is, since it is no tensor."""
+    """An argument that Keras passes on as it is, since it is no tensor."""
 
-    def __init__(self, context: Any) -> None:
-        self.context = context
+    def __init__(self, argument: Any) -> None:
+        self.argument = argument
 
     def __repr__(self) -> str:
-        return described(self.context)
+        return described(self.argument)
 
 
-def _holds_keras_tensor(context: Any) -> bool:
-    return any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(context))
+def _wrapped(argument: Any) -> Any:
+    leaves = keras.tree.flatten(argument)
+    if argument is None or any(isinstance(x, keras.KerasTensor) for x in leaves):
+        return argument
+    return _Wrapped(argument)
 
 
 def lists_as_arrays(context: Any) -> Any:

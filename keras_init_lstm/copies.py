@@ -65,11 +65,22 @@ def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer] | None:
     return None
 
 
-def make_anew(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
-    """Makes one layer anew, with `copy_inner` for the layers inside of it."""
+def make_anew(
+    layer: Any,
+    copy_inner: Callable[[Any], Any],
+    make_input: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Makes one layer anew.
+
+    Args:
+        layer: Any layer or model.
+        copy_inner: Function that copies the layers inside of it.
+        make_input: Function from an input of a Functional or Sequential model to that
+            of the copy. Defaults to `None`, inputs of the same shapes.
+    """
     if not isinstance(layer, keras.layers.Layer):
         return layer  # An operation of `keras.ops`, which has no state.
-    copied = _copy_around(layer, copy_inner)
+    copied = _copy_around(layer, copy_inner, make_input)
     if copied is not None:
         return copied
     try:
@@ -92,7 +103,11 @@ def make_anew(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
     return copied
 
 
-def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
+def _copy_around(
+    layer: Any,
+    copy_inner: Callable[[Any], Any],
+    make_input: Callable[[Any], Any] | None,
+) -> Any:
     """A copy of a model or wrapper around copies of its layers, or None."""
     if isinstance(layer, keras.layers.Bidirectional):
         inner = [copy_inner(layer.forward_layer), copy_inner(layer.backward_layer)]
@@ -109,16 +124,16 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
             (layer.backward_layer, copied.backward_layer),
         ):
             theirs.zero_output_for_mask = ours.zero_output_for_mask
-        copied.built = layer.built
+        copied.built = layer.built and inner[0].built
     elif isinstance(layer, keras.layers.TimeDistributed):
         copied = type(layer)(**{**layer.get_config(), "layer": copy_inner(layer.layer)})
-        copied.built = layer.built
+        copied.built = layer.built and copied.layer.built
     elif type(layer) is keras.layers.StackedRNNCells:
         cells = [copy_inner(cell) for cell in layer.cells]  # One may stand in it twice.
         copied = type(layer)(**{**layer.get_config(), "cells": cells})
         copied.built = layer.built
     elif inner_layers(layer):
-        copied = _clone(layer, copy_inner)
+        copied = _clone(layer, copy_inner, make_input)
         if type(copied) is not type(layer):  # Its constructor is the user's own.
             return None
         copied.dtype_policy = layer.dtype_policy
@@ -130,12 +145,21 @@ def _copy_around(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
     return copied
 
 
-def _clone(model: keras.Model, copy_inner: Callable[[Any], Any]) -> keras.Model:
+def _clone(
+    model: keras.Model,
+    copy_inner: Callable[[Any], Any],
+    make_input: Callable[[Any], Any] | None,
+) -> keras.Model:
+    inputs = None
+    if make_input is not None:
+        is_sequential = isinstance(model, keras.Sequential)
+        given = model.inputs if is_sequential else model.input
+        inputs = keras.tree.map_structure(make_input, given)
     compiled, model.compiled = model.compiled, False
     try:
         # Of a compiled model Keras also compiles the clone, from a configuration that
         # holds only losses and metrics which are registered with it.
-        return keras.models.clone_model(model, clone_function=copy_inner)
+        return keras.models.clone_model(model, inputs, clone_function=copy_inner)
     finally:
         model.compiled = compiled
 

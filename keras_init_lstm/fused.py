@@ -14,7 +14,7 @@ from tensorflow.python.ops import control_flow_v2_func_graphs
 
 from keras_init_lstm import swapped
 from keras_init_lstm._keras import infers_shapes
-from keras_init_lstm.backend.base import NotFusedError
+from keras_init_lstm.backend.base import NotFusedError, Restarts
 from keras_init_lstm.fused_cells import FusedCell, FusedGRU, FusedLSTM, FusedSimpleRNN
 from keras_init_lstm.fused_loop import has_room_for, rounded_up, run
 
@@ -50,7 +50,7 @@ def inner_loop(
             `use_fused` is not True, the loop runs only where it is known to win.
         sequences: A tensor `(batch, timesteps, features)`.
         initial_state: The states, each `(batch, units)`, in a list or nested.
-        mask: A tensor `(batch, timesteps)`, a list of it, or `None`.
+        mask: A tensor `(batch, timesteps)`, a list of it, or `None`; or `Restarts`.
         training: Python boolean.
         plain: Keras's own `inner_loop`, for a graph that may be an export.
 
@@ -61,23 +61,29 @@ def inner_loop(
         NotFusedError: If Keras's loop has to run, or is to be preferred.
     """
     states = keras.tree.flatten(initial_state)
-    check_runs(layer, sequences, mask, training, states)
-    sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
+    restarts = Restarts.of(mask)
+    check_runs(layer, sequences, restarts.mask, training, states)
+    inputs = (
+        tf.convert_to_tensor(sequences),
+        states,
+        restarts._replace(mask=_one_mask(restarts.mask)),
+    )
     if not _may_be_an_export(layer, training):
-        return _run(layer, sequences, states, mask, training)
+        return _run(layer, *inputs, training)
     # Where a gradient is asked for, the plain loop runs.
     faster = functools.partial(_run, layer, training=False, differentiable=False)
-    return swapped.run(plain, faster, layer.cell.weights, sequences, states, mask)
+    return swapped.run(plain, faster, layer.cell.weights, *inputs)
 
 
 def _run(
     layer: keras.layers.RNN,
     sequences: tf.Tensor,
     states: Sequence[tf.Tensor],
-    mask: tf.Tensor | None,
+    restarts: Restarts,
     training: bool,
     differentiable: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    mask = restarts.mask
     if training and layer.dropout:
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
     elif isinstance(layer, keras.layers.SimpleRNN):
@@ -87,12 +93,13 @@ def _run(
     if mask is not None:
         # One row may stand for all.
         mask = tf.broadcast_to(tf.cast(mask, "bool"), tf.shape(sequences)[:2])
+        restarts = restarts._replace(mask=mask)
     if layer.go_backwards:
-        sequences = tf.reverse(sequences, [1])
-        mask = None if mask is None else tf.reverse(mask, [1])
+        sequences, restarts = _each(lambda t: tf.reverse(t, [1]), sequences, restarts)
+    mask, reset_mask, _ = restarts
     outputs = run(
         _cell_of(layer),
-        *_with_few_timesteps(sequences, mask),
+        *_with_few_timesteps(sequences, restarts),
         states,
         tf.convert_to_tensor(layer.cell.kernel),
         tf.convert_to_tensor(layer.cell.recurrent_kernel),
@@ -110,7 +117,7 @@ def _run(
         # What Keras puts out where nothing was read: the output before, if any.
         read = mask
         if not layer.zero_output_for_mask:
-            read = tf.cumsum(tf.cast(mask, "int32"), axis=1) > 0
+            read = _read_so_far(mask, reset_mask) > 0
         if not layer.return_sequences:
             read = read[:, -1:]
         wanted = tf.where(read[:, :, None], wanted, tf.zeros_like(wanted))
@@ -230,9 +237,35 @@ def _in_a_branch() -> bool:
     return False
 
 
+def _read_so_far(mask: tf.Tensor, reset_mask: tf.Tensor | None) -> tf.Tensor:
+    """How many timesteps of its piece are read, `(batch, timesteps)`."""
+    mask = tf.cast(mask, "int32")
+    read = tf.cumsum(mask, axis=1)
+    if reset_mask is None:
+        return read
+    # Of all pieces of all rows: what was read of the row before each began.
+    rows, timesteps = tf.unstack(tf.shape(mask))
+    pieces = tf.cumsum(tf.cast(reset_mask, "int32"), axis=1)
+    pieces += tf.range(rows)[:, None] * (timesteps + 1)
+    before = tf.math.unsorted_segment_min(read - mask, pieces, rows * (timesteps + 1))
+    return read - tf.gather(before, pieces)
+
+
+def _each(
+    change: Callable[[tf.Tensor], tf.Tensor], sequences: tf.Tensor, restarts: Restarts
+) -> tuple[tf.Tensor, Restarts]:
+    """Changes all that has a time axis."""
+    mask, reset_mask, starts = restarts
+    return change(sequences), Restarts(
+        None if mask is None else change(mask),
+        None if reset_mask is None else change(reset_mask),
+        [change(start) if start.shape.rank == 3 else start for start in starts],
+    )
+
+
 def _with_few_timesteps(
-    sequences: tf.Tensor, mask: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor | None]:
+    sequences: tf.Tensor, restarts: Restarts
+) -> tuple[tf.Tensor, Restarts]:
     """Pads an eager batch, so that many different lengths need few compilations.
 
     What is added is masked. In a graph the length stays: there each one is traced
@@ -241,8 +274,11 @@ def _with_few_timesteps(
     timesteps = sequences.shape[1]
     missing = 0 if tf.inside_function() else rounded_up(timesteps) - timesteps
     if missing:
-        if mask is None:
-            mask = tf.ones(sequences.shape[:2], "bool")
-        mask = tf.pad(mask, [[0, 0], [0, missing]])
-        sequences = tf.pad(sequences, [[0, 0], [0, missing], [0, 0]])
-    return sequences, mask
+        if restarts.mask is None:
+            restarts = restarts._replace(mask=tf.ones(sequences.shape[:2], "bool"))
+
+        def pad(tensor: tf.Tensor) -> tf.Tensor:
+            return tf.pad(tensor, [[0, 0], [0, missing], [0, 0]][: tensor.shape.rank])
+
+        return _each(pad, sequences, restarts)
+    return sequences, restarts

@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
+from keras_init_lstm.backend.base import Restarts
 from keras_init_lstm.fused_cells import FusedCell
 
 # Between these numbers of elements of a state, a batch is run in blocks of rows at the
@@ -29,6 +30,9 @@ _USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
 # XLA never lets go of what it has compiled, some 5 MiB for each size of a layer.
 _MOST_SIZES = 64
 
+# The mask of a batch and its reset mask, booleans `(batch, timesteps)` or `None`.
+Marks: TypeAlias = tuple[Any, ...]
+
 _sizes: set[tuple[FusedCell, int, int]] = set()
 
 _ROWS = np.array([1, 2, 3, *(n << k for k in range(28) for n in (4, 5, 6, 7))], "int32")
@@ -42,7 +46,7 @@ def has_room_for(cell: FusedCell, features: int, units: int) -> bool:
 def run(
     cell: FusedCell,
     sequences: tf.Tensor,
-    mask: tf.Tensor | None,
+    restarts: Restarts,
     states: Sequence[tf.Tensor],
     kernel: tf.Tensor,
     recurrent_kernel: tf.Tensor,
@@ -56,8 +60,8 @@ def run(
     Args:
         cell: Which cell it is.
         sequences: A tensor `(batch, timesteps, features)`.
-        mask: Boolean tensor `(batch, timesteps)`, `False` where the states are to
-            stay as they are; or `None`.
+        restarts: The mask, a boolean tensor `(batch, timesteps)` that is `False` where
+            the states are to stay as they are, or `None`; and where rows restart.
         states: The initial states, each `(batch, units)`.
         kernel: `(features, gates * units)`, this and the next two as Keras has them.
         recurrent_kernel: `(units, gates * units)`.
@@ -81,7 +85,8 @@ def run(
     >>> x, zeros = tf.ones((2, 5, 3)), tf.zeros((2, 4))
     >>> simple = fused_cells.FusedSimpleRNN()
     >>> options = {"training": False, "return_sequences": True}
-    >>> hs, h = fused_loop.run(simple, x, None, [zeros], *weights, **options)
+    >>> no = fused_loop.Restarts(mask=None)
+    >>> hs, h = fused_loop.run(simple, x, no, [zeros], *weights, **options)
     >>> tuple(hs.shape), tuple(h.shape)
     ((2, 5, 4), (2, 4))
     """
@@ -113,11 +118,17 @@ def run(
         return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
 
     program = _Program(cell, features, units, training, return_sequences, time_first)
-    masks = [None] * blocks if mask is None else split(mask)
-    of_blocks = zip(masks, split(sequences), *map(split, states), strict=True)
+    mask, reset_mask, starts = restarts
+    marks = zip(
+        [None] * blocks if mask is None else split(mask),
+        [None] * blocks if reset_mask is None else split(reset_mask),
+        strict=True,
+    )
+    of_blocks = zip(marks, *map(split, [sequences, *states, *starts]), strict=True)
     weights = (kernel, recurrent_kernel, bias)
     results = [
-        _block(program, differentiable, *of_rows, *weights) for of_rows in of_blocks
+        _block(program, differentiable, of_rows, [*inputs, *weights])
+        for of_rows, *inputs in of_blocks
     ]
     outputs = [
         parts[0] if blocks == 1 else tf.concat(parts, 0)
@@ -175,16 +186,18 @@ class _Program:
 def _block(
     program: _Program,
     differentiable: bool,
-    mask: tf.Tensor | None,
-    x: tf.Tensor,
-    *others: tf.Tensor,
+    marks: Marks,
+    inputs: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """Runs rows that XLA runs together; the others are the states and the weights."""
+    """Runs rows that XLA runs together.
+
+    The inputs are x, the states, what rows restart from if they do, and the weights.
+    """
     if program.time_first:
-        x, mask = _swapped(x), _swapped(mask)
+        marks, inputs = _with_time_first(marks, inputs)
 
     def forward(program: _Program, *inputs: tf.Tensor) -> tuple[list, list]:
-        outputs, kept = _compiled(_forward, program)(mask, *inputs)
+        outputs, kept = _compiled(_forward, program)(marks, *inputs)
         if program.training and program.is_kept_outside:
             kept = [inputs[0], outputs[0], *kept]
         return outputs, kept
@@ -205,15 +218,15 @@ def _block(
             if not program.training:
                 again = dataclasses.replace(program, training=True)
                 _, kept = forward(again, *stopped)
-            gradients = _backward(program, mask, stopped, kept, upstream)
-            return gradients, functools.partial(_second, program, mask, tensors)
+            gradients = _backward(program, marks, stopped, kept, upstream)
+            return gradients, functools.partial(_second, program, marks, tensors)
 
         return outputs, gradient
 
     if differentiable:
-        outputs = run(x, *others)
+        outputs = run(*inputs)
     else:
-        outputs, _ = forward(program, x, *others)
+        outputs, _ = forward(program, *inputs)
     if program.sequences and program.time_first:
         outputs = [_swapped(outputs[0]), *outputs[1:]]
     return outputs
@@ -236,12 +249,11 @@ def _compiled(function: Callable, program: _Program) -> Any:
 
 def _forward(
     program: _Program,
-    mask: tf.Tensor | None,
-    x: tf.Tensor,
-    *others: tf.Tensor,
+    marks: Marks,
+    *inputs: Any,
     loop: Callable | None = None,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Runs all timesteps; the others are the states and the weights.
+    """Runs all timesteps, with the inputs of `_block()`.
 
     Returns:
         All outputs, if they are wanted, and the last states. And what the gradient
@@ -249,16 +261,18 @@ def _forward(
         outside, and what the cell keeps.
     """
     cell, loop = program.cell, loop or _loop
-    *states, kernel, recurrent_kernel, bias = others
     if not program.time_first:
-        x, mask = _swapped(x), _swapped(mask)
+        marks, inputs = _with_time_first(marks, inputs)
+    x, *states, kernel, recurrent_kernel, bias = inputs
+    states, starts = states[: cell.states], states[cell.states :]
+    starts_at = [s if s.shape.rank == 2 else _tensor_array(s) for s in starts]
     timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
     units = recurrent_kernel.shape[0]
     scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
     recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
     z = tf.matmul(tf.reshape(x, [-1, features]), kernel * scales)
     z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
-    masks = None if mask is None else _tensor_array(mask[:, :, None])
+    masks, resets = map(_columns, marks)
     # An array for each: in eager mode to write into one changes it.
     arrays = [
         tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
@@ -271,7 +285,9 @@ def _forward(
     first_array = cell.states + len(written)
 
     def step(t: Any, *carried: Any) -> tuple:
-        states, (z, *arrays) = carried[: cell.states], carried[first_array:]
+        states, (z, *arrays) = [*carried[: cell.states]], carried[first_array:]
+        if resets is not None:
+            states = _restarted(resets.read(t), starts_at, states, t)
         # The bias is added here, since of sums made before the loop XLA would keep both
         # the products and the sums in memory.
         new_states, kept = cell.step(z.read(t), states, recurrent_kernel, bias)
@@ -301,21 +317,28 @@ def _forward(
 
 def _backward(
     program: _Program,
-    mask: tf.Tensor | None,
+    marks: Marks,
     inputs: list[tf.Tensor],
     kept: list[tf.Tensor],
     upstream: list[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """The gradients of the inputs: x, the states and the weights."""
-    _, h, *_, kernel, recurrent_kernel, _ = inputs
+    """The gradients of the inputs: x, the states and starts, and the weights."""
+    _, *states, kernel, recurrent_kernel, _ = inputs
+    states, starts = states[: program.cell.states], states[program.cell.states :]
     x, hs, *kept = kept
     loop = _compiled(_backward_loop, dataclasses.replace(program, training=True))
-    dz, *dstates = loop(mask, recurrent_kernel, kept, *upstream)
+    dz, *dstates = loop(marks, recurrent_kernel, kept, starts, *upstream)
     # Not compiled: XLA's products are slower where the left factor is transposed.
     dx = tf.reshape(tf.matmul(dz, kernel, transpose_b=True), tf.shape(x))
     if not program.time_first:
         dx = _swapped(dx)
-    before = tf.concat([h[None], hs[:-1]], 0)
+    before = tf.concat([states[0][None], hs[:-1]], 0)
+    if starts:
+        # What the recurrent kernel is multiplied with where a row restarts.
+        if not program.time_first:
+            marks, starts = _with_time_first(marks, starts)
+        _, reset_mask = marks
+        before = tf.where(reset_mask[:, :, None], starts[0], before)
     x, before, *kept = (
         tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (x, before, *kept)
     )
@@ -326,27 +349,35 @@ def _backward(
 
 def _backward_loop(
     program: _Program,
-    mask: tf.Tensor | None,
+    marks: Marks,
     recurrent_kernel: tf.Tensor,
     kept: list[tf.Tensor],
+    starts: list[tf.Tensor],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """The gradients of the gates, all rows one after another, and of the states."""
+    """The gradients of the gates, all rows one after another, of states and starts."""
     dhs, gradients = None, list(upstream)
     if program.sequences:
         dhs = gradients.pop(0)
     if not program.time_first:
-        dhs, mask = _swapped(dhs), _swapped(mask)
+        marks, dhs = _with_time_first(marks)[0], _swapped(dhs)
     dhs = None if dhs is None else _tensor_array(dhs)
-    masks = None if mask is None else _tensor_array(mask[:, :, None])
+    masks, resets = map(_columns, marks)
     timesteps, width = kept[0].shape[0] or tf.shape(kept[0])[0], kept[0].shape[2]
     dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=kept[0].shape[1:])
     arrays = list(map(_tensor_array, kept))
     transposed = tf.transpose(recurrent_kernel)
+    count = program.cell.states
+    of_starts = [
+        tf.zeros_like(start)
+        if start.shape.rank == 2
+        else tf.TensorArray(start.dtype, timesteps, element_shape=upstream[-1].shape)
+        for start in starts
+    ]
 
     def step(k: Any, *carried: Any) -> tuple:
         t = timesteps - 1 - k
-        *gradients, dz = carried
+        gradients, (*of_starts, dz) = [*carried[:count]], carried[count:]
         if dhs is not None:
             gradients[0] += dhs.read(t)
         residuals = [array.read(t) for array in arrays]
@@ -356,15 +387,31 @@ def _backward_loop(
             dgates = tf.where(keep, dgates, tf.zeros_like(dgates))
             pairs = zip(before, gradients, strict=True)
             before = [tf.where(keep, new, old) for new, old in pairs]
-        return *before, dz.write(t, dgates)
+        if resets is not None:
+            reset, none = resets.read(t), tf.zeros_like(before[0])
+            of_pieces = [tf.where(reset, gradient, none) for gradient in before]
+            before = [tf.where(reset, none, gradient) for gradient in before]
+            of_starts = [
+                total.write(t, gradient)
+                if isinstance(total, tf.TensorArray)
+                else total + gradient
+                for total, gradient in zip(of_starts, of_pieces, strict=True)
+            ]
+        return *before, *of_starts, dz.write(t, dgates)
 
-    *gradients, dz = _loop(timesteps, step, (*gradients, dz))
-    return [tf.reshape(dz.stack(), [-1, width]), *gradients]
+    results = _loop(timesteps, step, (*gradients, *of_starts, dz))
+    *gradients, dz = [
+        tensor.stack() if isinstance(tensor, tf.TensorArray) else tensor
+        for tensor in results
+    ]
+    if not program.time_first:
+        _, gradients = _with_time_first((), gradients)
+    return [tf.reshape(dz, [-1, width]), *gradients]
 
 
 def _second(
     program: _Program,
-    mask: tf.Tensor | None,
+    marks: Marks,
     tensors: tuple[tf.Tensor, ...],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
@@ -378,7 +425,7 @@ def _second(
         outer.watch(tensors)
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            outputs, _ = _forward(program, mask, *inputs, loop=loop)
+            outputs, _ = _forward(program, marks, *inputs, loop=loop)
         gradients = inner.gradient(outputs, inputs, tensors[len(inputs) :])
     return outer.gradient(
         gradients, tensors, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -390,6 +437,29 @@ def _swapped(tensor: tf.Tensor | None) -> Any:
     if tensor is None:
         return None
     return tf.transpose(tensor, [1, 0, *range(2, tensor.shape.rank)])
+
+
+def _with_time_first(
+    marks: Marks, tensors: Sequence[tf.Tensor] = ()
+) -> tuple[Marks, Any]:
+    """Swaps batch and time of all that has both, and leaves states and weights."""
+    swapped = [_swapped(t) if t.shape.rank == 3 else t for t in tensors]
+    return tuple(map(_swapped, marks)), swapped
+
+
+def _columns(mark: tf.Tensor | None) -> tf.TensorArray | None:
+    """Of a mark with time in front, for each timestep a column `(rows, 1)`."""
+    return None if mark is None else _tensor_array(mark[:, :, None])
+
+
+def _restarted(
+    reset: tf.Tensor, starts: Sequence[Any], states: Sequence[tf.Tensor], t: Any
+) -> list[tf.Tensor]:
+    """The states before timestep `t` of rows that may restart there."""
+    return [
+        tf.where(reset, s.read(t) if isinstance(s, tf.TensorArray) else s, state)
+        for s, state in zip(starts, states, strict=True)
+    ]
 
 
 def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:

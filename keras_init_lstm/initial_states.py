@@ -56,6 +56,9 @@ class InitialState(keras.layers.Layer):
         takes_context: Whether `build()` takes a `context_shape` and `call()` a
             `context`, what the recurrent layer was called with. `build()` then waits
             for the first call that has one.
+        over_time: Whether that context has a time axis, `(batch, timesteps, ...)`.
+            `build()` and `call()` are then given what it is at one timestep, `call()`
+            at the one that is read first, and `by_timestep()` is given the whole.
 
     Example:
     >>> @keras.saving.register_keras_serializable()
@@ -72,6 +75,7 @@ class InitialState(keras.layers.Layer):
     """
 
     takes_context: bool = False
+    over_time: bool = False
     units: int
     value: keras.Variable
     stddev: keras.Variable
@@ -120,6 +124,25 @@ class InitialState(keras.layers.Layer):
             A tensor `(batch_size, units)` of dtype `variable_dtype`.
         """
         raise NotImplementedError
+
+    def by_timestep(
+        self, batch_size: Any, timesteps: Any, training: bool = False
+    ) -> Any:
+        """Returns what rows restart from, where `reset_mask` says that they do.
+
+        By default rows restart from what they started from in the same call. A kind
+        that is drawn, or differs with time, says otherwise.
+
+        Args:
+            batch_size: As of `call()`, and so is `context`, if it is taken.
+            timesteps: Python integer or scalar integer tensor.
+            training: As of `call()`.
+
+        Returns:
+            A tensor `(batch_size, timesteps, units)`, of which the rows are read where
+            a sequence begins; or `None` for what `call()` returned.
+        """
+        return None
 
     def preview(self, batch_size: int) -> Any:
         """Returns what a stream that has not begun yet shows as its state.

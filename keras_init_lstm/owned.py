@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_init_lstm.initial_states import Fixed, InitialState, Trainable
 from keras_init_lstm.layout import State, StateLayout
@@ -126,7 +127,7 @@ class OwnedStates:
     def check_context(
         self,
         context: Any,
-        batch_size: Any,
+        rows: Sequence[Any],
         explicit: Sequence[Any] | None,
         name: str,
     ) -> None:
@@ -134,7 +135,8 @@ class OwnedStates:
 
         Args:
             context: A tensor `(batch, ...)`, a structure of them, or `None`.
-            batch_size: Integer, or anything else where it is not known.
+            rows: The batch size and the number of timesteps of the sequences: for each
+                an integer, or anything else where it is not known.
             explicit: For each state what is taken in place of the owned one, or `None`.
             name: That of the layer.
         """
@@ -163,14 +165,23 @@ class OwnedStates:
                 "Argument `context` must be a tensor of shape (batch, ...), or a "
                 f"structure of them. Received: context={described(context)}"
             )
+        expectation = (
+            "Argument `context` must have one row for each sequence of the "
+            f"batch: shape {shape_text(rows[:1])[:-1]} ...)."
+        )
+        axes = rows[:1]
+        if any(kind is not None and kind.over_time for kind in self.kinds):
+            axes = rows[:2]
+            expectation = (
+                "Argument `context` must have a time axis, as of an initial state "
+                f"with `over_time=True`: shape {shape_text(axes)[:-1]}, ...)."
+            )
         for leaf in keras.tree.flatten(context):
             shape = shape_of(leaf)
-            if shape:
+            if shape or len(axes) > 1:
+                shape = shape or ()
                 check_shape(
-                    leaf,
-                    (batch_size, *[None] * (len(shape) - 1)),
-                    "Argument `context` must have one row for each sequence of the "
-                    f"batch: shape {shape_text((batch_size,))[:-1]} ...).",
+                    leaf, (*axes, *[None] * (len(shape) - len(axes))), expectation
                 )
 
     def build(self, context_shape: Any = None) -> None:
@@ -180,6 +191,10 @@ class OwnedStates:
                 continue
             shapes = [context_shape] if kind.takes_context else []
             if None not in shapes:
+                if kind.over_time:
+                    shapes = keras.tree.map_shape_structure(
+                        lambda shape: (*shape[:1], *shape[2:]), shapes
+                    )
                 kind.build((state.units,), *shapes)
 
     def for_batch(
@@ -188,6 +203,7 @@ class OwnedStates:
         training: bool = False,
         context: Any = None,
         explicit: Sequence[Any] | None = None,
+        first_timestep: int = 0,
     ) -> list[Any]:
         """Returns what the sequences of a batch start from.
 
@@ -197,6 +213,7 @@ class OwnedStates:
             context: What the layer is called with.
             explicit: For each state a tensor that is taken in place of the owned state,
                 or `None`. Defaults to `None`.
+            first_timestep: Which timestep is read first, 0 or -1. Defaults to 0.
 
         Returns:
             A tensor `(batch_size, units)` for each state.
@@ -214,8 +231,45 @@ class OwnedStates:
             if kind is None:
                 states[index] = of_cell[index]
             else:
-                states[index] = self._of_kind(index, batch_size, training, context)
+                at_first = context
+                if kind.over_time:
+                    at_first = keras.tree.map_structure(
+                        lambda leaf: ops.convert_to_tensor(leaf)[:, first_timestep],
+                        context,
+                    )
+                states[index] = self._of_kind(index, batch_size, training, at_first)
         return states
+
+    def for_restarts(
+        self,
+        states: Sequence[Any],
+        batch_size: Any,
+        timesteps: Any,
+        training: bool = False,
+        context: Any = None,
+    ) -> list[Any]:
+        """Returns what rows restart from within a batch.
+
+        Args:
+            states: What `for_batch()` returned.
+            batch_size: This, `training` and `context` as of `for_batch()`.
+            timesteps: Integer, or scalar integer tensor.
+            training: As above.
+            context: As above.
+
+        Returns:
+            For each state a tensor `(batch_size, units)`, or `(batch_size, timesteps,
+            units)` where that differs from timestep to timestep.
+        """
+        restarts = list(states)
+        for index, (_, kind) in enumerate(self):
+            if kind is not None:
+                kwargs = {"context": context} if kind.takes_context else {}
+                differing: Any = kind.by_timestep(
+                    batch_size, timesteps, training=training, **kwargs
+                )
+                restarts[index] = states[index] if differing is None else differing
+        return restarts
 
     def _draws(self, index: int) -> bool:
         kind = self.kinds[index]

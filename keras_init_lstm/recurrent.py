@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_init_lstm._types import Numbers, RNNArguments
+from keras_init_lstm.backend import Restarts
 from keras_init_lstm.context import (
     TakesContext,
     building,
@@ -21,6 +22,7 @@ from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
 from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.owned import OwnedStates, kinds_of
+from keras_init_lstm.restarts import check_reset_mask, restarted, restarting_loop
 from keras_init_lstm.streams import CarriesStream
 from keras_init_lstm.validation import (
     check_batch_size,
@@ -98,6 +100,10 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             Defaults to `False`.
         context: What a `Conditional` state is computed from: a tensor `(batch, ...)`
             or a structure of them. Defaults to `None`.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a new sequence
+            begins: the row returns to its owned initial state before that timestep is
+            read. Or `(batch,)`, for what is read first. See "Sequences that follow
+            each other". Defaults to `None`.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
@@ -117,6 +123,19 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
 
     Stateful streams:
         As with `InitStateLSTM`.
+
+    Sequences that follow each other:
+        With `reset_mask` the sequences of a row are read as if each were a row by
+        itself: outputs, last states and gradients are the same. A learned state gets
+        the gradient of every sequence, a `Sampled` one is drawn anew for each, and a
+        `Conditional` one is computed from the context of the row, or with
+        `over_time=True` from that of the timestep. What is carried by a stream, or
+        given as `initial_state`, is what the timesteps before the first `True` of a
+        row start from. A masked timestep carries the state on, but a restart there
+        still counts. With `go_backwards=True`, and so in the backward layer of an
+        `InitStateBidirectional`, each sequence is read from its own end. cuDNN can't
+        restart: where a `(batch, timesteps)` is given, Keras's own loop runs on a GPU.
+        `keras_init_lstm.pack()` lays sequences out that way.
 
     Example:
     >>> cells = [keras.layers.LSTMCell(4), keras.layers.GRUCell(3)]
@@ -298,15 +317,25 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         with building, keras.name_scope(self.name):
             self._owned.build(context_shape)
 
-    def _check_call(self, sequences: Any, initial_state: Any, context: Any) -> None:
+    def _check_call(
+        self,
+        sequences: Any,
+        initial_state: Any,
+        context: Any,
+        reset_mask: Any = None,
+    ) -> None:
         refuse_legacy(sequences, "sequences")
         refuse_legacy(initial_state, "initial_state")
         refuse_legacy(context, "context")
-        batch_size = (shape_of(sequences) or (None,))[0]
-        explicit = self._layout.tensors(initial_state, batch_size)
+        refuse_legacy(reset_mask, "reset_mask")
+        rows = (*(shape_of(sequences) or ()), None, None)[:2]
+        explicit: Any = self._layout.tensors(initial_state, rows[0])
         if self._running_stream is not None:
-            self._running_stream.check_batch_size(batch_size)
-        self._owned.check_context(context, batch_size, explicit, self.name)
+            self._running_stream.check_batch_size(rows[0])
+        if reset_mask is not None:
+            check_reset_mask(reset_mask, sequences)
+            explicit = None  # All that is owned may be restarted from.
+        self._owned.check_context(context, rows, explicit, self.name)
 
     def call(
         self,
@@ -315,30 +344,67 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         mask: Any = None,
         training: bool = False,
         context: Any = None,
+        reset_mask: Any = None,
     ) -> Any:
         stream = self._running_stream
         # Of calls from several threads each goes on from the one before.
         with stream.lock if stream else contextlib.nullcontext():
             if stream is not None:
                 sequences = stream.with_batch_size(sequences)
-            batch_size = ops.shape(sequences)[0]
-            states = self._states_of_call(batch_size, initial_state, training, context)
+            states, starts = self._states_of_call(
+                sequences, initial_state, training, context, reset_mask
+            )
+            if reset_mask is not None:
+                states, mask = restarted(
+                    self, sequences, states, mask, unwrapped(reset_mask), starts
+                )
             return super().call(
-                sequences, initial_state=states, mask=mask, training=training
+                sequences,
+                initial_state=self._layout.pack(states),
+                mask=mask,
+                training=training,
             )
 
     def _states_of_call(
-        self, batch_size: Any, explicit: Any, training: bool, context: Any
-    ) -> list[Any]:
-        """What the rows of a call start from, nested as the cell's `state_size`."""
+        self,
+        sequences: Any,
+        explicit: Any,
+        training: bool,
+        context: Any,
+        reset_mask: Any,
+    ) -> tuple[list[Any], list[Any]]:
+        """What the rows of a call start from, and what from if they restart."""
+        batch_size, timesteps = ops.shape(sequences)[:2]
         explicit = self._layout.tensors(explicit, batch_size, at_run_time=True)
         context = unwrapped(context)
+        # All that is owned may be restarted from.
+        given = explicit if reset_mask is None else None
         # `__call__()` has checked it too, but TimeDistributed calls `call()` directly.
-        self._owned.check_context(context, batch_size, explicit, self.name)
-        states = self._owned.for_batch(batch_size, bool(training), context, explicit)
+        self._owned.check_context(context, (batch_size, timesteps), given, self.name)
+        first, training = -1 if self.go_backwards else 0, bool(training)
+        owned = self._owned.for_batch(batch_size, training, context, given, first)
+        states, starts = owned, owned
+        if reset_mask is not None:
+            pairs = zip(explicit, owned, strict=True)
+            states = [own if state is None else state for state, own in pairs]
+            starts = self._owned.for_restarts(
+                owned, batch_size, timesteps, training, context
+            )
         if self._running_stream is not None:
             states = self._running_stream.in_place_of(states, explicit)
-        return self._layout.pack(states)
+        return states, starts
+
+    def inner_loop(
+        self,
+        sequences: Any,
+        initial_state: Any,
+        mask: Any,
+        training: bool = False,
+    ) -> Any:
+        restarts = Restarts.of(mask)
+        if restarts.reset_mask is None:
+            return super().inner_loop(sequences, initial_state, mask, training=training)
+        return restarting_loop(self, sequences, initial_state, restarts, training)
 
     def _states_of_cell(self, batch_size: Any) -> list[Any]:
         return keras.tree.flatten(super().get_initial_state(batch_size))
@@ -365,9 +431,12 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         """
         check_batch_size(batch_size)
         context = lists_as_arrays(context)
-        self._owned.check_context(context, batch_size, None, self.name)
+        self._owned.check_context(context, (batch_size, None), None, self.name)
         self._build_owned(shapes_of(context))
-        states = self._owned.for_batch(batch_size, training, context)
+        first = -1 if self.go_backwards else 0
+        states = self._owned.for_batch(
+            batch_size, training, context, first_timestep=first
+        )
         states = [ops.cast(state, self.compute_dtype) for state in states]
         return self._layout.pack(states)
 

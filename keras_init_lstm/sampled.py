@@ -169,6 +169,14 @@ class Sampled(InitialState):
         )
         return self.mean + self.stddev * noise
 
+    def by_timestep(
+        self, batch_size: Any, timesteps: Any, training: bool = False
+    ) -> Any:
+        if not (training or self.at_inference == "sample"):
+            return None
+        draws = self.call(batch_size * timesteps, training)
+        return ops.reshape(draws, (batch_size, timesteps, self.units))
+
     # Keras saves the weights of a layer but not its seed generator, so that a run
     # resumed from a checkpoint would not draw what the unbroken run draws.
     def save_own_variables(self, store: Any) -> None:

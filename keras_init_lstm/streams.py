@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_init_lstm._keras import layers_within
 from keras_init_lstm.backend import backend
 from keras_init_lstm.layout import State, StateLayout
 from keras_init_lstm.owned import OwnedStates
@@ -19,8 +18,8 @@ from keras_init_lstm.validation import array_of_shape, described, with_shape
 class CarriedState:
     """One state of a stream: what the next call of a stateful layer starts from.
 
-    Until something is assigned to it, it is fresh, and shows the initial state that
-    the layer owns. It is no variable, but NumPy and Keras take it for a tensor
+    Until something is assigned to them, its rows are fresh, and show the initial state
+    that the layer owns. It is no variable, but NumPy and Keras take it for a tensor
     `(batch, units)`, and `value` is one.
 
     Args:
@@ -54,12 +53,20 @@ class CarriedState:
         self._fresh = keras.Variable(
             "ones", shape=(), dtype="bool", trainable=False, name="fresh"
         )
+        # Checkpoints that exist hold the one for all rows, and none for each.
+        self._fresh_rows = keras.Variable(
+            "zeros",
+            shape=(batch_size, 1),
+            dtype="bool",
+            trainable=False,
+            name="fresh_rows",
+        )
         self.path = self._variable.path
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables behind it: the state, and whether it is fresh."""
-        return [self._variable, self._fresh]
+        """The variables behind it: the state, whether it is fresh, and which rows."""
+        return [self._variable, self._fresh, self._fresh_rows]
 
     @property
     def value(self) -> Any:
@@ -67,31 +74,51 @@ class CarriedState:
         return self.or_else(self._preview(self.shape[0]))
 
     @property
-    def fresh(self) -> bool:
-        """Whether the next call starts from the initial state of the layer."""
-        return bool(ops.convert_to_numpy(self._fresh))
+    def fresh(self) -> np.ndarray:
+        """Which rows start from the initial state next, booleans `(batch,)`."""
+        return np.array(ops.convert_to_numpy(self._is_fresh()))[:, 0]
+
+    def _is_fresh(self) -> Any:
+        # A new tensor: the backward pass of PyTorch needs the condition as it is now,
+        # and `assign()` writes into the variables before that.
+        return ops.logical_or(self._fresh.value, self._fresh_rows.value)
 
     def or_else(self, initial: Any) -> Any:
-        """Returns what is carried, or `initial` while the state is fresh."""
+        """Returns what is carried, and of rows that are fresh `initial`."""
         carried = self._variable.value
-        # A copy: the backward pass of PyTorch needs the condition as it is now, and
-        # `assign()` writes into `_fresh` before that.
-        fresh = ops.copy(self._fresh)
-        return ops.where(fresh, ops.cast(initial, carried.dtype), carried)
+        return ops.where(self._is_fresh(), ops.cast(initial, carried.dtype), carried)
 
-    def assign(self, value: Any) -> None:
-        """Carries `value (batch, units)`."""
+    def assign(self, value: Any, fresh_rows: Any = False) -> None:
+        """Carries `value (batch, units)`, but for rows that are to be fresh."""
         assigned = self._variable.assign(value)
-        # Once the value is there, so that a graph that fails before leaves it fresh.
-        backend.after(assigned, lambda: self._fresh.assign(False))
 
-    def restart(self) -> None:
-        """Makes the state fresh."""
-        self._fresh.assign(True)
+        def then() -> None:
+            self._fresh.assign(False)
+            shape = self._fresh_rows.shape
+            self._fresh_rows.assign(ops.broadcast_to(fresh_rows, shape))
+
+        # Once the value is there, so that a graph that fails before leaves it fresh.
+        backend.after(assigned, then)
+
+    def restart(self, rows: Any = None) -> None:
+        """Makes the state fresh, or these rows of it, booleans `(batch, 1)`."""
+        if rows is None:
+            self._fresh.assign(True)
+        else:
+            self._fresh_rows.assign(ops.logical_or(self._fresh_rows.value, rows))
+
+    def assign_rows(self, value: Any, rows: Any) -> None:
+        """Carries `value (batch, units)` in these rows, booleans `(batch, 1)`."""
+        fresh = ops.logical_and(self._is_fresh(), ops.logical_not(rows))
+        self.assign(ops.where(rows, value, self._variable.value), fresh)
 
     def numpy(self) -> np.ndarray:
         """Returns the value as an array."""
         return ops.convert_to_numpy(self.value)
+
+    def carried(self) -> np.ndarray:
+        """Returns what is carried as an array, NaN in the rows that are fresh."""
+        return np.array(ops.convert_to_numpy(self.or_else(np.nan)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -176,16 +203,31 @@ class Stream:
             for carried, state, tensor in triples
         ]
 
-    def restart(self, states: Sequence[Any] | None = None) -> None:
-        """Makes the next call start from `states`, and where they are `None` afresh."""
+    def restart(self, states: Sequence[Any] | None = None, rows: Any = None) -> None:
+        """Makes the next call start from `states`, and where they are `None` afresh.
+
+        Args:
+            states: For each state an array `(batch, units)` or `None`.
+            rows: Which rows, booleans `(batch, 1)`. Defaults to `None`, all.
+        """
         backend.check_present(self.variables)
         values = states or [None] * len(self.states)
         with self.lock:
             for carried, value in zip(self.states, values, strict=True):
                 if value is None:
-                    carried.restart()
-                else:
+                    carried.restart(rows)
+                elif rows is None:
                     carried.assign(value)
+                else:
+                    carried.assign_rows(value, rows)
+
+    def carry(self, arrays: Sequence[np.ndarray]) -> None:
+        """Carries what `CarriedState.carried()` returned of each state."""
+        backend.check_present(self.variables)
+        with self.lock:
+            for carried, array in zip(self.states, arrays, strict=True):
+                fresh = np.isnan(array).all(axis=1, keepdims=True)
+                carried.assign(np.where(fresh, 0, array), fresh)
 
 
 class CarriesStream(keras.layers.Layer):
@@ -227,62 +269,120 @@ class CarriesStream(keras.layers.Layer):
         if self._running_stream is not None:
             self._running_stream.restart()
 
-    def reset_states(self, states: Sequence[Any] | None = None) -> None:
+    def reset_states(
+        self, states: Sequence[Any] | None = None, rows: Any = None
+    ) -> None:
         """Lets the stream start afresh, from the owned or from the given states.
 
         Args:
             states: List of arrays `(batch, units)` (of an LSTM, h and c), nested as
                 the cell's `state_size`, that the next call starts from, also if it is
-                the first. `None` as an entry, or for all, means the owned initial
-                state. Defaults to `None`.
+                the first; with `rows`, of arrays with one row for each of these.
+                `None` as an entry, or for all, means the owned initial state. Defaults
+                to `None`.
+            rows: Which rows of the batch: integers, or booleans `(batch,)`. The
+                others are carried on. Defaults to `None`, all.
 
         Raises:
-            ValueError: If the layer is not stateful, or if an array is not finite
-                or not of that shape, with the batch size of the stream. The
-                carried states are then as before.
+            ValueError: If the layer is not stateful, if `rows` are not of the batch,
+                or if an array is not finite or not of that shape, with the batch size
+                of the stream. The carried states are then as before.
 
         Example:
         >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
         >>> layer.reset_states(states=[np.ones((2, 4)), np.zeros((2, 4))])
+        >>> layer.reset_states(rows=[1])
         >>> layer.states[0].numpy().tolist()
-        [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+        [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
         """
-        if states is None:
+        if states is None and rows is None:
             self.reset_state()
             return
-        if not self.stateful:
-            raise ValueError(
-                "Argument `states` is for a layer with `stateful=True`, and "
-                f"{self.name} was created with stateful=False. "
-                f"Received: states={described(states)}"
-            )
+        for argument, value in (("states", states), ("rows", rows)):
+            if value is not None and not self.stateful:
+                raise ValueError(
+                    f"Argument `{argument}` is for a layer with `stateful=True`, and "
+                    f"{self.name} was created with stateful=False. "
+                    f"Received: {argument}={described(value)}"
+                )
         batch_size = self._running_stream.batch_size if self._running_stream else None
+        if rows is not None:
+            self._reset_rows(rows, states, batch_size)
+            return
         arrays, batch_size = states_as_arrays(
             self._layout, states, batch_size, self.compute_dtype
         )
-        if self._running_stream is None and batch_size is not None:
+        if batch_size is not None:
+            self._stream_of(batch_size).restart(arrays)
+
+    def _stream_of(self, batch_size: int) -> Stream:
+        """The stream, which begins if it has not."""
+        if self._running_stream is None:
             self._build_owned()
             with keras.name_scope(self.name):
                 self._begin_stream(batch_size)
-        if self._running_stream is not None:
-            self._running_stream.restart(arrays)
+        assert self._running_stream is not None
+        return self._running_stream
+
+    def _reset_rows(self, rows: Any, states: Any, batch_size: int | None) -> None:
+        if batch_size is None:
+            raise ValueError(
+                f"Argument `rows` is for a stream that has begun, and {self.name} was "
+                f"not built yet. Received: rows={described(rows)}"
+            )
+        chosen = rows_as_mask(rows, batch_size)
+        arrays, _ = states_as_arrays(
+            self._layout, states, int(chosen.sum()), self.compute_dtype
+        )
+        values: list[Any] = [None] * len(arrays)
+        for index, array in enumerate(arrays):
+            if array is not None:
+                values[index] = np.zeros((batch_size, array.shape[1]), array.dtype)
+                values[index][chosen] = array
+        self._stream_of(batch_size).restart(values, chosen[:, None])
 
     def _go_on_from(self, states: Any) -> None:
         """Carries what another layer carries."""
         if not (self.stateful and states):
             return
-        carried = [
-            None if _is_fresh(state) else np.array(ops.convert_to_numpy(state))
+        arrays = [
+            state.carried() if isinstance(state, CarriedState) else _of_keras(state)
             for state in keras.tree.flatten(states)
         ]
-        if any(state is not None for state in carried):
-            self.reset_states(self._layout.pack(carried))
+        if not all(np.isnan(array).all() for array in arrays):
+            self._stream_of(len(arrays[0])).carry(arrays)
 
 
-def _is_fresh(state: Any) -> bool:
-    if isinstance(state, CarriedState):
-        return state.fresh
-    return not np.any(ops.convert_to_numpy(state))  # The zeros of Keras.
+def _of_keras(state: Any) -> np.ndarray:
+    """A state of a layer of Keras, whose zeros are a stream that has not begun."""
+    array = np.array(ops.convert_to_numpy(state))
+    return array if array.any() else np.full_like(array, np.nan)
+
+
+def rows_as_mask(rows: Any, batch_size: int) -> np.ndarray:
+    """Returns given rows as booleans `(batch_size,)`.
+
+    Args:
+        rows: Integers, or booleans `(batch_size,)`.
+        batch_size: That of the stream.
+
+    Raises:
+        ValueError: If they are neither, or if a row stands twice.
+    """
+    array = np.asarray(rows)
+    if array.dtype == bool and array.shape == (batch_size,):
+        return array
+    mask = np.zeros(batch_size, bool)
+    if array.dtype.kind in "iu" or array.size == 0:
+        indices = array.ravel().astype(int)
+        if array.ndim < 2 and ((indices >= 0) & (indices < batch_size)).all():
+            mask[indices] = True
+    if mask.sum() != array.size or array.ndim > 1:
+        raise ValueError(
+            f"Argument `rows` must be different integers from 0 to {batch_size - 1}, "
+            f"or booleans of shape ({batch_size},). Received: rows={described(rows)}"
+        )
+    return mask
 
 
 def states_as_arrays(
@@ -307,65 +407,3 @@ def states_as_arrays(
             )
             batch_size = len(array)
     return arrays, batch_size
-
-
-def reset_states(model: keras.layers.Layer) -> None:
-    """Resets every stateful layer of a model, as Keras 2's `Model.reset_states()` did.
-
-    Layers of nested models and of wrappers such as `Bidirectional` are found too.
-    An `InitStateLSTM` returns to the initial state it owns, a layer of Keras to
-    zeros.
-
-    Args:
-        model: A Keras model or layer.
-
-    Raises:
-        ValueError: If `model` is not a model or layer of Keras 3.
-
-    Example:
-    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=0.5, stateful=True)
-    >>> model = keras.Sequential([keras.Input((3, 1), batch_size=1), layer])
-    >>> outputs = model(np.ones((1, 3, 1)))
-    >>> keras_init_lstm.reset_states(model)
-    >>> layer.states[0].numpy().tolist()
-    [[0.5, 0.5]]
-    """
-    if not isinstance(model, keras.layers.Layer):
-        raise ValueError(
-            "Argument `model` must be a model or layer of Keras 3. "
-            f"Received: {described(model)}"
-        )
-    backend.write_back(model)
-    for layer in layers_within(model):
-        if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
-            layer.reset_state()
-
-
-class ResetStates(keras.callbacks.Callback):
-    """Resets every stateful layer at the start of each epoch and each evaluation.
-
-    Each epoch of `fit()` then reads its stream from the start, each run of
-    `evaluate()`, the validation in `fit()` included, reads its own, and so does
-    each `predict()` that is given the callback.
-
-    Example:
-    >>> model = keras.Sequential([
-    ...     keras.Input((3, 1), batch_size=2),
-    ...     keras_init_lstm.InitStateLSTM(4, initial_state="trainable", stateful=True),
-    ... ])
-    >>> model.compile(loss="mse")
-    >>> x, y = np.ones((8, 3, 1)), np.ones((8, 4))
-    >>> history = model.fit(
-    ...     x, y, batch_size=2, shuffle=False, verbose=0,
-    ...     callbacks=[keras_init_lstm.ResetStates()],
-    ... )
-    """
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        reset_states(self.model)
-
-    def on_test_begin(self, logs: Any = None) -> None:
-        reset_states(self.model)
-
-    def on_predict_begin(self, logs: Any = None) -> None:
-        reset_states(self.model)

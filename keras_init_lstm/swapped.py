@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_init_lstm.backend.base import Restarts
+
 
 def run(
     plain: Callable[..., Any],
@@ -14,7 +16,7 @@ def run(
     weights: Sequence[keras.Variable],
     sequences: Any,
     initial_state: Sequence[Any],
-    mask: Any,
+    restarts: Restarts,
 ) -> Any:
     """Puts a plain loop into the graph that is traced, and lets a faster one run.
 
@@ -26,27 +28,30 @@ def run(
     gradient is that of the plain loop, which then runs forwards too.
 
     Args:
-        plain: A function of sequences, the list of states, and a mask or `None`. It
-            may also read `weights`, and nothing else that is a tensor.
-        faster: Another one, with results of the same structure and dtypes.
+        plain: A function of sequences, the list of states, and a mask, `None` or
+            `Restarts`. It may also read `weights`, and nothing else that is a tensor.
+        faster: Another one, always given `Restarts`, with results of the same
+            structure and dtypes.
         weights: The variables that both read.
         sequences: A tensor `(batch, timesteps, features)`.
         initial_state: The states, each `(batch, units)`.
-        mask: A tensor `(batch, timesteps)`, or `None`.
+        restarts: The mask, and where rows restart, if they do.
 
     Returns:
         What `plain` returns.
     """
-    inputs = [*weights, sequences, *initial_state]
-    inputs += [] if mask is None else [mask]
-    tensors = [tf.convert_to_tensor(each) for each in inputs]
+    structure = ([*weights], sequences, [*initial_state], restarts)
+    inputs = tf.nest.flatten(structure)
+    tensors = [tf.convert_to_tensor(each) for each in inputs if each is not None]
 
     def of_tensors(loop: Callable[..., Any], *tensors: tf.Tensor) -> Any:
-        values, (sequences, *states) = tensors[: len(weights)], tensors[len(weights) :]
-        mask = states.pop() if len(states) > len(initial_state) else None
+        given = iter(tensors)
+        values, *arguments = tf.nest.pack_sequence_as(
+            structure, [None if each is None else next(given) for each in inputs]
+        )
         mapping = zip(weights, values, strict=True)
         with keras.StatelessScope(mapping, initialize_variables=False):
-            return loop(sequences, states, mask)
+            return loop(*arguments)
 
     # It stands in files too. In another process nothing may go by the same name.
     name = f"keras_init_lstm_{uuid.uuid4().hex}"

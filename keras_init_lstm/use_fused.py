@@ -29,6 +29,7 @@ class MayUseFused(InitStateRNN):
         mask: Any = None,
         training: bool = False,
         context: Any = None,
+        reset_mask: Any = None,
     ) -> Any:
         if self.use_fused is True:
             # Not only in the loop: by then Keras has drawn for dropout.
@@ -42,6 +43,7 @@ class MayUseFused(InitStateRNN):
             mask=mask,
             training=training,
             context=context,
+            reset_mask=reset_mask,
         )
 
     def inner_loop(

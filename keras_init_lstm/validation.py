@@ -129,8 +129,11 @@ def shape_of(value: Any) -> Shape | None:
 
 
 def shape_text(shape: Sequence[Any]) -> str:
-    """A shape as it is written in messages, with `batch` for what is unknown."""
-    sizes = [str(size) if isinstance(size, int) else "batch" for size in shape]
+    """A shape as it is written in messages, with a name for what is unknown."""
+    sizes = [
+        str(size) if isinstance(size, int) else ("batch", "timesteps")[min(index, 1)]
+        for index, size in enumerate(shape)
+    ]
     return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
 
 

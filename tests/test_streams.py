@@ -16,7 +16,9 @@ from keras_init_lstm import (
     InitStateLSTM,
     ResetStates,
     Sampled,
+    get_states,
     reset_states,
+    set_states,
 )
 from models import (
     BATCH,
@@ -33,6 +35,7 @@ from models import (
 from oracles import assert_same, flat, gradients, nested, reference_of, to_numpy
 from strategies import LAYERS, Case, arrays, at_most, initial_states, sizes
 
+rows_of_batch = st.lists(st.booleans(), min_size=BATCH, max_size=BATCH)
 inputs = sizes("timesteps").flatmap(lambda steps: arrays(BATCH, steps, FEATURES))
 
 
@@ -60,7 +63,7 @@ def bad_states(data, layer):
 class Stream(RuleBasedStateMachine):
     """A stateful layer against one of Keras that is handed its state at every call.
 
-    `carried` is what the stream carries, `None` where it starts afresh.
+    `carried` is what the stream carries, NaN in the rows that start afresh.
     """
 
     @initialize(
@@ -84,7 +87,7 @@ class Stream(RuleBasedStateMachine):
             name,
             {**arguments, "initial_state": self.case.initial_state, "stateful": True},
         )
-        self.carried = [None] * len(self.layer.state_units)
+        self.carry([None] * len(self.layer.state_units))
         if begin:
             self.reset(data)
         self.layer.build((BATCH, None, FEATURES))
@@ -95,10 +98,18 @@ class Stream(RuleBasedStateMachine):
                 self.layer, reduce_retracing=True, autograph=False
             )
 
+    def carry(self, states, rows=None):
+        """What is carried from now on in these rows, `None` for a fresh start."""
+        if rows is None:
+            rows, units = np.arange(BATCH), self.layer.state_units
+            self.carried = [np.zeros((BATCH, size)) for size in units]
+        for carried, state in zip(self.carried, states, strict=True):
+            carried[rows] = np.nan if state is None else state
+
     def expected(self):
         owned = keras.tree.flatten(self.case.states(self.layer))
         return [
-            start if carried is None else carried
+            np.where(np.isnan(carried), start, carried)
             for start, carried in zip(owned, self.carried, strict=True)
         ]
 
@@ -106,7 +117,17 @@ class Stream(RuleBasedStateMachine):
     def call(self, x):
         want = self.reference(x, initial_state=nested(self.layer, self.expected()))
         assert_same(self.call_layer(x), want, tolerance=1e-6)
-        self.carried = flat(want[1:])
+        self.carry(flat(want[1:]))
+
+    @rule(x=inputs, data=st.data())
+    def call_with_rows_that_restart(self, x, data):
+        rows = np.array(data.draw(rows_of_batch))
+        owned = keras.tree.flatten(self.case.states(self.layer))
+        pairs = zip(owned, self.expected(), strict=True)
+        start = [np.where(rows[:, None], own, carried) for own, carried in pairs]
+        want = self.reference(x, initial_state=nested(self.layer, start))
+        assert_same(self.call_layer(x, reset_mask=rows), want, tolerance=1e-6)
+        self.carry(flat(want[1:]))
 
     @rule(x=inputs, data=st.data())
     def call_with_explicit_states(self, x, data):
@@ -118,7 +139,7 @@ class Stream(RuleBasedStateMachine):
         want = self.reference(x, initial_state=nested(self.layer, explicit))
         got = self.layer(x, initial_state=nested(self.layer, given))
         assert_same(got, want, tolerance=1e-6)
-        self.carried = flat(want[1:])
+        self.carry(flat(want[1:]))
 
     @rule(data=st.data())
     def reset(self, data):
@@ -127,12 +148,41 @@ class Stream(RuleBasedStateMachine):
             self.layer.reset_states()
         else:
             self.layer.reset_states(nested(self.layer, given))
-        self.carried = given
+        self.carry(given)
+
+    @rule(rows=rows_of_batch, as_booleans=st.booleans(), data=st.data())
+    def reset_rows(self, rows, as_booleans, data):
+        """With given states, which may be of some of the states alone, or without."""
+        indices = np.flatnonzero(rows)
+        units = self.layer.state_units
+        given = [None] * len(units)
+        if len(indices) and data.draw(st.booleans()):
+            given = [data.draw(st.none() | arrays(len(indices), n)) for n in units]
+        some = any(state is not None for state in given)
+        states = nested(self.layer, given) if some else None
+        self.layer.reset_states(states, rows=rows if as_booleans else indices)
+        self.carry(given, indices)
+
+    @rule()
+    def save_and_restore(self):
+        states = get_states(self.layer)
+        assert_same(list(states.values()), [c.astype("float32") for c in self.carried])
+        self.layer(X)
+        set_states(self.layer, states)
+
+    @rule(
+        rows=st.sampled_from(
+            [[BATCH], [-1], [0, 0], [0.0], "all", [[0]], [True] * (BATCH - 1)]
+        )
+    )
+    def refused_rows(self, rows):
+        with pytest.raises(ValueError, match="`rows` must be different integers"):
+            self.layer.reset_states(rows=rows)
 
     @rule()
     def reset_state(self):
         self.layer.reset_state()
-        self.carried = [None] * len(self.carried)
+        self.carry([None] * len(self.carried))
 
     @rule(data=st.data())
     def assign_to_states(self, data):
@@ -566,7 +616,7 @@ class TestStatesOfALayer:
         other.reset_states(layer.states)
         assert_same(other.states, want)
         for state in layer.states:
-            assert state.fresh == fresh and not state.trainable
+            assert (state.fresh == fresh).all() and not state.trainable
             assert state.shape == (BATCH, UNITS) and state.dtype == "float32"
 
     @pytest.mark.tensorflow
@@ -653,7 +703,7 @@ class TestFit:
 
         self.run(self.model(layer), "fit", callbacks=[Reset()])
         layer.reset_states()
-        assert all(state.fresh for state in layer.states)
+        assert all(state.fresh.all() for state in layer.states)
 
     @pytest.mark.parametrize("how", ["fit", "evaluate", "predict"])
     def test_a_smaller_last_batch_is_refused_in_words(self, how):
@@ -685,7 +735,7 @@ class TestFit:
         )
         for x in np.split(self.x, 3):
             got, others = model.stateless_call(trained, others, x)
-        assert all(state.fresh for state in layer.states)
+        assert all(state.fresh.all() for state in layer.states)
         for x in np.split(self.x, 3):
             want = layer(x)
         assert_same(got, want, tolerance=1e-6)

@@ -5,13 +5,34 @@ run, or are recorded, in the order in which Python comes to them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 
 class NotFusedError(NotImplementedError):
     """Raised where the faster loop is not to run, with the reason."""
+
+
+class Restarts(NamedTuple):
+    """Where rows restart, and from what; handed through Keras in place of a mask.
+
+    Attributes:
+        mask: The mask of the call, or `None`.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row is to return
+            to its initial state before that timestep is read; or `None`.
+        starts: For each state in order what that is: a tensor `(batch, units)`, or
+            `(batch, timesteps, units)` where it differs from timestep to timestep.
+    """
+
+    mask: Any
+    reset_mask: Any = None
+    starts: Sequence[Any] = ()
+
+    @classmethod
+    def of(cls, mask: Any) -> "Restarts":
+        """What an `inner_loop` is given as its mask."""
+        return mask if isinstance(mask, Restarts) else cls(mask)
 
 
 class Backend:
@@ -22,6 +43,8 @@ class Backend:
     returns_changed_variables = False
     # Whether `keras.layers.Bidirectional` may run both directions in one call.
     fuses_directions = True
+    # Whether the output at a masked timestep is h itself as long as none was read.
+    shows_initial_state = False
 
     def is_symbolic(self, value: Any) -> bool:
         """Whether `value` stands for a tensor whose values are not known now."""
@@ -86,7 +109,7 @@ class Backend:
     ) -> tuple[Any, Any, list[Any]]:
         """Runs a faster loop, with the arguments and results of `inner_loop`.
 
-        `plain` is the `inner_loop` of Keras.
+        `mask` may be `Restarts`. `plain` is the `inner_loop` of Keras, likewise.
 
         Raises:
             NotFusedError: If there is none for this layer.
