@@ -17,6 +17,8 @@ from keras_init_lstm.packing import pack
 from keras_init_lstm.plots import plot_initial_state
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.sampled import Sampled
+from keras_init_lstm.states_as_inputs import with_states_as_inputs
+from keras_init_lstm.stream_store import StreamStore
 from keras_init_lstm.streaming import as_stateful, as_stateless
 from keras_init_lstm.tensorboard import LogInitialState
 
@@ -35,6 +37,7 @@ __all__ = [
     "LogInitialState",
     "ResetStates",
     "Sampled",
+    "StreamStore",
     "Trainable",
     "as_stateful",
     "as_stateless",
@@ -45,4 +48,5 @@ __all__ = [
     "reset_states",
     "set_states",
     "with_initial_state",
+    "with_states_as_inputs",
 ]

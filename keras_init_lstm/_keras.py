@@ -64,3 +64,11 @@ def infers_shapes() -> bool:
 def rnn(*args: Any, **kwargs: Any) -> Any:
     """The loop of Keras, of which the layers that are public know but one step each."""
     return _backend.rnn(*args, **kwargs)
+
+
+def run_through(model: keras.Model, inputs: Any, call: Any) -> Any:
+    """Calls the operations of a Functional model one by one, by a function of yours.
+
+    `call(operation, *args, **kwargs)` is given the arguments of each operation.
+    """
+    return model._run_through_graph(inputs, lambda operation: operation, call)

@@ -23,6 +23,20 @@ _OF_KERAS: dict[type, type[InitStateRNN]] = {cls.keras_layer: cls for cls in _FA
 _REPLACED = {**_OF_KERAS, **{cls: cls for cls in _FAMILY}}
 
 
+def counterpart_of(layer: keras.layers.RNN) -> type[InitStateRNN]:
+    """The class of this package that takes the place of a recurrent layer.
+
+    Raises:
+        ValueError: If there is none, as for a class of the user's own.
+    """
+    if type(layer) not in _REPLACED:
+        raise ValueError(
+            f"The layer {layer.name} (of class {type(layer).__name__}) is not one of "
+            f"{', '.join(cls.__name__ for cls in _REPLACED)}"
+        )
+    return _REPLACED[type(layer)]
+
+
 def with_initial_state(
     model: keras.Model,
     initial_state: InitialStateArgument = None,

@@ -199,11 +199,17 @@ def _recurrent_layers(model: keras.layers.Layer) -> dict[str, keras.layers.RNN]:
     layers: dict[str, keras.layers.RNN] = {}
     for layer in layers_within(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
-            path = (layer.path or layer.name).removeprefix(f"{model.name}/")
+            path = path_within(model, layer)
             # Nothing forbids two layers of one name in a model of the user's own.
             taken = sum(other.split("#")[0] == path for other in layers)
             layers[f"{path}#{taken}" if taken else path] = layer
     return layers
+
+
+def path_within(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
+    """The path of a layer within a model, whose own name may change."""
+    path: str = layer.path or layer.name
+    return path.removeprefix(f"{model.name}/")
 
 
 def _states_of(layer: keras.layers.RNN) -> list[Any]:

@@ -90,7 +90,37 @@ def as_stateless(model: keras.Model) -> keras.Model:
     return _copied(model, None, stateful=False)
 
 
-def _copied(model: Any, batch_size: int | None, stateful: bool) -> keras.Model:
+def check_reads_forwards(model: Any) -> None:
+    """Raises a `ValueError` if a model is none that can be made a stream."""
+    _check_model(model)
+    _check(model, stateful=True)
+
+
+def _copied(
+    model: Any,
+    batch_size: int | None,
+    stateful: bool,
+) -> keras.Model:
+    _check_model(model)
+    unchanged = _check(model, stateful)
+
+    def with_batch_size(tensor: Any) -> Any:
+        shape = (batch_size, *tensor.shape[1:])
+        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
+
+    def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
+        if isinstance(layer, keras.layers.RNN) and id(layer) not in unchanged:
+            return unbuilt(layer, stateful=stateful)
+        return make_anew(layer, copy_inner, with_batch_size)
+
+    copied = copy_layer(model, make)
+    # Only now are they built, for the new batch size.
+    for layer, ours in zip(_recurrent(model), _recurrent(copied), strict=True):
+        hand_over_weights(layer, ours)
+    return copied
+
+
+def _check_model(model: Any) -> None:
     if not (isinstance(model, keras.Model) and inner_layers(model) is not None):
         raise ValueError(
             "Argument `model` must be a Sequential or Functional model of Keras 3. "
@@ -101,44 +131,25 @@ def _copied(model: Any, batch_size: int | None, stateful: bool) -> keras.Model:
             "Argument `model` must be built: give it an `Input`, or call it once. "
             f"Received: {described(model)}"
         )
-    unchanged: set[int] = set()
-    _check(model, stateful, unchanged)
-
-    def with_batch_size(tensor: Any) -> Any:
-        shape = (batch_size, *tensor.shape[1:])
-        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
-
-    def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
-        if isinstance(layer, keras.layers.RNN) and id(layer) not in unchanged:
-            return _unbuilt(layer, stateful)
-        return make_anew(layer, copy_inner, with_batch_size)
-
-    copied = copy_layer(model, make)
-    # Only now are they built, for the new batch size.
-    for layer, ours in zip(_recurrent(model), _recurrent(copied), strict=True):
-        _hand_over_weights(layer, ours)
-    return copied
 
 
-def _check(layer: Any, stateful: bool, unchanged: set[int]) -> None:
+def _check(layer: Any, stateful: bool) -> set[int]:
     """Raises a `ValueError` if a layer, or one inside of it, can't be made so.
 
-    Adds to `unchanged` the identities of layers that are to stay as they are.
+    Returns:
+        The identities of the layers that are to stay as they are.
     """
     if isinstance(layer, keras.layers.RNN):
         if stateful and layer.go_backwards:
             raise _reads_the_future(layer)
-        return
+        return set()
     if stateful and isinstance(layer, keras.layers.Bidirectional):
         raise _reads_the_future(layer)
-    inner = inner_layers(layer)
     if stateful and isinstance(layer, keras.layers.TimeDistributed):
-        unchanged.update(map(id, layers_within(layer)))
-        return
+        return set(map(id, layers_within(layer)))
+    inner = inner_layers(layer)
     if inner is not None:
-        for each in inner:
-            _check(each, stateful, unchanged)
-        return
+        return {each for one in inner for each in _check(one, stateful)}
     for each in _recurrent(layer):
         if each.stateful != stateful:
             raise ValueError(
@@ -146,6 +157,7 @@ def _check(layer: Any, stateful: bool, unchanged: set[int]) -> None:
                 f"{type(layer).__name__} (of {layer.name}), which cannot be rewritten. "
                 f"Write `stateful={stateful}` in its constructor"
             )
+    return set()
 
 
 def _reads_the_future(layer: keras.layers.Layer) -> ValueError:
@@ -160,17 +172,23 @@ def _recurrent(layer: Any) -> list[Any]:
     return [x for x in layers_within(layer) if isinstance(x, keras.layers.RNN)]
 
 
-def _unbuilt(layer: Any, stateful: bool) -> Any:
-    """A recurrent layer of the same arguments, stateful or not."""
-    arguments = {**arguments_of(layer), "stateful": stateful}
+def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
+    """Returns a recurrent layer of the same arguments, but for these.
+
+    It is of the same class, or of that of this package which takes its place.
+    """
+    arguments = {**arguments_of(layer), **kwargs}
+    if cls is not None and not isinstance(layer, InitStateRNN):
+        arguments = {**cls._exact_arguments, **arguments}
     if "cell" in arguments:
         arguments["cell"] = copy_layer(layer.cell)
     if isinstance(layer, InitStateRNN):
         arguments["initial_state"] = layer._layout.pack(layer.initial_state)
-    return type(layer)(**arguments)
+    return (cls or type(layer))(**arguments)
 
 
-def _hand_over_weights(layer: Any, ours: Any) -> None:
+def hand_over_weights(layer: Any, ours: Any) -> None:
+    """Gives a recurrent layer, once it is built, the weights of another, frozen too."""
     hand_over(layer.cell, ours.cell)
     if isinstance(layer, InitStateRNN):
         for source, target in zip(layer.initial_state, ours.initial_state, strict=True):

@@ -43,6 +43,8 @@ class Backend:
     returns_changed_variables = False
     # Whether `keras.layers.Bidirectional` may run both directions in one call.
     fuses_directions = True
+    # Whether even outside of a function of the user's each new shape is compiled.
+    compiles_each_shape = False
     # Whether the output at a masked timestep is h itself as long as none was read.
     shows_initial_state = False
 

@@ -12,6 +12,7 @@ from keras_init_lstm.backend.base import Backend
 
 class _Jax(Backend):
     returns_changed_variables = True
+    compiles_each_shape = True
     shows_initial_state = True
 
     def is_symbolic(self, value: Any) -> bool:

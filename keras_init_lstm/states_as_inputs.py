@@ -1,0 +1,177 @@
+"""Models whose states go in and come out, for runtimes that keep none."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_init_lstm._keras import run_through
+from keras_init_lstm.adoption import counterpart_of
+from keras_init_lstm.copies import inner_layers
+from keras_init_lstm.layout import StateLayout
+from keras_init_lstm.model_states import path_within
+from keras_init_lstm.recurrent import InitStateRNN
+from keras_init_lstm.streaming import (
+    as_stateless,
+    check_reads_forwards,
+    hand_over_weights,
+    unbuilt,
+)
+
+
+def with_states_as_inputs(
+    model: keras.Model, batch_size: int = 1, context: Any = None
+) -> tuple[keras.Model, list[np.ndarray]]:
+    """Returns a model that streams where nothing is kept, and what it starts from.
+
+    For ONNX, LiteRT and servers: what a stateful layer would carry is an output of one
+    call, and an input of the next.
+
+    Args:
+        model: A Sequential or Functional model, built, with recurrent layers of this
+            package or of Keras, stateful or not, in nested models too. It is left as
+            it is.
+        batch_size: Positive integer, the number of rows of the initial states.
+            Defaults to 1.
+        context: What `Conditional` states are computed from, as at a call, if there
+            are any. Defaults to `None`.
+
+    Returns:
+        A Functional model with the weights, the inputs and the outputs of `model`,
+        followed by an input and an output `(batch, units)` for each state, in the order
+        in which the layers are called; the input of a state of a layer `lstm` is named
+        `lstm_h0`, its output `lstm_h0_out`. And the list of the initial states, arrays
+        `(batch_size, units)`, with which a stream begins.
+
+    Raises:
+        ValueError: If `model` is not such a model; if a layer reads the future, is
+            called twice, or is given its initial state at the call; or if `context`
+            is missing.
+
+    Example:
+    >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state=0.5, name="lstm")
+    >>> model = keras.Sequential([keras.Input((None, 3)), lstm, keras.layers.Dense(1)])
+    >>> stream, states = keras_init_lstm.with_states_as_inputs(model)
+    >>> [tensor.name for tensor in stream.inputs[1:]]
+    ['lstm_h0', 'lstm_c0']
+    >>> x = np.ones((1, 5, 3), "float32")
+    >>> for t in range(5):
+    ...     inputs = [x[:, t : t + 1], *states]
+    ...     prediction, *states = stream.predict(inputs, verbose=0)
+    >>> bool(np.allclose(prediction, model(x), atol=1e-6))
+    True
+    """
+    check_reads_forwards(model)
+    copied = as_stateless(model)
+    stream, layers = stepping(copied)
+    initial_states = [
+        ops.convert_to_numpy(state)
+        for layer in layers
+        for state in keras.tree.flatten(_initial_states(layer, batch_size, context))
+    ]
+    return stream, initial_states
+
+
+def stepping(
+    model: keras.Model, restarts: bool = False
+) -> tuple[keras.Model, list[keras.layers.RNN]]:
+    """Makes a Functional model of the layers of another, with their states as inputs.
+
+    Args:
+        model: A Sequential or Functional model that reads forwards, of which all
+            recurrent layers are stateless. Its layers are used, not copied.
+        restarts: Boolean, whether there is an input `(batch,)` too, after those of
+            `model`, `True` for rows that are to start from the initial states, which
+            are then those of layers of this package. Defaults to `False`.
+
+    Returns:
+        The model, and its recurrent layers in the order of its states.
+    """
+    layers: list[keras.layers.RNN] = []
+    states: list[Any] = []
+    new_states: list[Any] = []
+    masks: dict[int, Any] = {}
+    of_call: dict[str, Any] = {}
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if inner_layers(operation) is not None and isinstance(operation, keras.Model):
+            return run(operation, args[0])
+        if isinstance(operation, keras.layers.RNN):
+            outputs = call_recurrent(operation, *args, **kwargs)
+        else:
+            outputs = operation(*args, **kwargs)
+        if getattr(operation, "supports_masking", False):
+            pass_masks_on(operation, args[0], outputs)
+        return outputs
+
+    def call_recurrent(layer: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer in layers or args or kwargs.get("initial_state") is not None:
+            reason = "called twice" if layer in layers else "given its initial state"
+            raise ValueError(
+                f"The layer {layer.name} is {reason}, so that what it carries from "
+                "call to call is not its own: a model with it can't be a stream"
+            )
+        layers.append(layer)
+        # A new layer, since Keras counts the outputs of one by its first call.
+        cls = counterpart_of(layer) if restarts else None
+        ours = unbuilt(layer, cls, return_state=True)
+        layout = StateLayout.of(layer)
+        _, *specs = keras.tree.flatten(ours.compute_output_spec(sequences))
+        path = path_within(model, layer).replace("/", "_")
+        names = [f"{path}_{name}" for name in layout.names]
+        given = [
+            keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=name)
+            for spec, name in zip(specs, names, strict=True)
+        ]
+        # Keras hands an implicit mask only to a layer called with a single tensor.
+        kwargs.setdefault("mask", masks.get(id(sequences)))
+        outputs, *new = keras.tree.flatten(
+            ours(sequences, initial_state=layout.pack(given), **of_call, **kwargs)
+        )
+        hand_over_weights(layer, ours)
+        states.extend(given)
+        new_states.extend(
+            keras.layers.Identity(name=f"{name}_out")(state)
+            for state, name in zip(new, names, strict=True)
+        )
+        return [outputs, *new] if layer.return_state else outputs
+
+    def pass_masks_on(layer: Any, inputs: Any, outputs: Any) -> None:
+        given = keras.tree.map_structure(lambda t: masks.get(id(t)), inputs)
+        computed = keras.tree.flatten(layer.compute_mask(inputs, given))
+        for tensor, mask in zip(keras.tree.flatten(outputs), computed, strict=False):
+            if mask is not None:
+                masks[id(tensor)] = mask
+
+    def run(model: Any, inputs: Any) -> Any:
+        if not isinstance(model, keras.Sequential):
+            return run_through(model, inputs, call)
+        for layer in model.layers:
+            inputs = call(layer, inputs)
+        return inputs
+
+    given = model.inputs if isinstance(model, keras.Sequential) else model.input
+    inputs = keras.tree.map_structure(_like, given)
+    extra = []
+    if restarts:
+        of_call["reset_mask"] = keras.Input((), dtype="bool", name="restarts")
+        extra = [of_call["reset_mask"]]
+    only = inputs[0] if isinstance(model, keras.Sequential) else inputs
+    outputs = run(model, only)
+    return keras.Model(
+        [*keras.tree.flatten(inputs), *extra, *states],
+        [*keras.tree.flatten(outputs), *new_states],
+        name=model.name,
+    ), layers
+
+
+def _like(tensor: Any) -> Any:
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+
+
+def _initial_states(layer: keras.layers.RNN, batch_size: int, context: Any) -> Any:
+    if not isinstance(layer, InitStateRNN):
+        return layer.get_initial_state(batch_size)
+    context = context if layer.takes_context else None
+    return layer.get_initial_state(batch_size, context=context)
