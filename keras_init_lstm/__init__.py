@@ -1,5 +1,9 @@
 """Recurrent layers for Keras 3 that own their initial state."""
 
+from keras_init_lstm.adaptation import (
+    estimate_initial_state,
+    train_only_initial_state,
+)
 from keras_init_lstm.adoption import with_initial_state
 from keras_init_lstm.backups import ExactBackupAndRestore
 from keras_init_lstm.bidirectional import InitStateBidirectional
@@ -41,12 +45,14 @@ __all__ = [
     "Trainable",
     "as_stateful",
     "as_stateless",
+    "estimate_initial_state",
     "get_states",
     "load_keras2_model",
     "pack",
     "plot_initial_state",
     "reset_states",
     "set_states",
+    "train_only_initial_state",
     "with_initial_state",
     "with_states_as_inputs",
 ]

@@ -60,7 +60,8 @@ def inner_loop(
     Raises:
         NotFusedError: If Keras's loop has to run, or is to be preferred.
     """
-    states = keras.tree.flatten(initial_state)
+    # Variables too are taken for tensors by Keras.
+    states = list(map(tf.convert_to_tensor, keras.tree.flatten(initial_state)))
     restarts = Restarts.of(mask)
     check_runs(layer, sequences, restarts.mask, training, states)
     inputs = (

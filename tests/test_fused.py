@@ -679,3 +679,12 @@ def test_a_mask_of_integers_is_one_of_booleans():
     layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=True)
     mask = np.arange(TIMESTEPS) < np.array([[3], [0], [TIMESTEPS], [7]])
     assert_same(layer(batch(), mask=mask.astype("int32")), layer(batch(), mask=mask))
+
+
+def test_explicit_states_may_be_variables():
+    layer = InitStateLSTM(2, use_fused=True)
+    x, states = normal(3, 9, 4), [normal(3, 2), normal(3, 2, seed=1)]
+    want = layer(x, initial_state=states)
+    assert_same(layer(x, initial_state=list(map(tf.Variable, states))), want)
+    given = list(map(keras.Variable, states))
+    assert_same(layer(x, initial_state=[state.value for state in given]), want)

@@ -1,0 +1,171 @@
+"""A trained model adapts by nothing but where it starts."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_init_lstm import (
+    Conditional,
+    Fixed,
+    InitStateBidirectional,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateSimpleRNN,
+    Sampled,
+    as_stateful,
+    estimate_initial_state,
+    set_states,
+    train_only_initial_state,
+)
+from models import BATCH, FEATURES, UNITS, X, normal
+from oracles import assert_same, flat, to_numpy
+from test_streaming import with_weights
+
+
+def trained():
+    """A model with all that may be frozen, or that has to stay so."""
+    inputs, context = keras.Input((None, FEATURES)), keras.Input((3,))
+    encoder = keras.Sequential([layers.Dense(4, trainable=False), layers.Dense(UNITS)])
+    first = InitStateLSTM(
+        UNITS, initial_state=["trainable", Fixed(0.5)], return_sequences=True
+    )
+    second = InitStateGRU(UNITS, initial_state=Conditional(encoder), name="second")
+    h = layers.BatchNormalization()(first(layers.Dropout(0.5)(inputs)))
+    h = layers.Bidirectional(layers.GRU(UNITS, return_sequences=True))(h)
+    both = InitStateBidirectional(
+        InitStateSimpleRNN(UNITS, initial_state="trainable", trainable=False)
+    )
+    outputs = [second(h, context=context), layers.Dense(1)(both(h))]
+    return keras.Model([inputs, context], outputs)
+
+
+class TestTrainOnlyInitialState:
+    def test_only_the_states_are_learned_and_all_can_be_undone(self):
+        model = trained()
+        before = [weight.trainable for weight in model.weights]
+        undo = train_only_initial_state(model)
+        learned = [w.path.split("/", 1)[1] for w in model.trainable_weights]
+        assert sorted(learned) == sorted(
+            ["h0/value", "forward_init_state_simple_rnn/h0/value"]
+            + ["backward_init_state_simple_rnn/h0/value"]
+            + [w.path.split("/", 1)[1] for w in second_dense(model).weights]
+        )
+        values = model.get_weights()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        data = [X, normal(BATCH, 3)], [np.ones((BATCH, UNITS)), np.ones((BATCH, 1))]
+        model.fit(*data, verbose=0)
+        moved = [
+            weight.path
+            for weight, old, new in zip(
+                model.weights, values, model.get_weights(), strict=True
+            )
+            if (old != new).any() and "seed" not in weight.path
+        ]
+        assert set(moved) == {w.path for w in model.trainable_weights}
+        undo()
+        assert [weight.trainable for weight in model.weights] == before
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(*data, verbose=0)
+
+    @pytest.mark.parametrize("initial_state", [None, 0.5, Sampled(learned=False)])
+    def test_without_a_state_to_learn_nothing_changes(self, initial_state):
+        layer = InitStateLSTM(UNITS, initial_state=initial_state)
+        model = keras.Sequential([keras.Input((None, FEATURES)), layer])
+        with pytest.raises(ValueError, match="must have an initial state to learn"):
+            train_only_initial_state(model)
+        assert len(model.trainable_weights) == 3
+
+    def test_of_a_frozen_model(self):
+        layer = InitStateLSTM(UNITS, initial_state="trainable")
+        model = keras.Sequential([keras.Input((None, FEATURES)), layer])
+        model.trainable = False
+        undo = train_only_initial_state(model)
+        assert model.trainable_weights == [layer.h0.value, layer.c0.value]
+        undo()
+        assert model.trainable_weights == []
+
+    @pytest.mark.parametrize("model", [None, "model", []])
+    def test_wants_a_model(self, model):
+        with pytest.raises(ValueError, match="`model` must be a model or layer"):
+            train_only_initial_state(model)
+
+
+def second_dense(model):
+    """What of the encoder is not frozen by its maker."""
+    return model.get_layer("second").h0.encoder.layers[-1]
+
+
+class TestEstimateInitialState:
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateSimpleRNN, layers.LSTM])
+    def test_finds_the_true_start(self, cls):
+        layer = cls(UNITS, return_sequences=True, seed=1)
+        x = normal(3, 10, FEATURES)
+        layer.build(x.shape)
+        true = [normal(3, UNITS, seed=k) / 2 for k in range(len(layer.state_size))]
+        y = to_numpy(layer(x, initial_state=true))
+        weights = layer.get_weights()
+        found = estimate_initial_state(layer, x, y, learning_rate=0.1)
+        assert np.abs(to_numpy(layer(x, initial_state=found)) - y).max() < 1e-2
+        for got, want in zip(found, true, strict=True):
+            assert got.shape == want.shape
+        # h decides the first output alone; the cell state is seen by all of them.
+        assert np.abs(found[-1] - true[-1]).max() < 0.1
+        assert_same(layer.get_weights(), weights)
+
+    def test_of_a_model_it_begins_a_stream(self):
+        lstm = InitStateLSTM(UNITS, return_sequences=True, name="a")
+        inner = keras.Sequential([keras.Input((None, FEATURES)), lstm], name="inner")
+        inputs = keras.Input((None, FEATURES))
+        h = layers.GRU(UNITS, return_sequences=True, name="b")(inner(inputs))
+        model = with_weights(keras.Model(inputs, layers.Dense(1)(h)))
+        model.compile("adam", "mse")
+        stream = as_stateful(model, BATCH)
+        true = {
+            name: normal(BATCH, UNITS, seed=k) / 2
+            for k, name in enumerate(["inner/a/h0", "inner/a/c0", "b/h0"])
+        }
+        set_states(stream, true)
+        x = normal(BATCH, 10, FEATURES)
+        y = to_numpy(stream(x))
+        found = estimate_initial_state(model, x, y)
+        assert list(found) == list(true)
+        set_states(stream, found)
+        owned = np.square(to_numpy(model(x)) - y).mean()
+        assert np.square(to_numpy(stream(x)) - y).mean() < owned / 20
+
+    def test_with_a_context_that_is_not_needed_but_for_the_call(self):
+        x, context = keras.Input((None, FEATURES)), keras.Input((3,))
+        start = Conditional(layers.Dense(UNITS))
+        layer = InitStateGRU(UNITS, initial_state=start, name="gru")
+        model = keras.Model([x, context], layer(x, context=context))
+        given = [X, normal(BATCH, 3)]
+        found = estimate_initial_state(model, given, model(given), steps=5)
+        assert {name: v.shape for name, v in found.items()} == {
+            "gru/h0": (BATCH, UNITS)
+        }
+
+    def test_of_a_stream_that_goes_on_as_before(self):
+        layer = InitStateLSTM(UNITS, stateful=True)
+        layer(X)
+        carried = flat(layer.states)
+        estimate_initial_state(layer, X, np.zeros((BATCH, UNITS)), steps=2)
+        assert_same(layer.states, carried)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"layer_or_model": InitStateLSTM(2)}, "`layer_or_model` must be built"),
+            ({"layer_or_model": "model"}, "must be a Sequential or Functional"),
+            ({"steps": 0}, "`steps` must be positive"),
+            ({"steps": 1.5}, "`steps` must be positive"),
+            ({"learning_rate": -1}, "`learning_rate` must be positive"),
+            ({"learning_rate": True}, "`learning_rate` must be positive"),
+        ],
+    )
+    def test_what_is_refused(self, changes, message):
+        layer = InitStateLSTM(UNITS)
+        layer.build(X.shape)
+        arguments = {"layer_or_model": layer, "x": X, "y": np.zeros((BATCH, UNITS))}
+        with pytest.raises(ValueError, match=message):
+            estimate_initial_state(**{**arguments, **changes})
