@@ -148,6 +148,7 @@ def estimate_initial_state(
                 f"Received: {argument}={described(value)}"
             )
     inputs = list(map(ops.convert_to_numpy, keras.tree.flatten(x)))
+    y = keras.tree.map_structure(ops.convert_to_numpy, y)
     batch_size = len(inputs[0])
     names = None
     if not isinstance(layer_or_model, keras.layers.RNN):

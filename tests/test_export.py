@@ -13,7 +13,7 @@ from keras import layers
 
 import keras_init_lstm
 from backends import RELEASE, in_a_fresh_process, tf
-from keras_init_lstm import InitStateLSTM, Sampled
+from keras_init_lstm import InitStateLSTM, Sampled, with_states_as_inputs
 from models import (
     BATCH,
     FEATURES,
@@ -433,3 +433,61 @@ class TestLiteRT:
             layer = InitStateLSTM(UNITS, initial_state=DRAWN)
         with pytest.raises(Exception, match="StatelessRandom"):
             lite_file(around(layer), tmp_path)
+
+
+# Models whose states are inputs and outputs, fed chunk by chunk.
+
+
+def in_chunks(call, series, states, timesteps):
+    """The first outputs of a runtime that keeps nothing, joined."""
+    found = []
+    for begin in range(0, series.shape[1], timesteps):
+        outputs, *states = call(series[:, begin : begin + timesteps], *states)
+        found.append(outputs)
+    return np.concatenate(found, 1)
+
+
+def forecaster(*sizes):
+    """Layers of this package and of Keras, and what Keras's give on the whole."""
+    options = {"return_sequences": True, "name": "first"}
+    lstm = InitStateLSTM(UNITS, initial_state="trainable", **options)
+    gru = layers.GRU(UNITS, return_sequences=True, name="second")
+    inner = [keras.Input(sizes), lstm, gru, layers.Dense(1)]
+    model = keras.Sequential(inner)
+    for index, weight in enumerate(model.weights):
+        weight.assign(normal(*weight.shape, seed=index))
+    series = np.cumsum(normal(BATCH, 24, FEATURES), 1) / 5
+    reference = layers.LSTM(UNITS, return_sequences=True)
+    reference.build(series.shape)
+    reference.set_weights(lstm.cell.get_weights())
+    h = reference(series, initial_state=tiled_states(lstm, BATCH))
+    return model, series, model.layers[-1](gru(h))
+
+
+def test_onnx_of_a_model_with_states_as_inputs(tmp_path):
+    model, series, want = forecaster(None, FEATURES)
+    stream, states = with_states_as_inputs(model, BATCH)
+    stream.predict_on_batch([series, *states])  # Keras refuses one never called.
+    session = onnxruntime.InferenceSession(onnx_file(stream, tmp_path))
+    names = [each.name for each in session.get_inputs()]
+    assert names[1:] == ["first_h0", "first_c0", "second_h0"]
+
+    def call(*inputs):
+        return session.run(None, dict(zip(names, inputs, strict=True)))
+
+    for timesteps in (1, 6):
+        assert_same(in_chunks(call, series, states, timesteps), want, CLOSE)
+
+
+@pytest.mark.skipif(RELEASE < (3, 13), reason="Keras writes none before 3.13")
+def test_lite_of_a_model_with_states_as_inputs(tmp_path):
+    model, series, want = forecaster(6, FEATURES)
+    stream, states = with_states_as_inputs(model, BATCH)
+    run = Interpreter(str(lite_file(stream, tmp_path))).get_signature_runner()
+    names = list(run.get_input_details())
+
+    def call(*inputs):
+        outputs = run(**dict(zip(names, inputs, strict=True)))
+        return [outputs[name] for name in sorted(outputs)]
+
+    assert_same(in_chunks(call, series, states, 6), want, CLOSE)
