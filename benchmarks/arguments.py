@@ -1,4 +1,4 @@
-"""What the command lines of the demo and the benchmark share."""
+"""What the command lines in this folder share."""
 
 import argparse
 

@@ -1,18 +1,14 @@
-"""Next-character prediction from a zero, fixed, sampled and trainable initial state.
+"""One small LSTM writes ten digits, which differ only in where it starts.
 
-Trains the same small model on real text (by default the source of the Python
-standard library) once for each kind of initial state and seed, and compares the
-loss on held-out text timestep by timestep. The sequences are short and each starts
-afresh, since that is where an initial state matters. Within a seed, all kinds share
-the initial weights, the sequences and their order, so that their losses are paired.
+Trains the same model on the handwritten digits of scikit-learn, once for each kind of
+initial state and each seed, and compares the loss on images held out, row by row. What
+a user would do without an initial state, the class as an input at every row, is among
+them. Then draws digits from the start of each class, with the same random numbers for
+all ten, and on the way from one start to another.
 """
 
 import argparse
 import os
-import platform
-import random
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -21,269 +17,209 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from arguments import picture_path, positive
-from keras_init_lstm import Fixed, InitStateLSTM, Sampled, Trainable
+from digits import (
+    CLASS_INPUT,
+    CLASSES,
+    CONDITIONAL,
+    KINDS,
+    SIDE,
+    TEMPERATURE,
+    ZEROS,
+    class_starts,
+    draw,
+    loss_by_row,
+    split,
+    train,
+    walk,
+)
+from digits_picture import save_picture
+from paired import differences, interval
 
-STDDEV = 0.1
-KINDS = {
-    "zero": "zeros, as in keras.layers.LSTM",
-    "fixed": f"drawn once for each seed from N(0, {STDDEV}\u00b2), then kept",
-    "sampled": f"drawn anew from N(0, {STDDEV}\u00b2) in training, its mean 0 in test",
-    "trainable": "learned with the other weights, from zeros on",
-}
-COLORS = {"zero": "k", "fixed": "#E69F00", "sampled": "#009E73", "trainable": "#0072B2"}
-
-TRAIN_SEQUENCES = 40_960
-TEST_SEQUENCES = 16_384
-BATCH_SIZE = 64
-EMBEDDING = 32
-VOCABULARY = 128  # ASCII fits; what is rarer in the training text shares id 0.
-
-# Generated tables and tests are not what one would call text, and what pip has
-# installed differs from machine to machine.
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "encodings"}
+FULL = {"units": 64, "epochs": 16, "seeds": 5}
+QUICK = {"units": 32, "epochs": 3, "seeds": 2}
+WALKS = ((3, 8), (1, 7))
+LINES = 6  # of drawn digits, each with random numbers of its own
 
 
 def parse_args(argv):
-    """Returns the options and the text they name, or exits with what is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    options = {
-        "text": (
-            Path,
-            Path(sysconfig.get_paths()["stdlib"]),
-            "a text file (the last 20 %% of its characters are for the test) or a "
-            "folder with *.py and *.txt files (every fifth file is for the test)",
-        ),
-        "length": (positive, 16, "timesteps of a sequence"),
-        "units": (positive, 128, "units of the LSTM"),
-        "epochs": (positive, 2, "epochs of each training"),
-        "learning-rate": (float, 1e-2, "learning rate of Adam"),
-        "seeds": (positive, 3, "number of trainings of each kind"),
-        "output": (Path, Path("out/demo.png"), "PNG file, or folder for demo.png"),
+    """Returns the options, or exits with what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    meanings = {
+        "units": "of the LSTM",
+        "epochs": "of each training",
+        "seeds": "trainings of each kind, each with its own split of the images",
     }
-    for name, (kind, default, text) in options.items():
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    for name, meaning in meanings.items():
+        defaults = f"(default: {FULL[name]}, with --quick {QUICK[name]})"
+        add(f"--{name}", type=positive, help=f"{meaning} {defaults}")
+    add("--quick", action="store_true", help="small, to see that it runs")
+    add(
+        "--output",
+        type=Path,
+        default=Path("out/digits.png"),
+        help="PNG file, or folder for digits.png (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
-    args.output = picture_path(parser, args.output, "demo.png")
-    try:
-        args.files, args.train_text, args.test_text = read_text(args.text)
-    except OSError as error:
-        parser.error(str(error))
-    # A sequence and the character after it.
-    if min(len(args.train_text), len(args.test_text)) < args.length + 1:
-        parser.error(
-            f"--text {args.text} is too short: {len(args.train_text):,} characters for "
-            f"training and {len(args.test_text):,} for the test, where sequences of "
-            f"--length {args.length} need at least {args.length + 1} in each"
-        )
+    for name, value in (QUICK if args.quick else FULL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.output = picture_path(parser, args.output, "digits.png")
     return args
 
 
-def read_text(path):
-    """Returns the number of files and the characters of the train and test split."""
+def train_all(seeds, units, epochs):
+    """Returns the losses of all kinds, and what the first conditional writer draws.
 
-    def read(file):
-        return file.read_text(encoding="utf-8", errors="replace")
-
-    if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix in (".py", ".txt")
-            and file.is_file()
-            and not SKIPPED_FOLDERS & set(file.relative_to(path).parts)
-        )
-        # Neighbours in the alphabet are often of one package, hence the shuffle.
-        random.Random(0).shuffle(files)
-        test = files[::5] if len(files) > 1 else []
-        train = [file for file in files if file not in set(test)]
-        return len(files), "\n".join(map(read, train)), "\n".join(map(read, test))
-    text = read(path)
-    split = len(text) * 4 // 5
-    return 1, text[:split], text[split:]
+    Returns:
+        Dict from the kind to the test loss in nats per image, an array
+        `(seeds, row)`, and what `drawings` returns.
+    """
+    losses = {kind: [] for kind in KINDS}
+    with tqdm(total=seeds * len(KINDS), unit="training") as bar:
+        for seed in range(seeds):
+            training_data, test_data = split(seed)
+            for kind in KINDS:
+                bar.set_description(f"seed {seed}, {kind}")
+                writer = train(kind, seed, *training_data, units, epochs)
+                losses[kind].append(loss_by_row(writer, *test_data))
+                if kind == CONDITIONAL and seed == 0:
+                    drawn = drawings(writer)
+                keras.backend.clear_session()
+                bar.update()
+    return {kind: np.stack(values) for kind, values in losses.items()}, drawn
 
 
-def encode(train_text, test_text):
-    """Returns both texts as arrays of integers below `VOCABULARY`."""
-    train, test = (
-        np.frombuffer(text.encode("utf-32-le"), "<u4")
-        for text in (train_text, test_text)
-    )
-    characters, counts = np.unique(train, return_counts=True)
-    ids = np.zeros(0x110000, "int32")
-    ids[characters[np.argsort(-counts)[: VOCABULARY - 1]]] = np.arange(
-        1, min(VOCABULARY, len(characters) + 1)
-    )
-    return ids[train], ids[test]
+def drawings(writer):
+    """Returns drawn digits, and the walks of `WALKS` by their first and last class.
+
+    The digits are an array `(line, class, row, column)`, a walk is one `(step, row,
+    column)`. All digits of a line share its random numbers, and so do the steps of a
+    walk, with those of the first line: its ends are digits of that line.
+    """
+    starts = class_starts(writer)
+    # All at once, as what it takes is the number of calls.
+    lines = [starts] * LINES + [walk(starts, *ends) for ends in WALKS]
+    # Of three seeds that were looked at, the one whose digits are easiest to read.
+    chances = np.random.default_rng(1).random((LINES, 1, SIDE, SIDE))
+    chances = np.concatenate([chances, chances[[0] * len(WALKS)]])
+    images = draw(
+        writer,
+        [np.concatenate(states) for states in zip(*lines, strict=True)],
+        np.tile(chances, (1, CLASSES, 1, 1)).reshape(-1, SIDE, SIDE),
+    ).reshape(-1, CLASSES, SIDE, SIDE)
+    return images[:LINES], dict(zip(WALKS, images[LINES:], strict=True))
 
 
-def cut(text, length, count, seed):
-    """Returns inputs and targets `(count, length)` from random positions of `text`."""
-    positions = len(text) - length
-    rng = np.random.default_rng(seed)
-    starts = rng.choice(positions, min(count, positions), replace=False)
-    sequences = text[starts[:, None] + np.arange(length + 1)]
-    return sequences[:, :-1], sequences[:, 1:]
+def with_total(losses):
+    """Returns the losses with a further column, the sum over the rows."""
+    return {
+        kind: np.column_stack([values, values.sum(axis=1)])
+        for kind, values in losses.items()
+    }
 
 
-def build_model(kind, units, learning_rate, seed):
-    """Returns a compiled model that starts each sequence from the kind of state."""
-    # The seed of every draw of an initial state is given, so that none is taken from
-    # the global generator: the other weights are the same for each kind.
-    initial_state = {
-        "zero": "zeros",
-        "fixed": [
-            Fixed(keras.initializers.RandomNormal(stddev=STDDEV, seed=2 * seed + i))
-            for i in range(2)
-        ],
-        "sampled": Sampled(mean=0.0, stddev=STDDEV, seed=seed),
-        "trainable": Trainable(),
-    }[kind]
-    keras.utils.set_random_seed(seed)
-    model = keras.Sequential(
-        [
-            keras.layers.Embedding(VOCABULARY, EMBEDDING),
-            InitStateLSTM(units, initial_state=initial_state, return_sequences=True),
-            keras.layers.Dense(VOCABULARY),
-        ]
-    )
-    model.compile(
-        # The average over the last steps: far less noise from seed to seed.
-        optimizer=keras.optimizers.Adam(learning_rate, use_ema=True, ema_momentum=0.99),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
-
-
-def loss_per_timestep(model, inputs, targets):
-    """Returns the loss `(length,)` in nats per character, the mean over sequences."""
-    logits = model.predict(inputs, batch_size=1024, verbose=0)
-    losses = keras.losses.sparse_categorical_crossentropy(
-        targets, logits, from_logits=True
-    )
-    return np.asarray(losses, "float64").mean(axis=0)
-
-
-def relative(losses):
-    """Returns the differences to zero in percent, paired by seed."""
-    zero = losses["zero"]
-    return {k: 100 * (v / zero - 1) for k, v in losses.items() if k != "zero"}
-
-
-def spread(values, decimals):
-    """Returns mean and standard deviation over the seeds as text."""
-    mean = f"{values.mean():.{decimals}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} \u00b1 {values.std(ddof=1):.{decimals}f}"
-
-
-def table(columns, rows, decimals):
-    """Returns a table as text; a row of `rows` is an array `(seeds, columns)`."""
-    lines = [f"{'state':<10}" + "".join(f"{name:>14}" for name in columns)]
-    for kind, values in rows.items():
-        cells = "".join(f"{spread(column, decimals):>14}" for column in values.T)
-        lines.append(f"{kind:<10}{cells}")
-    return "\n".join(lines)
-
-
-def finding(losses):
-    """Returns in a sentence which kind did best, and how the seeds agree on it.
+def table(columns):
+    """Returns a table as text, with a line for each row of an image and for all.
 
     Args:
-        losses: Dict from the kind to the loss over all steps, an array `(seeds,)`.
+        columns: Dict from the name of a column to its `SIDE + 1` cells, as text.
     """
-    best = min(losses, key=lambda kind: losses[kind].mean())
-    if best == "zero":
-        return "No initial state had a lower loss over all steps than zero."
-    change = relative(losses)[best]
-    sentence = (
-        f"Lowest loss over all steps: {best}, {spread(change, 2)} % relative to zero, "
-        f"lower in {(change < 0).sum()} of {len(change)} seeds"
+    names = {"row": [*map(str, range(1, SIDE + 1)), "image"]}
+    aligned = []
+    for name, cells in (names | columns).items():
+        width = max(map(len, [name, *cells]))
+        align = str.ljust if name in names else str.rjust
+        aligned.append([align(cell, width) for cell in [name, *cells]])
+    return "\n".join(map("  ".join, zip(*aligned, strict=True)))
+
+
+def signed(values):
+    """Returns the mean of differences as text, with half of the 95 % interval.
+
+    Args:
+        values: An array `(seeds, column)`.
+    """
+    return [
+        f"{mean:+.2f}" + ("" if np.isnan(half) else f" \u00b1 {half:.2f}")
+        for mean, half in zip(*interval(values), strict=True)
+    ]
+
+
+def told_apart(values):
+    """Returns whether the 95 % interval of differences `(seeds,)` leaves out zero."""
+    mean, half = interval(values)
+    return bool(abs(mean) > half)
+
+
+def findings(totals):
+    """Returns in sentences what the intervals tell of the loss per image.
+
+    Args:
+        totals: Dict from the kind to the loss in nats per image, an array `(seeds,)`.
+    """
+    if len(totals[ZEROS]) == 1:
+        return "One seed tells nothing about the next: there are no intervals."
+    apart = {"lower": [], "higher": [], "not told apart from": []}
+    for kind, values in differences(totals, ZEROS).items():
+        direction = "lower" if values.mean() < 0 else "higher"
+        apart[direction if told_apart(values) else "not told apart from"].append(kind)
+    lines = [
+        f"Loss {what}{'' if what.endswith('from') else ' than'} that of zeros: "
+        f"{', '.join(kinds)}."
+        for what, kinds in apart.items()
+        if kinds
+    ]
+    gap = totals[CLASS_INPUT] - totals[CONDITIONAL]
+    mean, half = interval(gap)
+    if not told_apart(gap):
+        verdict = f"as well as {CONDITIONAL}, as far as these seeds tell"
+    else:
+        verdict = f"{'worse' if mean > 0 else 'better'} than {CONDITIONAL}"
+    lines.append(
+        f"The class as an input at every row does {verdict}: loss {mean:+.2f} \u00b1 "
+        f"{half:.2f} nats per image."
     )
-    if len(change) > 1:
-        covers = abs(change.mean()) <= change.std(ddof=1)
-        sentence += f"; mean \u00b1 sd {'covers' if covers else 'does not cover'} zero"
-    return sentence + "."
-
-
-def save_picture(path, losses, title):
-    """Draws the loss, and its difference to zero, at each timestep."""
-    fig = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = fig.subplots(1, 2)
-    for ax, rows in ((left, losses), (right, relative(losses))):
-        for kind, values in rows.items():
-            steps = np.arange(1, values.shape[1] + 1)
-            mean, sd = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1)
-            ax.plot(steps, mean, ".-", color=COLORS[kind], label=kind)
-            ax.fill_between(
-                steps, mean - sd, mean + sd, color=COLORS[kind], alpha=0.2, linewidth=0
-            )
-        ax.set_xlabel("timestep")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(title="initial state")
-    left.set_ylabel("test loss [nats per character]")
-    right.set_ylabel("difference to zero, paired by seed [%]")
-    right.axhline(0, color=COLORS["zero"], linewidth=1)
-    fig.suptitle(title, fontsize="medium")
-    fig.savefig(path, dpi=150)
+    return "\n".join(lines)
 
 
 def main(argv=None):
     """Runs the demo.
 
     Returns:
-        Dict from the kind of initial state to the test loss in nats per character,
-        an array `(seeds, length)`.
+        Dict from the kind of initial state to the test loss in nats per image, an
+        array `(seeds, row)`.
     """
     args = parse_args(argv)
-    start = time.perf_counter()
-    train, test = encode(args.train_text, args.test_text)
-    test_data = cut(test, args.length, TEST_SEQUENCES, seed=0)
-    losses = {kind: [] for kind in KINDS}
-    for seed in range(args.seeds):
-        train_data = cut(train, args.length, TRAIN_SEQUENCES, seed=seed + 1)
-        for run, kind in enumerate(KINDS, start=seed * len(KINDS) + 1):
-            print(f"[{run}/{args.seeds * len(KINDS)}] seed {seed}, {kind}", flush=True)
-            model = build_model(kind, args.units, args.learning_rate, seed)
-            model.fit(
-                *train_data,
-                batch_size=BATCH_SIZE,
-                epochs=args.epochs,
-                # Into a file, the progress bar would go as thousands of updates.
-                verbose=1 if sys.stdout.isatty() else 2,
-            )
-            losses[kind].append(loss_per_timestep(model, *test_data))
-            keras.backend.clear_session()
-    losses = {kind: np.stack(values) for kind, values in losses.items()}
+    begin = time.perf_counter()
+    losses, (digits, walks) = train_all(args.seeds, args.units, args.epochs)
+    save_picture(args.output, losses, digits, walks)
 
-    title = (
-        f"Trained on {len(train_data[0]):,} sequences from {len(train):,} characters, "
-        f"tested on {len(test_data[0]):,} from {len(test):,}\n"
-        f"({args.files} files, read by Python {platform.python_version()}). "
-        f"Length {args.length}, units {args.units}, epochs {args.epochs}, "
-        f"learning rate {args.learning_rate:g}, seeds {args.seeds}."
+    trained_on, tested_on = (len(images) for images, _ in split(0))
+    several = args.seeds > 1
+    print(
+        f"\nHandwritten digits, {trained_on:,} to train on and {tested_on} for the "
+        f"test. Units {args.units}, epochs {args.epochs}, seeds {args.seeds}.\n"
+        "The LSTM starts from"
     )
-    steps = [step for step in (1, 2, 4) if step < args.length] + [args.length]
-    columns = [f"step {step}" for step in steps] + ["all"]
-    summary = {
-        kind: np.column_stack([values[:, np.array(steps) - 1], values.mean(axis=1)])
-        for kind, values in losses.items()
-    }
-    spread_is = "mean \u00b1 sd over the seeds" if args.seeds > 1 else "one seed"
-    print(f"\n{title}\n" + "\n".join(f"  {k:<11}{v}" for k, v in KINDS.items()))
-    print(f"\nTest loss in nats per character, {spread_is}")
-    print(table(columns, summary, decimals=3))
-    print(f"\nDifference to zero in percent, paired by seed, {spread_is}")
-    print(table(columns, relative(summary), decimals=2))
-    print(f"\n{finding({kind: values[:, -1] for kind, values in summary.items()})}")
-    save_picture(args.output, losses, title)
-    print(f"It took {time.perf_counter() - start:.0f} s. Picture: {args.output}")
+    print("\n".join(f"  {kind:<12} {meaning}" for kind, meaning in KINDS.items()))
+    summary = with_total(losses)
+    print(f"\nTest loss in nats per image{', mean over the seeds' * several}")
+    means = {kind: values.mean(axis=0) for kind, values in summary.items()}
+    print(table({k: [f"{cell:.2f}" for cell in mean] for k, mean in means.items()}))
+    print(
+        "\nDifference to zeros, paired by seed"
+        + ", mean \u00b1 half of its 95 % interval (Student's t)" * several
+    )
+    print(table({k: signed(v) for k, v in differences(summary, ZEROS).items()}))
+    print(f"\n{findings({kind: values[:, -1] for kind, values in summary.items()})}")
+    print(
+        f"Picture: {args.output}, with digits of the first {CONDITIONAL} model, drawn "
+        f"at temperature {TEMPERATURE}.\nIt took {time.perf_counter() - begin:.0f} s."
+    )
     return losses
 
 

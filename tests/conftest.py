@@ -11,7 +11,7 @@ import pytest
 NEEDED = {
     "test_bench.py": ("matplotlib", "tensorflow"),
     "test_cudnn.py": ("tensorflow",),
-    "test_demo.py": ("matplotlib",),
+    "test_demo.py": ("matplotlib", "scipy", "sklearn", "tqdm"),
     "test_export.py": ("ai_edge_litert", "onnxruntime", "tensorflow", "tf2onnx"),
     "test_fused.py": ("tensorflow",),
     "test_fuzz.py": ("tensorflow",),
@@ -19,6 +19,7 @@ NEEDED = {
     "test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),
     "test_tensorboard.py": ("tensorflow",),
+    "test_text.py": ("matplotlib",),
     "test_typing.py": ("mypy", "pyright"),
 }
 collect_ignore = [

@@ -1,122 +1,280 @@
-"""The demo runs, and its table and picture show what it measured."""
+"""The demo trains, draws and counts as it says."""
 
-import runpy
-from pathlib import Path
-
+import keras
 import numpy as np
 import pytest
+from scipy import stats
 
-DEMO = Path(__file__).parents[1] / "benchmarks" / "demo.py"
-TINY = ["--length", "5", "--units", "4", "--epochs", "1", "--seeds", "2"]
+import demo
+import digits
+import digits_picture
+from paired import differences, interval
 
-
-@pytest.fixture(scope="module")
-def demo():
-    return runpy.run_path(str(DEMO))
+SIZES = {"units": 6, "epochs": 1}
+SOME = ("zeros", "sampled", "conditional", "class input")
+IMAGES = np.random.default_rng(0).integers(0, 17, (5, 8, 8))
+CLASSES = np.array([3, 1, 4, 1, 9])
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Ten files with 4,000 characters that are easy to predict."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for number in range(10):
-        (folder / f"{number}.txt").write_text("abcde fgh\n" * 40)
-    return folder
+def writers():
+    """Returns a function that makes the writer of a kind, with weights by chance."""
+
+    def make(kind):
+        writer = digits.Writer(kind, SIZES["units"])
+        writer([IMAGES, CLASSES])
+        rng = np.random.default_rng(1)
+        for weight in writer.weights:
+            weight.assign(rng.normal(0, 0.5, weight.shape))
+        return writer
+
+    return make
 
 
-def rows(table):
-    return {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The losses of a run with two seeds, where it drew them, and what it printed."""
+    printed = []
+    output = tmp_path_factory.mktemp("demo") / "new" / "picture.png"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "KINDS", {kind: kind for kind in SOME})
+        patched.setattr("builtins.print", lambda text: printed.append(text))
+        options = [f"--{name}={value}" for name, value in SIZES.items()]
+        losses = demo.main([*options, "--quick", "--output", str(output)])
+    return losses, output, "\n".join(printed)
 
 
-def test_table_and_picture(demo, folder, tmp_path, capsys):
-    output = tmp_path / "new" / "picture.png"
+def cells_of(table):
+    """Returns the cells of a printed table by the name of the column."""
+    lines = [[c.strip() for c in line.split("  ") if c] for line in table.splitlines()]
+    assert [line[0] for line in lines] == ["row", *map(str, range(1, 9)), "image"]
+    return {name: list(cells) for name, *cells in list(zip(*lines, strict=True))[1:]}
 
-    losses = demo["main"]([*TINY, "--text", str(folder), "--output", str(output)])
 
-    assert list(losses) == ["zero", "fixed", "sampled", "trainable"]
-    for values in losses.values():
-        assert values.shape == (2, 5)
-        assert np.isfinite(values).all() and (values > 0).all()
-    assert output.read_bytes().startswith(b"\x89PNG")
-
-    printed = capsys.readouterr().out
-    assert str(output) in printed
-    assert "[8/8] seed 1, trainable" in printed
-    assert "10 files" in printed
+def test_tables_are_of_the_losses(run):
+    losses, output, printed = run
     *_, loss_table, difference_table, ending = printed.split("\n\n")
-    assert list(rows(loss_table)) == list(losses)
-    assert list(rows(difference_table)) == ["fixed", "sampled", "trainable"]
-    for kind, cells in rows(loss_table).items():
-        mean_loss = losses[kind].mean(axis=0)
-        expected = [*mean_loss[[0, 1, 3, 4]], mean_loss.mean()]
-        assert cells[0::3] == [f"{mean:.3f}" for mean in expected]
-    best = min(losses, key=lambda kind: losses[kind].mean())
-    assert best in ending.splitlines()[0]
+    assert str(output) in ending
+
+    loss_cells = cells_of(loss_table.partition("\n")[2])
+    assert tuple(loss_cells) == tuple(losses) == SOME
+    for kind, values in losses.items():
+        assert values.shape == (2, 8)
+        mean = (values[0] + values[1]) / 2
+        assert loss_cells[kind] == [f"{cell:.2f}" for cell in [*mean, mean.sum()]]
+
+    difference_cells = cells_of(difference_table.partition("\n")[2])
+    assert tuple(difference_cells) == SOME[1:]
+    for kind, cells in difference_cells.items():
+        pairs = [
+            np.column_stack([losses[k], losses[k].sum(axis=1)]) for k in (kind, "zeros")
+        ]
+        low, high = stats.ttest_rel(*pairs).confidence_interval(0.95)
+        expected = [
+            f"{(a + b) / 2:+.2f} \u00b1 {(b - a) / 2:.2f}"
+            for a, b in zip(low, high, strict=True)
+        ]
+        assert cells == expected
 
 
-def test_kinds_are_paired(demo, folder, tmp_path, monkeypatch):
-    # A state kept at zero is one that is fixed at or sampled around zero without
-    # spread: all that differs between the kinds is the initial state.
-    monkeypatch.setitem(demo["main"].__globals__, "STDDEV", 0.0)
+def test_it_learns_and_kinds_differ(run):
+    losses, _, _ = run
+    by_guessing = 64 * np.log(17)
+    for values in losses.values():
+        assert (values.sum(axis=1) < 0.8 * by_guessing).all()
+    # A sampled state that is not drawn in training would be zeros.
+    assert (losses["sampled"] != losses["zeros"]).all()
 
-    losses = demo["main"](
-        [*TINY, "--seeds", "1", "--text", str(folder), "--output", str(tmp_path)]
+
+def test_same_seed_gives_the_same_result(run):
+    losses, _, _ = run
+    training, test = digits.split(1)
+    writer = digits.train("conditional", 1, *training, **SIZES)
+    found = digits.loss_by_row(writer, *test)
+    np.testing.assert_allclose(found, losses["conditional"][1], rtol=1e-6)
+
+
+def width_of(png):
+    assert png.startswith(b"\x89PNG")
+    return int.from_bytes(png[16:20], "big")
+
+
+def test_picture(run, tmp_path):
+    _, output, _ = run
+    assert width_of(output.read_bytes()) == 1600
+    # All kinds have a style, and one seed has no intervals.
+    losses = {kind: np.ones((1, 8)) for kind in digits.KINDS}
+    drawn, walks = np.zeros((6, 10, 8, 8)), {(3, 8): np.zeros((10, 8, 8))}
+    digits_picture.save_picture(tmp_path / "a.png", losses, drawn, walks)
+    assert width_of((tmp_path / "a.png").read_bytes()) == 1600
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def log_likelihood(writer, image, number):
+    """Returns in NumPy the log of the probability of each level, of each pixel."""
+    kernel, recurrent, bias = (np.array(w) for w in writer.lstm.cell.weights)
+    h = c = np.zeros(SIZES["units"])
+    one_hot = np.zeros(10)
+    if writer.kind == "conditional":
+        h, c = (
+            np.array(s.encoder.embeddings)[number] for s in writer.lstm.initial_state
+        )
+    if writer.kind == "class input":
+        one_hot[number] = 1
+    above, logs = np.zeros(8), np.empty((8, 8, 17))
+    layers = writer.from_above, writer.from_left, writer.logits
+    (up, up_bias), (left, left_bias), (out, out_bias) = (
+        [np.array(w) for w in layer.weights] for layer in layers
     )
-
-    assert (tmp_path / "demo.png").exists()
-    np.testing.assert_allclose(losses["fixed"], losses["zero"], rtol=1e-5)
-    np.testing.assert_allclose(losses["sampled"], losses["zero"], rtol=1e-5)
-    assert not np.allclose(losses["trainable"], losses["zero"], rtol=1e-5)
-
-
-def test_files_are_either_for_training_or_for_the_test(demo, tmp_path):
-    for number in range(10):
-        (tmp_path / f"{number}.py").write_text(str(number))
-    (tmp_path / "notes.rst").write_text("not read")
-    (tmp_path / "site-packages").mkdir()
-    (tmp_path / "site-packages" / "a.py").write_text("not read")
-
-    files, train, test = demo["read_text"](tmp_path)
-
-    assert files == 10
-    assert len(train.split()) == 8 and len(test.split()) == 2
-    assert sorted(train.split() + test.split()) == list("0123456789")
+    for row, pixels in enumerate(image / 16):
+        x = np.concatenate([above, one_hot])
+        i, f, g, o = np.split(x @ kernel + h @ recurrent + bias, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        from_above = (h @ up + up_bias).reshape(8, -1)
+        for column in range(8):
+            features = from_above[column] + left_bias
+            for distance in range(1, column + 1):
+                # The nearest pixel is the last that the convolution reads.
+                features = features + pixels[column - distance] * left[-distance, 0]
+            logits = np.maximum(features, 0) @ out + out_bias
+            logs[row, column] = logits - np.log(np.exp(logits).sum())
+        above = pixels
+    return logs
 
 
-def test_single_file_is_split(demo, tmp_path):
-    (tmp_path / "a.txt").write_text("0123456789")
+@pytest.mark.parametrize("kind", ["zeros", "conditional", "class input"])
+def test_loss_by_row_in_numpy(kind, writers):
+    writer = writers(kind)
+    expected = []
+    for image, number in zip(IMAGES, CLASSES, strict=True):
+        logs = log_likelihood(writer, image, number)
+        drawn = [[logs[r, c, image[r, c]] for c in range(8)] for r in range(8)]
+        expected.append(-np.sum(drawn, axis=1))
+    found = digits.loss_by_row(writer, IMAGES, CLASSES)
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-4)
 
-    assert demo["read_text"](tmp_path / "a.txt") == (1, "01234567", "89")
+
+def test_what_is_drawn_follows_from_the_random_numbers(writers):
+    writer = writers("conditional")
+    chances = np.random.default_rng(2).random((10, 8, 8))
+    drawn = digits.draw(writer, digits.class_starts(writer), chances)
+    assert len(np.unique(drawn)) > 10
+    for number in (0, 7):
+        image = drawn[number]
+        logits = log_likelihood(writer, image, number) / digits.TEMPERATURE
+        odds = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+        for place in np.ndindex(8, 8):
+            level = image[place]
+            below, with_it = odds[place][:level].sum(), odds[place][: level + 1].sum()
+            assert below - 1e-5 < chances[number][place] < with_it + 1e-5
 
 
-def test_rare_characters_share_an_id(demo):
-    # The 127 most frequent characters of the training text have an id of their own.
-    common = "".join(map(chr, range(256, 256 + 127)))
+def test_numbers_are_shared_along_a_line(writers, monkeypatch):
+    writer = writers("conditional")
+    drawn, walks = demo.drawings(writer)
+    assert drawn.shape == (6, 10, 8, 8)
+    for (first, last), steps in walks.items():
+        assert steps.shape == (10, 8, 8)
+        assert (steps[0] == drawn[0, first]).all()
+        assert (steps[-1] == drawn[0, last]).all()
+        assert (steps[0] != steps[-1]).any()
 
-    train, test = demo["encode"](common * 2 + "z", "zy" + common)
+    equal = [np.full((10, SIZES["units"]), value, "float32") for value in (0.3, -0.2)]
+    monkeypatch.setattr(demo, "class_starts", lambda _: equal)
+    drawn, walks = demo.drawings(writer)
+    assert (drawn == drawn[:, :1]).all()
+    assert all((line != drawn[0]).any() for line in drawn[1:])
+    assert all((steps == drawn[0]).all() for steps in walks.values())
 
-    assert train[-1] == 0
-    assert test[:2].tolist() == [0, 0]
-    assert sorted(test[2:]) == list(range(1, 128))
-    assert test[2:].tolist() == train[:127].tolist()
+
+def test_walk_is_straight(writers):
+    starts = digits.class_starts(writers("conditional"))
+    for state, steps in zip(starts, digits.walk(starts, 3, 8), strict=True):
+        np.testing.assert_array_equal(steps[[0, -1]], state[[3, 8]])
+        expected = np.broadcast_to((state[8] - state[3]) / 9, (9, SIZES["units"]))
+        np.testing.assert_allclose(np.diff(steps, axis=0), expected, atol=1e-6)
+
+
+def test_kinds_share_weights_at_first():
+    def weights(kind):
+        keras.utils.set_random_seed(4)
+        writer = digits.Writer(kind, SIZES["units"], seed=4)
+        writer([IMAGES, CLASSES])
+        layers = (writer.lstm.cell, writer.from_above, writer.from_left, writer.logits)
+        return [np.array(w) for layer in layers for w in layer.weights]
+
+    expected = weights("zeros")
+    assert len(expected) == 9
+    for kind in digits.KINDS:
+        for found, value in zip(weights(kind), expected, strict=True):
+            np.testing.assert_array_equal(found, value)
+
+
+def test_each_image_is_to_train_on_or_for_the_test():
+    (images, classes), (test_images, test_classes) = digits.split(3)
+    assert len(images) + len(test_images) == 1797
+    everything = np.concatenate([images, test_images]).reshape(1797, 64)
+    every_digit = digits.load_digits().data
+    assert sorted(map(tuple, everything)) == sorted(map(tuple, every_digit))
+    # A fifth of each class.
+    expected = np.bincount(classes) / 4
+    np.testing.assert_allclose(np.bincount(test_classes), expected, atol=1)
+    assert (digits.split(3)[0][0] == images).all()
+    assert (digits.split(4)[0][0] != images).any()
+
+
+def test_interval_of_one_value():
+    mean, half = interval(differences({"a": np.ones(1), "b": np.zeros(1)}, "a")["b"])
+    assert mean == -1 and np.isnan(half)
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"),
+    [(0.1, "as well as"), (2.0, "worse than"), (-2.0, "better than")],
+)
+def test_verdict_on_the_class_as_an_input(shift, verdict):
+    around = np.array([-0.2, 0.1, 0.1])
+    totals = {
+        "zeros": np.full(3, 80.0),
+        "trainable": 80 + around,
+        "conditional": np.full(3, 75.0),
+        "class input": 75 + shift + around,
+    }
+    lower, same, ending = demo.findings(totals).splitlines()
+    assert lower == "Loss lower than that of zeros: conditional, class input."
+    assert same == "Loss not told apart from that of zeros: trainable."
+    assert f"does {verdict} conditional" in ending
+    assert f"loss {shift:+.2f} \u00b1 0.43" in ending
+
+
+def test_one_seed_has_no_intervals():
+    assert "no intervals" in demo.findings({k: np.ones(1) for k in digits.KINDS})
+    assert demo.signed(np.full((1, 2), -0.5)) == ["-0.50", "-0.50"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--text", "no_such_file"], "no_such_file"),
-        (["--text", __file__, "--length", "100000"], "too short"),
         (["--seeds", "0"], "argument --seeds: expected an integer >= 1, got '0'"),
         (["--units", "-3"], "argument --units: expected an integer >= 1, got '-3'"),
         (["--epochs", "1.5"], "argument --epochs: expected an integer >= 1, got '1.5'"),
         (["--output", "picture.jpg"], "must end in .png"),
     ],
 )
-def test_refused_arguments(demo, arguments, message, capsys, monkeypatch, tmp_path):
+def test_refused_arguments(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(SystemExit):
-        demo["main"](arguments)
+        demo.main(arguments)
 
     assert message in capsys.readouterr().err
+
+
+def test_options_are_over_those_of_quick():
+    given = demo.parse_args(["--quick", "--seeds", "7"])
+    assert (given.seeds, given.units) == (7, demo.QUICK["units"])
+    assert demo.parse_args([]).seeds >= 5
