@@ -66,6 +66,11 @@ def rnn(*args: Any, **kwargs: Any) -> Any:
     return _backend.rnn(*args, **kwargs)
 
 
+def takes_training(cell: Any) -> bool:
+    """Whether the `call()` of a cell, which need not be a layer, takes `training`."""
+    return bool(getattr(cell, "_call_has_training_arg", False))
+
+
 def run_through(model: keras.Model, inputs: Any, call: Any) -> Any:
     """Calls the operations of a Functional model one by one, by a function of yours.
 

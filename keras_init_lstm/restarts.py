@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_init_lstm._keras import rnn
+from keras_init_lstm._keras import rnn, takes_training
 from keras_init_lstm.backend import Restarts, backend
 from keras_init_lstm.validation import (
     described,
@@ -96,8 +96,7 @@ def restarting_loop(
         states.append(_before_reading(layer, initial_state))
     differing = [k for k, start in enumerate(restarts.starts) if len(start.shape) == 3]
     inputs += [restarts.starts[k] for k in differing]
-    takes_training = getattr(layer.cell, "_call_has_training_arg", False)
-    kwargs = {"training": training} if takes_training else {}
+    kwargs = {"training": training} if takes_training(layer.cell) else {}
 
     def step(inputs: Sequence[Any], carried: Sequence[Any]) -> tuple[Any, list[Any]]:
         x, reset, *others = inputs

@@ -4,10 +4,12 @@ One that fails names what a new release of Keras has changed.
 """
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
 from keras_init_lstm import _keras
+from oracles import assert_same, to_numpy
 
 
 @pytest.fixture
@@ -101,3 +103,40 @@ def test_scope_says_whether_it_is_in_another():
     Spy()(keras.Input((3,)))
     Spy()(keras.ops.ones((2, 3)))
     assert found == [True, False]
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_rnn_loops_over_several_tensors(go_backwards):
+    x = np.arange(6, dtype="float32").reshape(1, 3, 2)
+
+    def step(inputs, states):
+        total = states[0] + inputs[0] * inputs[1]
+        return total, [total]
+
+    start = [keras.ops.ones((1, 2))]
+    inputs = tuple(map(keras.ops.convert_to_tensor, (x, 2 * np.ones_like(x[..., :1]))))
+    options = {"go_backwards": go_backwards, "input_length": 3}
+    last, outputs, states = _keras.rnn(step, inputs, start, **options)
+    order = x[:, ::-1] if go_backwards else x
+    assert_same(outputs, np.float32(1 + np.cumsum(2 * order, axis=1)))
+    assert_same([last, *states], [to_numpy(outputs)[:, -1]] * 2)
+
+
+def test_cells_say_whether_they_take_training():
+    assert _keras.takes_training(layers.LSTMCell(2))
+    assert not _keras.takes_training(object())
+
+
+def test_a_functional_model_is_run_through_by_a_function_of_ours(model):
+    inputs = keras.Input((3,))
+    functional = keras.Model(inputs, model(inputs) + 1.0)
+    called = []
+
+    def call(operation, *args, **kwargs):
+        called.append(operation)
+        return operation(*args, **kwargs)
+
+    x = np.ones((2, 3), "float32")
+    got = _keras.run_through(functional, keras.ops.convert_to_tensor(x), call)
+    assert_same(got, functional(x))
+    assert called[0] is model and len(called) == 2
