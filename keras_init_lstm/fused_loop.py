@@ -117,8 +117,16 @@ def run(
             return [tensor]
         return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
 
-    program = _Program(cell, features, units, training, return_sequences, time_first)
     mask, reset_mask, starts = restarts
+    program = _Program(
+        cell,
+        features,
+        units,
+        training,
+        return_sequences,
+        time_first,
+        ranks=tuple(start.shape.rank for start in starts),
+    )
     marks = zip(
         [None] * blocks if mask is None else split(mask),
         [None] * blocks if reset_mask is None else split(reset_mask),
@@ -165,6 +173,8 @@ class _Program:
         training: Whether what the gradient needs is returned too.
         sequences: Whether all outputs are returned, besides the last states.
         time_first: Whether sequences come and go with time in front.
+        ranks: Of what rows restart from, for each state. TensorFlow would make a trace
+            for a rank that it does not know, when it has seen both.
     """
 
     cell: FusedCell
@@ -173,6 +183,7 @@ class _Program:
     training: bool
     sequences: bool
     time_first: bool
+    ranks: tuple[int, ...]
 
     @property
     def is_kept_outside(self) -> bool:

@@ -248,6 +248,22 @@ class TestSampled:
 
         assert_same(run(True), run(False), 1e-5)
 
+    @pytest.mark.tensorflow
+    def test_layers_of_one_size_may_differ_in_what_is_drawn(self):
+        """They share the compiled loop, if it is the same."""
+        options = {
+            "use_fused": True,
+            "kernel_initializer": "ones",
+            "recurrent_initializer": "ones",
+        }
+        got = [
+            InitStateGRU(7, initial_state=start, **options)(
+                X, reset_mask=RESET, training=True
+            )
+            for start in ("trainable", Sampled(stddev=0.0), "trainable")
+        ]
+        assert_same(got[1:], got[:1] * 2)
+
     def test_starts_from_the_mean_at_inference(self):
         layer = InitStateLSTM(UNITS, initial_state=Sampled(0.5, 10.0))
         twin = InitStateLSTM(UNITS, initial_state=0.5, seed=0)
