@@ -50,7 +50,12 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
     ]
     if rows is None:
         for layer in layers:
-            layer.reset_state()
+            if type(layer).reset_state is not keras.layers.RNN.reset_state:
+                layer.reset_state()
+            elif layer.states is not None:
+                # Keras's own fails where states are nested, as of stacked cells.
+                for state in keras.tree.flatten(layer.states):
+                    state.assign(ops.zeros_like(state))
         return
     recurrent = _recurrent_layers(model).values()
     for layer in layers:
@@ -223,8 +228,11 @@ def _states_of(layer: keras.layers.RNN) -> list[Any]:
 
 
 def _named_states(path: str, layer: keras.layers.RNN) -> list[tuple[str, Any]]:
-    names = StateLayout.of(layer).names
-    pairs = zip(names, _states_of(layer), strict=True)
+    names, states = StateLayout.of(layer).names, _states_of(layer)
+    if len(names) != len(states):
+        # A `ConvLSTM1D` of Keras tells of one of its two.
+        names = tuple(f"state{index}" for index in range(len(states)))
+    pairs = zip(names, states, strict=True)
     return [(f"{path}/{name}", state) for name, state in pairs]
 
 

@@ -1,5 +1,6 @@
 """Rows that return to their initial state within a batch, and the loop that does it."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,12 @@ def check_reset_mask(reset_mask: Any, sequences: Any) -> None:
     """Raises a `ValueError` if it is known not to be one for these sequences."""
     rows = (*(shape_of(sequences) or ()), None, None)[:2]
     shape = shape_of(reset_mask) or ()
-    # Integers are taken too, as in a mask. Without a dtype, it is that of a feature.
-    dtype = keras.backend.standardize_dtype(getattr(reset_mask, "dtype", None))
-    is_boolean = dtype.startswith(("bool", "int", "uint"))
+    is_boolean = False
+    with contextlib.suppress(ValueError):  # Of an array of objects or texts.
+        # Integers are taken too, as in a mask. Without a dtype, it is that of a
+        # feature.
+        dtype = keras.backend.standardize_dtype(getattr(reset_mask, "dtype", None))
+        is_boolean = dtype.startswith(("bool", "int", "uint"))
     if not (is_boolean and shape and fits(shape, rows[: len(shape)])):
         raise ValueError(
             f"{_expectation(rows)} Received: reset_mask={described(reset_mask)}"

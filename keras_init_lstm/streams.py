@@ -369,7 +369,11 @@ def rows_as_mask(rows: Any, batch_size: int) -> np.ndarray:
     Raises:
         ValueError: If they are neither, or if a row stands twice.
     """
-    array = np.asarray(rows)
+    try:
+        array = np.asarray(rows)
+    except (TypeError, ValueError, NotImplementedError):
+        # Of a symbolic tensor, or of lists that are not equally long.
+        array = np.asarray(None)
     if array.dtype == bool and array.shape == (batch_size,):
         return array
     mask = np.zeros(batch_size, bool)

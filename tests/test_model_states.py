@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from backends import tf
 from keras_init_lstm import (
     Conditional,
     InitStateGRU,
@@ -67,9 +68,18 @@ class TestResetStatesByRows:
         model(X)
         model.extra = small  # A stream of two rows beside those of four.
         before = get_states(model)
-        with pytest.raises(ValueError, match="`rows` must be different integers"):
-            reset_states(model, rows=[3])
+        for rows in ([3], [[0], [1, 2]]):
+            with pytest.raises(ValueError, match="`rows` must be different integers"):
+                reset_states(model, rows=rows)
         assert_same(list(get_states(model).values()), list(before.values()))
+
+    @pytest.mark.tensorflow
+    def test_rows_that_are_not_known_in_a_graph_are_refused(self):
+        layer = InitStateLSTM(UNITS, stateful=True)
+        layer(X)
+        reset = tf.function(lambda rows: layer.reset_states(rows=rows))
+        with pytest.raises(ValueError, match=r"(?s)`rows` must be.*symbolic"):
+            reset(tf.constant([1]))
 
     def test_a_layer_that_is_reset_as_a_whole_is_refused(self):
         class Counter(keras.layers.Layer):
@@ -127,6 +137,37 @@ class TestGetAndSetStates:
         model(X)
         set_states(model, states)
         assert_same(get_states(model), states)
+
+    @pytest.mark.parametrize(
+        ("make", "shape", "names"),
+        [
+            (
+                lambda **kwargs: layers.ConvLSTM1D(2, 2, **kwargs),
+                (BATCH, 2, 3, 1),
+                ["state0", "state1"],
+            ),
+            (
+                lambda **kwargs: layers.RNN(
+                    [layers.LSTMCell(2), layers.GRUCell(3)], **kwargs
+                ),
+                (BATCH, 2, 1),
+                ["cell0_h0", "cell0_c0", "cell1_h0"],
+            ),
+        ],
+    )
+    def test_of_layers_of_keras_with_more_than_it_tells_of(self, make, shape, names):
+        layer = make(stateful=True, name="rnn")
+        x = normal(*shape)
+        first, states = to_numpy(layer(x)), get_states(layer)
+        assert list(states) == [f"rnn/{name}" for name in names]
+        second = to_numpy(layer(x))
+        set_states(layer, states)
+        reset_states(layer, rows=[1])
+        got = to_numpy(layer(x))
+        assert_same(got[1], first[1], 1e-6)
+        assert_same(got[[0, 2, 3]], second[[0, 2, 3]], 1e-6)
+        reset_states(layer)
+        assert_same(layer(x), first, 1e-6)
 
     def test_of_bfloat16_are_float32(self):
         options = {"recurrent_initializer": "zeros", "dtype": "bfloat16"}

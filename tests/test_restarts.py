@@ -453,6 +453,8 @@ class TestRefused:
             True,
             "first",
             [[True], [True, False]],
+            RESET.astype(object),
+            RESET.astype(str),
         ],
         ids=str,
     )
