@@ -1,6 +1,7 @@
 """Adapting a trained model by nothing but where it starts."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,9 +14,9 @@ from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.model_states import path_within
 from keras_init_lstm.recurrent import InitStateRNN
-from keras_init_lstm.states_as_inputs import stepping
+from keras_init_lstm.states_as_inputs import check_states, stepping
 from keras_init_lstm.streaming import as_stateless, check_reads_forwards, unbuilt
-from keras_init_lstm.validation import described
+from keras_init_lstm.validation import described, shape_of
 
 
 def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
@@ -129,8 +130,8 @@ def estimate_initial_state(
         `set_states(as_stateful(model, batch), ...)`.
 
     Raises:
-        ValueError: If `layer_or_model` is none of these, or `steps` or `learning_rate`
-            is not positive.
+        ValueError: If `layer_or_model` is none of these, if `x` or `y` does not fit
+            it, or if `steps` or `learning_rate` is not positive.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(4, return_sequences=True)
@@ -142,20 +143,39 @@ def estimate_initial_state(
     """
     for argument, value in (("steps", steps), ("learning_rate", learning_rate)):
         types = (int, np.integer) if argument == "steps" else (int, float, np.number)
-        if type(value) is bool or not isinstance(value, types) or not value > 0:
+        if (
+            type(value) is bool
+            or not isinstance(value, types)
+            or not 0 < value < float("inf")
+        ):
             raise ValueError(
                 f"Argument `{argument}` must be positive. "
                 f"Received: {argument}={described(value)}"
             )
+    batch_size: Any = None
+    for argument, value in (("x", x), ("y", y)):
+        rows = {_rows_of(leaf) for leaf in keras.tree.flatten(value)}
+        batch_size = batch_size or next(iter(rows), None)
+        if not batch_size or rows != {batch_size}:
+            raise ValueError(
+                f"Argument `{argument}` must be an array with one row for each "
+                "sequence, at least one, or a structure of them. "
+                f"Received: {argument}={described(value)}"
+            )
     inputs = list(map(ops.convert_to_numpy, keras.tree.flatten(x)))
     y = keras.tree.map_structure(ops.convert_to_numpy, y)
-    batch_size = len(inputs[0])
     names = None
     if not isinstance(layer_or_model, keras.layers.RNN):
+        if not isinstance(layer_or_model, keras.Model):
+            raise ValueError(
+                "Argument `layer_or_model` must be a recurrent layer, or a Sequential "
+                f"or Functional model. Received: {described(layer_or_model)}"
+            )
         check_reads_forwards(layer_or_model)
         started, names = _of_model(layer_or_model, batch_size)
     elif layer_or_model.built:
-        started = _of_layer(layer_or_model, inputs[0].shape)
+        check_states(layer_or_model)
+        started = _of_layer(layer_or_model, batch_size)
     else:
         raise ValueError(
             "Argument `layer_or_model` must be built: call it once. "
@@ -164,12 +184,32 @@ def estimate_initial_state(
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     started.compile(keras.optimizers.Adam(schedule), loss)
     given = inputs if len(inputs) > 1 else inputs[0]
+    with _blaming("x", x, "what the layer or model is called with"):
+        outputs = started(given)
+    with _blaming("y", y, "what `loss` compares with the outputs"):
+        started.compute_loss(x=given, y=y, y_pred=outputs)
     for _ in range(steps):
         started.train_on_batch(given, y)
     found = [np.array(ops.convert_to_numpy(state)) for state in started.states]
     if names is None:
         return StateLayout.of(layer_or_model).pack(found)
     return dict(zip(names, found, strict=True))
+
+
+def _rows_of(array: Any) -> int | None:
+    return (shape_of(array) or (None,))[0]
+
+
+@contextlib.contextmanager
+def _blaming(argument: str, value: Any, expectation: str) -> Iterator[None]:
+    """Raises a `ValueError` about an argument in place of what a first use raises."""
+    try:
+        yield
+    except Exception as error:  # Each backend has its own.
+        raise ValueError(
+            f"Argument `{argument}` must be {expectation}. "
+            f"Received: {argument}={described(value)}, of which it says: {error}"
+        ) from error
 
 
 class _Started(keras.Model):
@@ -208,26 +248,33 @@ def _starts(layer: Any, batch_size: int) -> list[Any]:
     return [ops.nan_to_num(ops.cast(p, layer.variable_dtype)) for p in previews]
 
 
-def _of_layer(layer: Any, shape: Sequence[int]) -> _Started:
+def _of_layer(layer: Any, batch_size: int) -> _Started:
     frozen = unbuilt(layer, stateful=False, return_state=False)
-    frozen.build(shape)
+    frozen.build_from_config(layer.get_build_config())
     hand_over(layer.cell, frozen.cell)
     layout = StateLayout.of(layer)
 
     def call(inputs: Any, states: Any) -> Any:
         return frozen(inputs, initial_state=layout.pack(states))
 
-    return _Started(call, [layer], shape[0])
+    return _Started(call, [layer], batch_size)
 
 
 def _of_model(model: Any, batch_size: int) -> tuple[_Started, list[str]]:
     copied = as_stateless(model)
     stream, layers = stepping(copied)
-    count = len(copied.outputs)
+    if not layers:
+        raise ValueError(
+            "Argument `layer_or_model` must have a recurrent layer. "
+            f"Received: {described(model)}"
+        )
+    structure: Any = copied.outputs[0]
+    if not isinstance(copied, keras.Sequential):
+        structure = copied.output
 
     def call(inputs: Any, states: Any) -> Any:
-        outputs = stream([*keras.tree.flatten(inputs), *states])[:count]
-        return outputs if count > 1 else outputs[0]
+        outputs = stream([*keras.tree.flatten(inputs), *states])
+        return keras.tree.pack_sequence_as(structure, outputs[: len(copied.outputs)])
 
     names = [
         f"{path_within(copied, layer)}/{name}"

@@ -92,7 +92,7 @@ def stepping(
     states: list[Any] = []
     new_states: list[Any] = []
     masks: dict[int, Any] = {}
-    of_call: dict[str, Any] = {}
+    restarting = keras.Input((), dtype="bool", name="restarts")
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if inner_layers(operation) is not None and isinstance(operation, keras.Model):
@@ -112,6 +112,7 @@ def stepping(
                 f"The layer {layer.name} is {reason}, so that what it carries from "
                 "call to call is not its own: a model with it can't be a stream"
             )
+        check_states(layer)
         layers.append(layer)
         # A new layer, since Keras counts the outputs of one by its first call.
         cls = counterpart_of(layer) if restarts else None
@@ -126,8 +127,10 @@ def stepping(
         ]
         # Keras hands an implicit mask only to a layer called with a single tensor.
         kwargs.setdefault("mask", masks.get(id(sequences)))
+        if restarts:
+            kwargs["reset_mask"] = _also_first(kwargs.get("reset_mask"), restarting)
         outputs, *new = keras.tree.flatten(
-            ours(sequences, initial_state=layout.pack(given), **of_call, **kwargs)
+            ours(sequences, initial_state=layout.pack(given), **kwargs)
         )
         hand_over_weights(layer, ours)
         states.extend(given)
@@ -153,10 +156,7 @@ def stepping(
 
     given = model.inputs if isinstance(model, keras.Sequential) else model.input
     inputs = keras.tree.map_structure(_like, given)
-    extra = []
-    if restarts:
-        of_call["reset_mask"] = keras.Input((), dtype="bool", name="restarts")
-        extra = [of_call["reset_mask"]]
+    extra = [restarting] if restarts else []
     only = inputs[0] if isinstance(model, keras.Sequential) else inputs
     outputs = run(model, only)
     return keras.Model(
@@ -164,6 +164,26 @@ def stepping(
         [*keras.tree.flatten(outputs), *new_states],
         name=model.name,
     ), layers
+
+
+def check_states(layer: keras.layers.RNN) -> None:
+    """Raises a `ValueError` if the states of a layer are not `(batch, units)`."""
+    if any(state.units < 1 for state in StateLayout.of(layer).states):
+        raise ValueError(
+            f"The layer {layer.name} (of class {type(layer).__name__}) does not tell "
+            "the shapes of its states, which must be (batch, units)"
+        )
+
+
+def _also_first(reset_mask: Any, rows: Any) -> Any:
+    """A reset mask that also marks what these rows, booleans `(batch,)`, read first."""
+    if reset_mask is None:
+        return rows
+    reset_mask = ops.cast(reset_mask, "bool")
+    if len(reset_mask.shape) == 1:
+        return ops.logical_or(reset_mask, rows)
+    first = ops.logical_or(reset_mask[:, :1], rows[:, None])
+    return ops.concatenate([first, reset_mask[:, 1:]], axis=1)
 
 
 def _like(tensor: Any) -> Any:

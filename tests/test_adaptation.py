@@ -97,6 +97,16 @@ def second_dense(model):
     return model.get_layer("second").h0.encoder.layers[-1]
 
 
+def dense():
+    return keras.Sequential([keras.Input((None, FEATURES)), layers.Dense(UNITS)])
+
+
+def convolving():
+    layer = layers.ConvLSTM1D(2, 2)
+    layer.build((BATCH, 2, 3, 1))
+    return layer
+
+
 class TestEstimateInitialState:
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateSimpleRNN, layers.LSTM])
     def test_finds_the_true_start(self, cls):
@@ -147,6 +157,16 @@ class TestEstimateInitialState:
             "gru/h0": (BATCH, UNITS)
         }
 
+    def test_of_a_model_whose_outputs_have_names(self):
+        inputs = keras.Input((None, FEATURES))
+        layer = InitStateSimpleRNN(UNITS, name="rnn")
+        h = layer(inputs)
+        model = keras.Model(inputs, {"h": h, "double": h * 2})
+        found = estimate_initial_state(
+            model, X, model(X), loss={"h": "mse", "double": "mae"}, steps=2
+        )
+        assert list(found) == ["rnn/h0"]
+
     def test_of_a_stream_that_goes_on_as_before(self):
         layer = InitStateLSTM(UNITS, stateful=True)
         layer(X)
@@ -158,11 +178,22 @@ class TestEstimateInitialState:
         ("changes", "message"),
         [
             ({"layer_or_model": InitStateLSTM(2)}, "`layer_or_model` must be built"),
-            ({"layer_or_model": "model"}, "must be a Sequential or Functional"),
+            ({"layer_or_model": "model"}, "`layer_or_model` must be a recurrent layer"),
+            ({"layer_or_model": dense()}, "`layer_or_model` must have a recurrent"),
+            ({"layer_or_model": convolving()}, "does not tell the shapes of its state"),
+            ({"x": "x"}, "`x` must be an array"),
+            ({"x": []}, "`x` must be an array"),
+            ({"x": X[:0]}, "`x` must be an array"),
+            ({"x": X[..., 1:]}, "`x` must be what the layer or model is called with"),
+            ({"y": None}, "`y` must be an array"),
+            ({"y": np.zeros((1, UNITS))}, "`y` must be an array with one row for each"),
+            ({"y": np.zeros((BATCH, 7))}, "`y` must be what `loss` compares"),
+            ({"loss": "no"}, "`loss`"),
             ({"steps": 0}, "`steps` must be positive"),
             ({"steps": 1.5}, "`steps` must be positive"),
             ({"learning_rate": -1}, "`learning_rate` must be positive"),
             ({"learning_rate": True}, "`learning_rate` must be positive"),
+            ({"learning_rate": np.inf}, "`learning_rate` must be positive"),
         ],
     )
     def test_what_is_refused(self, changes, message):

@@ -112,10 +112,13 @@ class TestWithStatesAsInputs:
         twice = keras.Model(inputs, shared(shared(inputs)))
         given = layers.LSTM(2, name="given")(inputs, initial_state=[inputs[:, 0]] * 2)
         both = layers.Bidirectional(layers.LSTM(2), name="both")(inputs)
+        images = keras.Input((None, 3, 1))
+        convolving = layers.ConvLSTM1D(2, 2, name="convolving")(images)
         for model, message in (
             (twice, "shared is called twice"),
             (keras.Model(inputs, given), "given is given its initial state"),
             (keras.Model(inputs, both), "both .* the future of a stream"),
+            (keras.Model(images, convolving), "convolving .* does not tell the shapes"),
         ):
             with pytest.raises(ValueError, match=message):
                 with_states_as_inputs(model)

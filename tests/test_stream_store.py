@@ -149,6 +149,23 @@ class TestStreamStore:
         store.forget(range(1, 300))
         assert_same(store(range(1, 300), x[1:]), first[1:])
 
+    @pytest.mark.parametrize("shape", [(), (None,)])
+    def test_of_a_model_that_is_told_where_sequences_begin(self, shape):
+        inputs, reset = keras.Input((None, FEATURES)), keras.Input(shape, dtype="bool")
+        options = {"initial_state": 0.5, "return_sequences": True}
+        layer = InitStateLSTM(UNITS, **options)
+        model = keras.Model([inputs, reset], layer(inputs, reset_mask=reset))
+        store = StreamStore(model)
+        x = normal(2, 6, FEATURES)
+        marks = np.zeros((2, 6), bool)
+        marks[0, [0, 3]] = True
+        given = marks[:, 0] if shape == () else marks[:, :3]
+        got = [store(["a", "b"], [x[:, :3], given])]
+        given = marks[:, 3] if shape == () else marks[:, 3:]
+        got.append(store(["a", "b"], [x[:, 3:], given]))
+        want = layer(x, reset_mask=marks)
+        assert_same(np.concatenate(got, 1), want, 1e-5)
+
     def test_a_file_holds_all_streams(self, tmp_path):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("ours")])
         store = StreamStore(model)
