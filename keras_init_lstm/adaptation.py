@@ -12,7 +12,7 @@ from keras_init_lstm._keras import layers_within, set_trainable_of_itself
 from keras_init_lstm.copies import hand_over
 from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
-from keras_init_lstm.model_states import path_within
+from keras_init_lstm.model_states import by_paths
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.states_as_inputs import check_states, stepping
 from keras_init_lstm.streaming import as_stateless, check_reads_forwards, unbuilt
@@ -276,8 +276,11 @@ def _of_model(model: Any, batch_size: int) -> tuple[_Started, list[str]]:
         outputs = stream([*keras.tree.flatten(inputs), *states])
         return keras.tree.pack_sequence_as(structure, outputs[: len(copied.outputs)])
 
+    # In the order in which `set_states()` finds them.
+    found = by_paths(copied, [each for each in layers_within(copied) if each in layers])
+    paths = {id(layer): path for path, layer in found.items()}
     names = [
-        f"{path_within(copied, layer)}/{name}"
+        f"{paths[id(layer)]}/{name}"
         for layer in layers
         for name in StateLayout.of(layer).names
     ]

@@ -1,6 +1,6 @@
 """The streams of all layers of a model: reset, read and restored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -201,14 +201,28 @@ def _check_model(model: Any) -> None:
 
 def _recurrent_layers(model: keras.layers.Layer) -> dict[str, keras.layers.RNN]:
     """The stateful layers of a model, by their paths within it."""
-    layers: dict[str, keras.layers.RNN] = {}
-    for layer in layers_within(model):
-        if isinstance(layer, keras.layers.RNN) and layer.stateful:
-            path = path_within(model, layer)
-            # Nothing forbids two layers of one name in a model of the user's own.
-            taken = sum(other.split("#")[0] == path for other in layers)
-            layers[f"{path}#{taken}" if taken else path] = layer
-    return layers
+    return by_paths(
+        model,
+        [
+            layer
+            for layer in layers_within(model)
+            if isinstance(layer, keras.layers.RNN) and layer.stateful
+        ],
+    )
+
+
+def by_paths(
+    model: keras.layers.Layer, layers: Iterable[keras.layers.RNN]
+) -> dict[str, keras.layers.RNN]:
+    """Layers of a model by their paths within it."""
+    found: dict[str, keras.layers.RNN] = {}
+    for layer in layers:
+        path = path_within(model, layer)
+        # Nothing forbids two layers of one name in nested models, or in one of the
+        # user's own.
+        taken = sum(other.split("#")[0] == path for other in found)
+        found[f"{path}#{taken}" if taken else path] = layer
+    return found
 
 
 def path_within(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:

@@ -1,5 +1,6 @@
 """Models whose states go in and come out, for runtimes that keep none."""
 
+import itertools
 from typing import Any
 
 import keras
@@ -92,14 +93,22 @@ def stepping(
     states: list[Any] = []
     new_states: list[Any] = []
     masks: dict[int, Any] = {}
-    restarting = keras.Input((), dtype="bool", name="restarts")
+    taken: dict[str, Any] = {}
+
+    def unique(name: str, operation: Any = None) -> str:
+        """The name, numbered if another operation has it."""
+        operation = operation or object()
+        numbered = (f"{name}_{k}" if k else name for k in itertools.count())
+        return next(n for n in numbered if taken.setdefault(n, operation) is operation)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if inner_layers(operation) is not None and isinstance(operation, keras.Model):
-            return run(operation, args[0])
+            return run(operation, args[0], **kwargs)
         if isinstance(operation, keras.layers.RNN):
             outputs = call_recurrent(operation, *args, **kwargs)
         else:
+            # What is nested comes to stand beside what may have the same name.
+            operation.name = unique(operation.name, operation)
             outputs = operation(*args, **kwargs)
         if getattr(operation, "supports_masking", False):
             pass_masks_on(operation, args[0], outputs)
@@ -116,11 +125,11 @@ def stepping(
         layers.append(layer)
         # A new layer, since Keras counts the outputs of one by its first call.
         cls = counterpart_of(layer) if restarts else None
-        ours = unbuilt(layer, cls, return_state=True)
+        ours = unbuilt(layer, cls, return_state=True, name=unique(layer.name))
         layout = StateLayout.of(layer)
         _, *specs = keras.tree.flatten(ours.compute_output_spec(sequences))
         path = path_within(model, layer).replace("/", "_")
-        names = [f"{path}_{name}" for name in layout.names]
+        names = [unique(f"{path}_{name}") for name in layout.names]
         given = [
             keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=name)
             for spec, name in zip(specs, names, strict=True)
@@ -135,7 +144,7 @@ def stepping(
         hand_over_weights(layer, ours)
         states.extend(given)
         new_states.extend(
-            keras.layers.Identity(name=f"{name}_out")(state)
+            keras.layers.Identity(name=unique(f"{name}_out"))(state)
             for state, name in zip(new, names, strict=True)
         )
         return [outputs, *new] if layer.return_state else outputs
@@ -147,7 +156,15 @@ def stepping(
             if mask is not None:
                 masks[id(tensor)] = mask
 
-    def run(model: Any, inputs: Any) -> Any:
+    def run(model: Any, inputs: Any, mask: Any = None, training: Any = None) -> Any:
+        if training is not None:
+            raise ValueError(
+                f"The model {model.name} is called with training={training} by one "
+                "that it is nested in: such a model can't be a stream"
+            )
+        if mask is not None:
+            given = zip(*map(keras.tree.flatten, (inputs, mask)), strict=True)
+            masks.update({id(tensor): each for tensor, each in given})
         if not isinstance(model, keras.Sequential):
             return run_through(model, inputs, call)
         for layer in model.layers:
@@ -156,6 +173,9 @@ def stepping(
 
     given = model.inputs if isinstance(model, keras.Sequential) else model.input
     inputs = keras.tree.map_structure(_like, given)
+    for tensor in keras.tree.flatten(inputs):
+        unique(tensor.name)
+    restarting = keras.Input((), dtype="bool", name=unique("restarts"))
     extra = [restarting] if restarts else []
     only = inputs[0] if isinstance(model, keras.Sequential) else inputs
     outputs = run(model, only)

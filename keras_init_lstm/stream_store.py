@@ -6,6 +6,7 @@ import collections
 import json
 import os
 import threading
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -165,19 +166,30 @@ class StreamStore:
             arrays |= {"ids": json.dumps(list(self._rows)), "fresh": self._fresh[rows]}
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Replaces all streams by those of a file that `save()` wrote.
 
         Raises:
-            ValueError: If it is of a model with other states, or of more than
+            ValueError: If it is broken, of a model with other states, or of more than
                 `max_streams` streams. All streams are then as before.
         """
-        with np.load(path) as file:
-            arrays = dict(file)
+        try:
+            with np.load(path) as file:
+                arrays = dict(file)
+            ids = json.loads(str(arrays.get("ids", "[]")))
+            ids = self._checked(ids) if ids else []
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                "Argument `path` must be of a file that `save()` wrote. "
+                f"Received: {path}, which can't be read: {error}"
+            ) from error
         count = arrays.get("fresh", np.zeros(0)).shape
         shapes = {state.name: (*count, state.shape[1]) for state in self._states}
         shapes |= {"ids": (), "fresh": count}
@@ -187,7 +199,11 @@ class StreamStore:
                 "Argument `path` must be of streams of a model with the states "
                 f"{shapes}. Received: a file with {found}"
             )
-        ids = json.loads(arrays["ids"].item())
+        if (len(ids),) != count:
+            raise ValueError(
+                "Argument `path` must be of a file that `save()` wrote. "
+                f"Received: a file with {len(ids)} ids for {count[0]} streams"
+            )
         if self.max_streams is not None and len(ids) > self.max_streams:
             raise ValueError(
                 f"Argument `path` must be of at most max_streams={self.max_streams} "
@@ -204,9 +220,12 @@ class StreamStore:
         return self
 
     def _checked(self, ids: Any) -> list[Id]:
-        listed = [] if isinstance(ids, (str, bytes)) else list(ids)
-        # Of NumPy, an integer is not found in what JSON has read.
-        listed = [int(one) if isinstance(one, np.integer) else one for one in listed]
+        is_list = isinstance(ids, Iterable) and not isinstance(ids, (str, bytes))
+        # Those of NumPy are none of Python, which is what JSON reads.
+        listed = [
+            one.item() if isinstance(one, (np.integer, np.str_)) else one
+            for one in (ids if is_list else ())
+        ]
         right = all(type(one) in (int, str) for one in listed)
         if not listed or not right or len(set(listed)) != len(listed):
             raise ValueError(

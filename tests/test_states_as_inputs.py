@@ -9,6 +9,9 @@ from keras_init_lstm import (
     Conditional,
     InitStateGRU,
     InitStateLSTM,
+    as_stateful,
+    estimate_initial_state,
+    set_states,
     with_states_as_inputs,
 )
 from models import BATCH, FEATURES, UNITS, X, normal
@@ -75,6 +78,41 @@ class TestWithStatesAsInputs:
         want = to_numpy(model(tokens))
         assert_same(got[0], want, 1e-5)
         assert (want[:, 2] == want[:, 1]).all()
+
+    @pytest.mark.filterwarnings("ignore:.*does not support masking")
+    def test_a_mask_is_handed_to_a_nested_model(self):
+        inner_inputs = keras.Input((None, FEATURES))
+        inner = keras.Model(inner_inputs, layer_of("ours")(inner_inputs))
+        inputs, mask = keras.Input((None, FEATURES)), keras.Input((None,), dtype="bool")
+        model = keras.Model([inputs, mask], inner(inputs, mask=mask))
+        marks = np.arange(TIMESTEPS) % 3 != 2
+        given = [SERIES, np.tile(marks, (BATCH, 1))]
+        stream, states = with_states_as_inputs(model, BATCH)
+        got = stream.predict_on_batch([*given, *states])[0]
+        assert_same(got, model(given), 1e-5)
+        always = keras.Model(inputs, inner(inputs, training=True))
+        with pytest.raises(ValueError, match="is called with training=True"):
+            with_states_as_inputs(always)
+
+    def test_names_that_stand_in_it_twice(self, tmp_path):
+        def nested(name, features):
+            inputs = keras.Input((None, features))
+            lstm = InitStateLSTM(UNITS, return_sequences=True, name="lstm")
+            dense = layers.Dense(2, name="dense")
+            return keras.Model(inputs, dense(lstm(inputs)), name=name)
+
+        inputs = keras.Input((None, FEATURES), name="lstm_h0")
+        model = keras.Model(inputs, nested("b", 2)(nested("a", FEATURES)(inputs)))
+        stream, states = with_states_as_inputs(with_weights(model), BATCH)
+        assert len({tensor.name for tensor in stream.inputs}) == 5
+        stream.save(tmp_path / "stream.keras")
+        loaded = keras.saving.load_model(tmp_path / "stream.keras")
+        got = loaded.predict_on_batch([SERIES, *states])[0]
+        assert_same(got, model(SERIES), 1e-5)
+        # Estimation and streams have the same names.
+        found = estimate_initial_state(model, SERIES, model(SERIES), steps=1)
+        assert len(found) == 4
+        set_states(as_stateful(model, BATCH), found)
 
     def test_the_initial_states_are_those_that_are_owned(self):
         layer = InitStateLSTM(UNITS, initial_state=[[0.5, -0.5], None])

@@ -182,6 +182,47 @@ class TestStreamStore:
         wider = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(UNITS + 1)])
         with pytest.raises(ValueError, match="streams of a model with the states"):
             StreamStore(wider).load(tmp_path / "streams.npz")
+        StreamStore(model).save(tmp_path / "empty.npz")
+        assert len(other.load(tmp_path / "empty.npz")) == 0
+
+    def test_a_broken_file_changes_nothing(self, tmp_path):
+        model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("ours")])
+        store, path = StreamStore(model), tmp_path / "streams.npz"
+        store(["a", "b"], normal(2, 1, FEATURES))
+        store.save(path)
+        whole, arrays = path.read_bytes(), dict(np.load(path))
+
+        def with_ids(ids):
+            np.savez(path, **{**arrays, "ids": ids})
+            return path.read_bytes()
+
+        for content in (
+            b"",
+            b"text",
+            whole[: len(whole) // 2],
+            with_ids("{"),
+            with_ids('["a"]'),
+            with_ids('["a", "a"]'),
+            with_ids(3),
+        ):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="`path` must be of a file that"):
+                store.load(path)
+        assert list(store) == ["a", "b"]
+
+    def test_what_is_not_written_leaves_no_file(self, tmp_path):
+        model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(1)])
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(OSError, match="folder"):
+            StreamStore(model).save(tmp_path / "folder")
+        assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+    def test_ids_of_numpy_are_those_of_python(self):
+        model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(1)])
+        store = StreamStore(model)
+        store(np.array(["a", "b"]), np.ones((2, 1, 1)))
+        store(np.array([1, 2], "uint8"), np.ones((2, 1, 1)))
+        assert [type(one) for one in store] == [str, str, int, int]
 
     def test_a_call_that_fails_leaves_the_streams_as_they_were(self, monkeypatch):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("ours")])
@@ -210,12 +251,12 @@ class TestStreamStore:
         assert_same(np.stack([np.concatenate(rows) for rows in got]), model(x), 1e-5)
 
     @pytest.mark.parametrize(
-        "ids", ["ab", [], [1, 1], [1.0], [True], [None], [("a", 1)], [b"a"]]
+        "ids", ["ab", [], [1, 1], [1.0], [True], [None], [("a", 1)], [b"a"], None, 5]
     )
     def test_ids_that_are_none(self, ids):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
         with pytest.raises(ValueError, match="`ids` must be a list of integers or"):
-            StreamStore(model)(ids, np.zeros((len(ids), 1, 1)))
+            StreamStore(model)(ids, np.zeros((1, 1, 1)))
 
     def test_more_ids_than_streams(self):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
