@@ -55,7 +55,7 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
             elif layer.states is not None:
                 # Keras's own fails where states are nested, as of stacked cells.
                 for state in keras.tree.flatten(layer.states):
-                    state.assign(ops.zeros_like(state))
+                    state.assign(ops.zeros_like(state.value))
         return
     recurrent = _recurrent_layers(model).values()
     for layer in layers:
