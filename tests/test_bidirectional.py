@@ -19,10 +19,11 @@ from keras_init_lstm import (
 )
 from models import BATCH, CONTEXT, TIMESTEPS, UNITS, X, encoder, normal
 from oracles import across_programs, assert_same, flat, to_numpy
-from strategies import cases
+from strategies import at_most, cases
 
 
 class TestOfThisPackage:
+    @at_most(16)
     @given(
         cases(
             ["conditional"],
