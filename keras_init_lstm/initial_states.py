@@ -126,7 +126,11 @@ class InitialState(keras.layers.Layer):
         raise NotImplementedError
 
     def by_timestep(
-        self, batch_size: Any, timesteps: Any, training: bool = False
+        self,
+        batch_size: Any,
+        timesteps: Any,
+        training: bool = False,
+        context: Any = None,
     ) -> Any:
         """Returns what rows restart from, where `reset_mask` says that they do.
 
@@ -134,9 +138,10 @@ class InitialState(keras.layers.Layer):
         that is drawn, or differs with time, says otherwise.
 
         Args:
-            batch_size: As of `call()`, and so is `context`, if it is taken.
+            batch_size: As of `call()`.
             timesteps: Python integer or scalar integer tensor.
             training: As of `call()`.
+            context: What the layer was called with, where `takes_context` is set.
 
         Returns:
             A tensor `(batch_size, timesteps, units)`, of which the rows are read where

@@ -1,11 +1,11 @@
 """Sequences of different lengths, one after another in the rows of one array."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_init_lstm.validation import described
+from keras_init_lstm.validation import described, shape_of
 
 
 def pack(
@@ -49,7 +49,7 @@ def pack(
             f"Received: timesteps={described(timesteps)}"
         )
     arrays = _arrays(sequences)
-    of_timestep, dtype = arrays[0].shape[1:], np.result_type(*arrays)
+    of_timestep = arrays[0].shape[1:]
     for index, array in enumerate(arrays):
         length = len(array) if array.ndim else 0
         if (
@@ -57,10 +57,11 @@ def pack(
             or not 1 <= length <= timesteps
             or array.shape[1:] != of_timestep
         ):
+            given = list(sequences)[index]
             raise ValueError(
                 f"Argument `sequences[{index}]` must be an array of numbers of shape "
                 f"(length, {', '.join(map(str, of_timestep))}), with a length from 1 "
-                f"to timesteps={timesteps}. Received: {described(sequences[index])}"
+                f"to timesteps={timesteps}. Received: {described(given)}"
             )
     row, used, places = 0, 0, []
     for array in arrays:
@@ -68,7 +69,8 @@ def pack(
             row, used = row + 1, 0
         places.append((row, slice(used, used + len(array))))
         used += len(array)
-    packed = np.zeros((row + 1, timesteps, *of_timestep), dtype)
+    shape = (row + 1, timesteps, *of_timestep)
+    packed = np.zeros(shape, np.result_type(*arrays))
     mask, reset_mask = np.zeros((2, row + 1, timesteps), bool)
     for array, (row, columns) in zip(arrays, places, strict=True):
         packed[row, columns] = array
@@ -79,7 +81,10 @@ def pack(
 
 def _arrays(sequences: Any) -> list[np.ndarray]:
     arrays = []
-    for sequence in sequences if hasattr(sequences, "__len__") else ():
+    is_list = hasattr(sequences, "__len__") and shape_of(sequences) != ()
+    if isinstance(sequences, Mapping):  # Of which the values may be meant.
+        is_list = False
+    for sequence in sequences if is_list else ():
         try:
             arrays.append(np.asarray(sequence))
         except ValueError:  # Of lists that are not equally long.

@@ -170,7 +170,11 @@ class Sampled(InitialState):
         return self.mean + self.stddev * noise
 
     def by_timestep(
-        self, batch_size: Any, timesteps: Any, training: bool = False
+        self,
+        batch_size: Any,
+        timesteps: Any,
+        training: bool = False,
+        context: Any = None,
     ) -> Any:
         if not (training or self.at_inference == "sample"):
             return None

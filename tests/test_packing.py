@@ -54,6 +54,10 @@ def test_a_layer_reads_each_as_if_it_were_alone():
         ([[1]], True, "`timesteps` must be a positive integer"),
         ([[1]], 2.0, "`timesteps` must be a positive integer"),
         (3, 5, "`sequences` must have at least one"),
+        (np.array(3), 5, "`sequences` must have at least one"),
+        ({1: [1]}, 5, "`sequences` must have at least one"),
+        ({1: []}.values(), 5, r"`sequences\[0\]` must be an array of numbers"),
+        ([[1.0], np.array(["2020"], "datetime64[Y]")], 5, r"`sequences\[1\]`"),
     ],
 )
 def test_what_is_refused(sequences, timesteps, message):

@@ -13,6 +13,7 @@ from keras import layers, ops
 from backends import tf
 from keras_init_lstm import (
     Conditional,
+    InitialState,
     InitStateBidirectional,
     InitStateGRU,
     InitStateLSTM,
@@ -280,6 +281,30 @@ def lstm(**kwargs):
     rng = np.random.default_rng(0)
     layer.set_weights([rng.normal(0, 0.5, w.shape) for w in layer.get_weights()])
     return layer
+
+
+class OfContext(InitialState):
+    """A kind of a user's own, that says nothing about restarts."""
+
+    takes_context = True
+
+    def build(self, state_shape, context_shape):
+        super().build(state_shape)
+
+    def call(self, batch_size, training=False, context=None):
+        return ops.tile(context, (1, self.units))
+
+
+def test_by_default_rows_restart_from_what_they_started_from():
+    context = normal(BATCH, 1)
+    layer = InitStateLSTM(UNITS, initial_state=OfContext(), return_sequences=True)
+    got = layer(X, context=context, reset_mask=np.ones_like(RESET))
+    starts = layer.get_initial_state(BATCH, context=context)
+    want = [
+        layer(X[:, t : t + 1], initial_state=starts, context=context)
+        for t in range(TIMESTEPS)
+    ]
+    assert_same(got, np.concatenate(flat(want), 1), 1e-6)
 
 
 class TestOfFirstTimesteps:
