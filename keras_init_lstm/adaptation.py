@@ -46,7 +46,7 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
     >>> undo = keras_init_lstm.train_only_initial_state(model)
     >>> model.compile("adam", "mse")
     >>> history = model.fit(np.ones((8, 5, 3)), np.ones((8, 1)), verbose=0)
-    >>> [variable.path.split("/", 1)[1] for variable in model.trainable_variables]
+    >>> [v.path.split("/", 2)[2] for v in model.trainable_variables]
     ['h0/value', 'c0/value']
     >>> undo()
     >>> len(model.trainable_variables)
