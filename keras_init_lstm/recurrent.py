@@ -403,7 +403,9 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     ) -> Any:
         restarts = Restarts.of(mask)
         if restarts.reset_mask is None:
-            return super().inner_loop(sequences, initial_state, mask, training=training)
+            return super().inner_loop(
+                sequences, initial_state, restarts.mask, training=training
+            )
         return restarting_loop(self, sequences, initial_state, restarts, training)
 
     def _states_of_cell(self, batch_size: Any) -> list[Any]:

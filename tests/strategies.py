@@ -307,7 +307,7 @@ def for_each_layer(*args, **kwargs):
         ]
 
         @pytest.mark.parametrize("name", names)
-        @settings(max_examples=max(3, settings.default.max_examples // 6))
+        @settings(max_examples=max(3, settings.default.max_examples // 10))
         @given(data=st.data())
         def run(self, name, data):
             options = {**FAMILY[name], **kwargs}
