@@ -1,8 +1,9 @@
 """Random layers and calls, each beside the layer of Keras, until one breaks the rule.
 
 A case draws a layer of the family, what it starts from, and a few calls. Each call must
-equal that of Keras's layer which is handed the same states; where something drawn is
-wrong, it must be refused by an error that names it, and change nothing.
+equal that of Keras's layer which is handed the same states, with a reset mask what that
+gives of the pieces of each row, one by one; where something drawn is wrong, it must be
+refused by an error that names it, and change nothing.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import re
 import sys
 import time
 import traceback
+import types
 import warnings
 from pathlib import Path
 
@@ -28,7 +30,7 @@ import keras_init_lstm
 import models
 from fuzz_draws import BATCHES, NAMES, SIZES, Draw, arguments_of, call_of, initial_state
 from keras_init_lstm import Sampled
-from oracles import TOLERANCES, flat, nested, tiled_states, to_numpy
+from oracles import TOLERANCES, by_pieces, flat, nested, tiled_states, to_numpy
 
 
 class BrokenRuleError(Exception):
@@ -127,6 +129,8 @@ class Case:
         arguments = {k: v for k, v in self.arguments.items() if k != "use_fused"}
         arguments |= {"stateful": False, "return_state": True}
         self.reference = models.recurrent(keras.layers, self.name, arguments)
+        arguments |= {"return_sequences": True, "dropout": 0, "recurrent_dropout": 0}
+        self.of_pieces = models.recurrent(keras.layers, self.name, arguments)
         if self.draw.chance(0.6) and not wrong:
             shape = (self.batch, None, self.features)
             self.layer.build(shape, context_shape=(self.batch, 2))
@@ -174,9 +178,11 @@ class Case:
             if not was_built:
                 self.features = np.shape(x)[-1]
             self.reference.build((None, None, self.features))
+            self.of_pieces.build((None, None, self.features))
         if error is None:
             self.reference.set_weights(flat(layer.cell.weights))
-            states = self.states(x, kwargs, training, drawn, before)
+            self.of_pieces.set_weights(flat(layer.cell.weights))
+            states, starts = self.states(x, kwargs, training, drawn, before)
             of_keras["initial_state"] = nested(layer, states)
         want, theirs, their_warnings = attempt(run, way, self.reference, x, of_keras)
         if theirs is not None:
@@ -190,11 +196,14 @@ class Case:
         if error is not None:
             fail("refused what Keras takes", error)
         self.expect_no(warned - their_warnings)
+        if "reset_mask" in kwargs:
+            want = self.by_pieces(want, x, kwargs, states, starts)
         if layer.stateful:
             self.carried = flat(layer.states)
             self.expect_close(self.carried, flat(want)[1:], way)
         self.expect_same(got, want if layer.return_state else want[0], way)
         self.outcomes["agreed"] += 1
+        self.outcomes["agreed with pieces"] += "reset_mask" in kwargs
         return True
 
     def sampled(self):
@@ -205,18 +214,25 @@ class Case:
         return [to_numpy(kind.seed_generator.state) for kind in self.sampled()]
 
     def states(self, x, kwargs, training, drawn, before):
-        """What the rows of a call started from, each state as `(batch, units)`."""
+        """What the rows of a call started from, and what from if they restarted.
+
+        Each state as an array `(batch, units)`, and `(batch, timesteps, units)`.
+        """
         layer, context = self.layer, kwargs.get("context")
+        may_restart, timesteps = "reset_mask" in kwargs, np.shape(x)[1]
         array = None if context is None else np.asarray(context, "float32")
         states = keras.tree.flatten(tiled_states(layer, len(x), array))
+        starts = [np.repeat(state[:, None], timesteps, axis=1) for state in states]
         if any(drawn):
             after = self.generators()
             for kind, state in zip(self.sampled(), before, strict=True):
                 kind.seed_generator.state.assign(state)
             shown = flat(layer.get_initial_state(len(x), training, context))
-            if "initial_state" not in kwargs and not np.array_equal(
-                after, self.generators()
-            ):
+            for i in np.flatnonzero(drawn) if may_restart else ():
+                kind, size = layer.initial_state[i], (len(x), timesteps)
+                starts[i] = to_numpy(kind.by_timestep(*size, training=bool(training)))
+            is_known = may_restart or "initial_state" not in kwargs
+            if is_known and not np.array_equal(after, self.generators()):
                 fail("drew more or less than once", [before, after])
             for kind, state in zip(self.sampled(), after, strict=True):
                 kind.seed_generator.state.assign(state)
@@ -224,7 +240,34 @@ class Case:
         explicit = kwargs.get("initial_state") or nested(layer, [None] * len(states))
         explicit = keras.tree.flatten(explicit)
         pairs = zip(explicit, self.carried or states, strict=True)
-        return [state if given is None else given for given, state in pairs]
+        return [state if given is None else given for given, state in pairs], starts
+
+    def by_pieces(self, want, x, kwargs, states, starts):
+        """What the layer of Keras returns of the pieces of each row, one by one.
+
+        In the structure of `want`, what it returns of rows that do not restart.
+        """
+        reset_mask, mask, x = kwargs["reset_mask"], kwargs["mask"], to_numpy(x)
+        marks = np.array(to_numpy(reset_mask), bool)
+        states, first = list(map(to_numpy, states)), 0
+        if self.layer.go_backwards:
+            first = -1
+        if marks.ndim == 1:
+            pairs = zip(starts, states, strict=True)
+            rows = marks[:, None]
+            states = [np.where(rows, start[:, first], state) for start, state in pairs]
+            marks = np.zeros(x.shape[:2], bool)
+        given = types.SimpleNamespace(inputs=x, mask=mask)
+        outputs, *states = by_pieces(
+            given,
+            self.of_pieces,
+            marks,
+            states,
+            lambda row, timestep: [start[row, timestep] for start in starts],
+        )
+        if not self.layer.return_sequences:
+            outputs = outputs[:, -1]
+        return keras.tree.pack_sequence_as(want, [outputs, *states])
 
     def may_refuse_fused(self, way, x, kwargs, training):
         """Whether `use_fused=True` asks for what the fused loop is not made for."""
@@ -249,16 +292,20 @@ class Case:
         if skeletons[0] != skeletons[1]:
             fail("another structure", skeletons)
         got, want = flat(got), flat(want)
-        types = [[(y.dtype, y.shape) for y in each] for each in (got, want)]
-        if types[0] != types[1]:
-            fail("another dtype or shape", types)
+        forms = [[(y.dtype, y.shape) for y in each] for each in (got, want)]
+        if forms[0] != forms[1]:
+            fail("another dtype or shape", forms)
         self.expect_close(got, want, way)
 
     def expect_close(self, got, want, way):
         tolerance = TOLERANCES[self.arguments["dtype"]]
         if self.layer.takes_context:  # Its encoder has a policy of its own.
             tolerance = max(tolerance, TOLERANCES["float32"])
-        elif way == "eager" and not self.arguments.get("use_fused"):
+        elif (
+            way == "eager"
+            and not self.arguments.get("use_fused")
+            and "reset_mask" not in self.call[2]
+        ):
             tolerance = 0.0
         for a, b in zip(got, want, strict=True):
             a, b = a.astype("float64"), b.astype("float64")

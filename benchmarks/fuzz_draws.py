@@ -153,6 +153,29 @@ def mask_of(draw, batch, timesteps, stateful):
     return draw.of(np.asarray, tf.constant)(mask.astype(dtype))
 
 
+def reset_mask_of(draw, layer, batch, timesteps, training):
+    """A reset mask of any kind, or none."""
+    cells = getattr(layer.cell, "cells", [layer.cell])
+    drops = any(
+        getattr(c, "dropout", 0) + c.recurrent_dropout
+        for c in cells
+        if hasattr(c, "recurrent_dropout")
+    )
+    # Of what is dropped, each piece run by itself would draw anew.
+    if draw.chance(0.7) or (training and drops) or not batch * timesteps:
+        return None
+    marks = draw.rng.random((batch, timesteps)) < draw.of(0.1, 0.4)
+    if draw.chance(0.1):
+        bad = [marks[:, 1:], marks[1:], marks[..., None], np.tile(marks, (1, 2))]
+        bad += [marks.astype("float32"), marks.astype(str), [[True], [True, False]]]
+        return draw.wrongly("reset_mask", *bad, "x", True, object(), {"x": marks})
+    marks = draw.of(marks, marks, marks | True, marks & False, marks.any(axis=1))
+    if draw.chance(0.1):
+        return marks.tolist()
+    dtype = draw.of("bool", "bool", "int32", "uint8")
+    return draw.of(np.asarray, tf.constant)(marks.astype(dtype))
+
+
 def states_of(draw, layer, batch):
     """Explicit states, in the place of some or all of those owned."""
     units = layer.state_units
@@ -192,6 +215,13 @@ def call_of(draw, layer, batch, features):
         odd += [x[..., None]] * (not layer.stateful)
         x = draw.of(*odd, "text", object(), np.float32(1), {"x": x}, [])
         return draw.of(*WAYS[:94]), x, kwargs
+    reset_mask = reset_mask_of(draw, layer, batch, timesteps, kwargs["training"])
+    if reset_mask is not None:
+        kwargs["reset_mask"] = reset_mask
+        misplaces_zeros = layer.unroll and layer.zero_output_for_mask
+        # Unrolled, Keras puts zeros elsewhere than it says; and odd masks have no rows.
+        if misplaces_zeros or np.shape(kwargs["mask"]) != (batch, timesteps):
+            kwargs["mask"] = None
     if draw.chance(0.25):
         kwargs["initial_state"] = states_of(draw, layer, batch)
     elif draw.chance(0.06):

@@ -1,13 +1,18 @@
 """How a context and a reset mask pass through a Keras call."""
 
+from __future__ import annotations
+
 import contextlib
 import threading
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_init_lstm.validation import described, shape_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Layers are built by their first call, and that may come from several threads at once.
 building = threading.RLock()
@@ -53,7 +58,8 @@ class TakesContext(keras.layers.Layer):
         if isinstance(mask, ForBothDirections):
             mask, context, reset_mask = mask
             context = context if self.takes_context else None
-        context = lists_as_arrays(context)
+        # What is known when a Functional model is made is wrapped when that runs.
+        context, reset_mask = lists_as_arrays(unwrapped(context)), unwrapped(reset_mask)
         if isinstance(reset_mask, (list, tuple)):
             with contextlib.suppress(ValueError):
                 reset_mask = np.asarray(reset_mask)
@@ -120,11 +126,22 @@ def shapes_of(context: Any) -> Any:
     return keras.tree.map_structure(lambda leaf: shape_of(leaf) or (), context)
 
 
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
 class _Wrapped:
-    """An argument that Keras passes on as it is, since it is no tensor."""
+    """An argument that Keras passes on as it is, since it is no tensor.
+
+    It stands in files of Functional models which are made with an array.
+    """
 
     def __init__(self, argument: Any) -> None:
         self.argument = argument
+
+    def get_config(self) -> dict[str, Any]:
+        return {"argument": keras.saving.serialize_keras_object(self.argument)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(keras.saving.deserialize_keras_object(config["argument"]))
 
     def __repr__(self) -> str:
         return described(self.argument)

@@ -1,5 +1,7 @@
 """What the layers are checked against, none of it made by the package."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -115,6 +117,48 @@ def reference_of(layer, **kwargs):
     reference.build((None, None, layer.cell.kernel.shape[0]))
     reference.set_weights(layer.cell.get_weights())
     return reference
+
+
+def pieces(marks):
+    """The sequences of a row, each as its first timestep and the one after its last."""
+    edges = sorted({0, *np.flatnonzero(marks).tolist(), len(marks)})
+    return list(itertools.pairwise(edges))
+
+
+def by_pieces(case, reference, reset_mask, first, start_at):
+    """Outputs and last states of each row, whose pieces are run one by one.
+
+    Args:
+        case: What gives the inputs and the mask.
+        reference: A layer of Keras that returns sequences and states.
+        reset_mask: Boolean array `(batch, timesteps)`.
+        first: For each state, what a row starts from, `(batch, units)`.
+        start_at: Function of a row and a timestep that returns what that row restarts
+            from there, an array `(units,)` for each state.
+    """
+    rows = []
+    for row, marks in enumerate(reset_mask):
+        found, states = [], None
+        in_order = pieces(marks)
+        if reference.go_backwards:
+            in_order.reverse()
+        for number, (begin, end) in enumerate(in_order):
+            starts = [state[row] for state in first]
+            restarts = marks[0] if not reference.go_backwards else False
+            if number or restarts:
+                read_first = end - 1 if reference.go_backwards else begin
+                starts = start_at(row, read_first)
+            kwargs = {}
+            if case.mask is not None:
+                kwargs["mask"] = keras.ops.convert_to_tensor(
+                    case.mask[row : row + 1, begin:end]
+                )
+            starts = nested(reference, [s[None] for s in starts])
+            x = case.inputs[row : row + 1, begin:end]
+            outputs, *states = reference(x, initial_state=starts, **kwargs)
+            found.append(outputs)
+        rows.append([keras.ops.concatenate(found, 1), *keras.tree.flatten(states)])
+    return [keras.ops.concatenate(of_rows, 0) for of_rows in zip(*rows, strict=True)]
 
 
 def numpy_lstm(case, layer, states):

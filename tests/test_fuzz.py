@@ -59,6 +59,13 @@ def twice(states_of_call):
     return lambda *args: (states_of_call(*args), states_of_call(*args))[1]
 
 
+def restarts_elsewhere(for_restarts):
+    def defect(*args):
+        return [start + 1e-2 for start in for_restarts(*args)]
+
+    return defect
+
+
 @pytest.mark.parametrize(
     ("place", "name", "defect", "kind"),
     [
@@ -68,6 +75,7 @@ def twice(states_of_call):
         (InitStateRNN, "_check_call", warns, "a warning"),
         (OwnedStates, "check_context", silent, "accepted what is wrong"),
         (InitStateRNN, "_states_of_call", twice, "drew more or less than once"),
+        (OwnedStates, "for_restarts", restarts_elsewhere, "another value"),
     ],
 )
 def test_finds_a_planted_defect(place, name, defect, kind, monkeypatch, capsys):

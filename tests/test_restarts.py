@@ -1,7 +1,6 @@
 """Rows that return to their initial state within a batch."""
 
 import dataclasses
-import itertools
 
 import keras
 import numpy as np
@@ -22,7 +21,16 @@ from keras_init_lstm import (
     Sampled,
 )
 from models import BATCH, CONTEXT, FEATURES, TIMESTEPS, UNITS, X, normal
-from oracles import assert_same, encoded, flat, nested, owned_values, to_numpy
+from oracles import (
+    assert_same,
+    by_pieces,
+    encoded,
+    flat,
+    nested,
+    owned_values,
+    pieces,
+    to_numpy,
+)
 from strategies import ALL_KINDS, arrays, at_most, for_each_layer
 
 RESET = np.zeros((BATCH, TIMESTEPS), bool)
@@ -34,48 +42,6 @@ def reset_masks(draw, batch, timesteps):
     size = batch * timesteps
     drawn = draw(st.lists(st.booleans(), min_size=size, max_size=size))
     return np.reshape(drawn, (batch, timesteps))
-
-
-def pieces(marks):
-    """The sequences of a row, each as its first timestep and the one after its last."""
-    edges = sorted({0, *np.flatnonzero(marks).tolist(), len(marks)})
-    return list(itertools.pairwise(edges))
-
-
-def by_pieces(case, reference, reset_mask, first, start_at):
-    """Outputs and last states of each row, whose pieces are run one by one.
-
-    Args:
-        case: What gives the inputs and the mask.
-        reference: A layer of Keras that returns sequences and states.
-        reset_mask: Boolean array `(batch, timesteps)`.
-        first: For each state, what a row starts from, `(batch, units)`.
-        start_at: Function of a row and a timestep that returns what that row restarts
-            from there, an array `(units,)` for each state.
-    """
-    rows = []
-    for row, marks in enumerate(reset_mask):
-        found, states = [], None
-        in_order = pieces(marks)
-        if reference.go_backwards:
-            in_order.reverse()
-        for number, (begin, end) in enumerate(in_order):
-            starts = [state[row] for state in first]
-            restarts = marks[0] if not reference.go_backwards else False
-            if number or restarts:
-                read_first = end - 1 if reference.go_backwards else begin
-                starts = start_at(row, read_first)
-            kwargs = {}
-            if case.mask is not None:
-                kwargs["mask"] = ops.convert_to_tensor(
-                    case.mask[row : row + 1, begin:end]
-                )
-            starts = nested(reference, [s[None] for s in starts])
-            x = case.inputs[row : row + 1, begin:end]
-            outputs, *states = reference(x, initial_state=starts, **kwargs)
-            found.append(outputs)
-        rows.append([ops.concatenate(found, 1), *keras.tree.flatten(states)])
-    return [ops.concatenate(of_rows, 0) for of_rows in zip(*rows, strict=True)]
 
 
 class TestTheRule:
@@ -415,6 +381,14 @@ class TestElsewhereInKeras:
         model.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         assert_same(loaded.predict([X, RESET], verbose=0), got)
+
+    def test_in_a_functional_model_that_is_made_with_one(self, tmp_path):
+        layer, inputs = lstm(), keras.Input(X.shape[1:], BATCH)
+        model = keras.Model(inputs, layer(inputs, reset_mask=RESET))
+        want = layer(X, reset_mask=RESET)
+        assert_same(model(X), want, 1e-6)
+        model.save(tmp_path / "model.keras")
+        assert_same(keras.saving.load_model(tmp_path / "model.keras")(X), want, 1e-6)
 
     @pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
     @pytest.mark.parametrize("use_fused", [False, "auto", True])
