@@ -63,7 +63,7 @@ def inner_loop(
     # Variables too are taken for tensors by Keras.
     states = list(map(tf.convert_to_tensor, keras.tree.flatten(initial_state)))
     restarts = Restarts.of(mask)
-    check_runs(layer, sequences, restarts.mask, training, states)
+    check_runs(layer, sequences, restarts.mask, training, [*states, *restarts.starts])
     inputs = (
         tf.convert_to_tensor(sequences),
         states,
@@ -138,9 +138,12 @@ def check_runs(
     sequences: tf.Tensor,
     mask: Any,
     training: bool,
-    initial_state: Sequence[tf.Tensor] = (),
+    states: Sequence[tf.Tensor] = (),
 ) -> None:
-    """Raises a `NotFusedError` if `inner_loop()` would, with the reason."""
+    """Raises a `NotFusedError` if `inner_loop()` would, with the reason.
+
+    `states` are those that rows start and restart from.
+    """
     sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
     debugged = op_callbacks.should_invoke_op_callbacks()
     sigmoid = keras.activations.sigmoid
@@ -166,7 +169,7 @@ def check_runs(
             and (mask.shape.rank != 2 or not _has_rows_for(mask, sequences))
         ),
         "forward-mode differentiation": _has_tangents(
-            sequences, *initial_state, *map(tf.convert_to_tensor, layer.cell.weights)
+            sequences, *states, *map(tf.convert_to_tensor, layer.cell.weights)
         ),
         "a branch of `tf.cond`, through which no gradient comes to it": (
             _in_a_branch() and not _may_be_an_export(layer, training)

@@ -418,6 +418,18 @@ class TestElsewhereInKeras:
         assert_same(got, plain(x, reset_mask=reset_mask, mask=given.get("mask")), 1e-5)
 
     @pytest.mark.tensorflow
+    def test_in_forward_mode_for_what_rows_restart_from_alone(self):
+        x, layer = normal(2, 9, FEATURES), lstm()
+        reset_mask = np.arange(9) == np.array([[3], [5]])
+        h0 = layer.h0.value.value
+        with tf.autodiff.ForwardAccumulator(h0, tf.ones_like(h0)) as accumulator:
+            outputs = layer(
+                x, initial_state=[normal(2, UNITS)] * 2, reset_mask=reset_mask
+            )
+        moved = np.abs(accumulator.jvp(outputs)).max(-1) > 1e-6
+        assert (moved == np.logical_or.accumulate(reset_mask, axis=1)).all()
+
+    @pytest.mark.tensorflow
     def test_a_graph_refuses_a_mask_of_another_shape_at_run_time(self):
         layer = lstm()
         unknown = tf.TensorSpec((None, None), "bool")
