@@ -27,10 +27,15 @@ def after_training(layer, policy, **compile_arguments):
     return model.predict(X, verbose=0), model.evaluate(X, Y, verbose=0)
 
 
+def case_of(policy, mode):
+    marked = next(x for x in (policy, mode, pytest.param()) if hasattr(x, "marks"))
+    values = [x.values[0] if hasattr(x, "marks") else x for x in (policy, mode)]
+    return pytest.param(*values, marks=marked.marks)
+
+
 # Each policy, and each mode beside that with the most to go wrong.
-CASES = [("mixed_float16", mode) for mode in MODES]
-CASES += [(policy, MODES[0]) for policy in ("float32", "mixed_bfloat16")]
-CASES += [pytest.param(*FLOAT64.values, MODES[0], marks=FLOAT64.marks)]
+CASES = [case_of("mixed_float16", mode) for mode in MODES]
+CASES += [case_of(policy, {}) for policy in ("float32", FLOAT64, "mixed_bfloat16")]
 
 
 # JAX would take minutes to compile all of them.
