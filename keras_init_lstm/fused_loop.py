@@ -428,10 +428,13 @@ def _second(
 ) -> list[tf.Tensor]:
     """The gradient of the gradient: not compiled, by TensorFlow alone."""
     program = dataclasses.replace(program, training=False)
+    # `tape.jacobian()` of an eager gradient can't differentiate a loop of TensorFlow.
+    loop = _loop if tf.is_symbolic_tensor(tensors[0]) else _unrolled
+    # One tensor may be several of them, as what rows both start and restart from; a
+    # tape would give each of these the gradients of all.
+    tensors = tuple(map(tf.identity, tensors))
     # The others are the gradients of what `_forward()` returns.
     inputs = tensors[: -program.cell.states - program.sequences]
-    # `tape.jacobian()` of an eager gradient can't differentiate a loop of TensorFlow.
-    loop = _loop if tf.is_symbolic_tensor(inputs[0]) else _unrolled
     with tf.GradientTape() as outer:
         outer.watch(tensors)
         with tf.GradientTape() as inner:

@@ -205,6 +205,20 @@ def test_differentiated_twice_through_a_function_for_inference():
     assert_same(*found, tolerance=1e-5)
 
 
+def test_differentiated_twice_by_one_tensor_that_is_both_states():
+    x, found = batch()[:, :2], []
+    state = tf.ones((len(x), UNITS)) / 2
+    layer = InitStateLSTM(UNITS, use_fused=True)
+    layer.build(x.shape)
+    for each in (layer, reference_of(layer)):
+
+        def call(each=each):
+            return each(x, initial_state=[state, state])
+
+        found.append(gradients(call, [state], order=2))
+    assert_same(*found, tolerance=1e-5)
+
+
 class TestBatches:
     @given(st.integers(0, 5000), st.integers(0, 5000))
     def test_their_sizes_are_rounded_up_to_few(self, rows, other):

@@ -26,6 +26,7 @@ from oracles import (
     by_pieces,
     encoded,
     flat,
+    gradients,
     nested,
     owned_values,
     pieces,
@@ -113,6 +114,19 @@ class TestTheRule:
             for found in (want, got)
         )
         assert_same(got, want, 1e-9)
+
+    @pytest.mark.tensorflow
+    def test_also_of_second_derivatives_by_what_rows_start_and_restart_from(self):
+        found = []
+        for use_fused in (True, False):
+            layer = lstm(use_fused=use_fused, dtype="float64")
+            values = [kind.value.value for kind in layer.initial_state]
+
+            def call(layer=layer):
+                return layer(X.astype("float64"), reset_mask=RESET)
+
+            found.append(gradients(call, values, order=2))
+        assert_same(*found, 1e-9)
 
     @pytest.mark.parametrize("go_backwards", [False, True])
     @pytest.mark.parametrize("use_fused", [False, "auto"])
