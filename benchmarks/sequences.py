@@ -27,7 +27,7 @@ FEATURES, UNITS, ROW = 16, 64, 128
 SHAPES = ((8, 20, 5, 32), (32, 100, 32, 128), (1, 1000, 16, 64), (32, 50, 256, 512))
 PLAIN, RESET = "without reset_mask", "reset_mask without a mark"
 PACKED, PADDED, ALONE = "packed, reset_mask", "padded, mask", "one call for each"
-STORE, EACH = "StreamStore, 64 a call", "one call for each"
+STORE = "StreamStore, 64 a call"
 
 
 def lengths_of_functions(count):
@@ -133,7 +133,7 @@ def many_streams(count, at_once=64):
         for k in rng.choice(count, at_once, replace=False):
             _, *states[k] = one.predict_on_batch([x[k : k + 1], *states[k]])
 
-    return {STORE: Run(of_store), EACH: Run(of_each)}
+    return {STORE: Run(of_store), ALONE: Run(of_each)}
 
 
 def measure(runs, rounds):

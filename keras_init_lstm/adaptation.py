@@ -14,9 +14,9 @@ from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.model_states import by_paths
 from keras_init_lstm.recurrent import InitStateRNN
-from keras_init_lstm.states_as_inputs import check_states, stepping
-from keras_init_lstm.streaming import as_stateless, check_reads_forwards, unbuilt
-from keras_init_lstm.validation import described, shape_of
+from keras_init_lstm.states_as_inputs import check_states, make_stepping
+from keras_init_lstm.streaming import unbuilt
+from keras_init_lstm.validation import check_layer, described, shape_of
 
 
 def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
@@ -52,11 +52,7 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
     >>> len(model.trainable_variables)
     7
     """
-    if not isinstance(model, keras.layers.Layer):
-        raise ValueError(
-            "Argument `model` must be a model or layer of Keras 3. "
-            f"Received: {described(model)}"
-        )
+    check_layer(model, "model")
     layers, variables = layers_within(model), model.variables
     flags = [(each, each.trainable) for each in (*layers, *variables)]
 
@@ -171,7 +167,6 @@ def estimate_initial_state(
                 "Argument `layer_or_model` must be a recurrent layer, or a Sequential "
                 f"or Functional model. Received: {described(layer_or_model)}"
             )
-        check_reads_forwards(layer_or_model)
         started, names = _of_model(layer_or_model, batch_size)
     elif layer_or_model.built:
         check_states(layer_or_model)
@@ -261,20 +256,17 @@ def _of_layer(layer: Any, batch_size: int) -> _Started:
 
 
 def _of_model(model: Any, batch_size: int) -> tuple[_Started, list[str]]:
-    copied = as_stateless(model)
-    stream, layers = stepping(copied)
+    stepping = make_stepping(model)
+    layers, copied = stepping.layers, stepping.copied
     if not layers:
         raise ValueError(
             "Argument `layer_or_model` must have a recurrent layer. "
             f"Received: {described(model)}"
         )
-    structure: Any = copied.outputs[0]
-    if not isinstance(copied, keras.Sequential):
-        structure = copied.output
 
     def call(inputs: Any, states: Any) -> Any:
-        outputs = stream([*keras.tree.flatten(inputs), *states])
-        return keras.tree.pack_sequence_as(structure, outputs[: len(copied.outputs)])
+        outputs = stepping.model([*keras.tree.flatten(inputs), *states])
+        return stepping.outputs_of_model(outputs)
 
     # In the order in which `set_states()` finds them.
     found = by_paths(copied, [each for each in layers_within(copied) if each in layers])

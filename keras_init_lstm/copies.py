@@ -65,6 +65,13 @@ def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer] | None:
     return None
 
 
+def inputs_and_outputs(model: keras.Model) -> tuple[Any, Any]:
+    """Those of a Sequential or Functional model, nested as it is called."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
+
+
 def make_anew(
     layer: Any,
     copy_inner: Callable[[Any], Any],
@@ -152,8 +159,7 @@ def _clone(
 ) -> keras.Model:
     inputs = None
     if make_input is not None:
-        is_sequential = isinstance(model, keras.Sequential)
-        given = model.inputs if is_sequential else model.input
+        given, _ = inputs_and_outputs(model)
         inputs = keras.tree.map_structure(make_input, given)
     compiled, model.compiled = model.compiled, False
     try:

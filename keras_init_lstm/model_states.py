@@ -11,7 +11,7 @@ from keras_init_lstm._keras import layers_within
 from keras_init_lstm.backend import backend
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.streams import CarriedState, CarriesStream, rows_as_mask
-from keras_init_lstm.validation import array_of_shape, described, shape_of
+from keras_init_lstm.validation import array_of_shape, check_layer, described, shape_of
 
 
 def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
@@ -41,7 +41,7 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
     >>> layer.states[0].numpy().tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    _check_model(model)
+    check_layer(model, "model")
     backend.write_back(model)
     layers = [
         layer
@@ -107,7 +107,7 @@ def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
     They fit into a file: `np.savez("stream.npz", **states)`, and back from
     `np.load("stream.npz")`.
     """
-    _check_model(model)
+    check_layer(model, "model")
     backend.write_back(model)
     return {
         name: _carried(state)
@@ -138,7 +138,7 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
     >>> [state.numpy().tolist() for state in layer.states]
     [[[0.5, 0.25]], [[0.0, 0.0]]]
     """
-    _check_model(model)
+    check_layer(model, "model")
     backend.write_back(model)
     layers = _recurrent_layers(model)
     of_layers = [_named_states(path, layer) for path, layer in layers.items()]
@@ -189,14 +189,6 @@ class ResetStates(keras.callbacks.Callback):
 
     def on_predict_begin(self, logs: Any = None) -> None:
         reset_states(self.model)
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.layers.Layer):
-        raise ValueError(
-            "Argument `model` must be a model or layer of Keras 3. "
-            f"Received: {described(model)}"
-        )
 
 
 def _recurrent_layers(model: keras.layers.Layer) -> dict[str, keras.layers.RNN]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_init_lstm.validation import described, shape_of
+from keras_init_lstm.validation import check_positive_integer, described, shape_of
 
 
 def pack(
@@ -41,13 +41,7 @@ def pack(
     >>> x[mask].tolist()
     [1, 2, 3, 4, 5]
     """
-    if type(timesteps) is bool or not (
-        isinstance(timesteps, (int, np.integer)) and timesteps > 0
-    ):
-        raise ValueError(
-            "Argument `timesteps` must be a positive integer. "
-            f"Received: timesteps={described(timesteps)}"
-        )
+    check_positive_integer(timesteps, "timesteps")
     arrays = _arrays(sequences)
     of_timestep = arrays[0].shape[1:]
     for index, array in enumerate(arrays):

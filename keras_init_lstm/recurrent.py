@@ -22,7 +22,12 @@ from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
 from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.owned import OwnedStates, kinds_of
-from keras_init_lstm.restarts import check_reset_mask, restarted, restarting_loop
+from keras_init_lstm.restarts import (
+    check_reset_mask,
+    first_read,
+    restarted,
+    restarting_loop,
+)
 from keras_init_lstm.streams import CarriesStream
 from keras_init_lstm.validation import (
     check_batch_size,
@@ -333,7 +338,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         if self._running_stream is not None:
             self._running_stream.check_batch_size(rows[0])
         if reset_mask is not None:
-            check_reset_mask(reset_mask, sequences)
+            check_reset_mask(reset_mask, rows)
             explicit = None  # All that is owned may be restarted from.
         self._owned.check_context(context, rows, explicit, self.name)
 
@@ -381,7 +386,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         given = explicit if reset_mask is None else None
         # `__call__()` has checked it too, but TimeDistributed calls `call()` directly.
         self._owned.check_context(context, (batch_size, timesteps), given, self.name)
-        first, training = -1 if self.go_backwards else 0, bool(training)
+        training, first = bool(training), first_read(self)
         owned = self._owned.for_batch(batch_size, training, context, given, first)
         states, starts = owned, owned
         if reset_mask is not None:
@@ -435,9 +440,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         context = lists_as_arrays(context)
         self._owned.check_context(context, (batch_size, None), None, self.name)
         self._build_owned(shapes_of(context))
-        first = -1 if self.go_backwards else 0
         states = self._owned.for_batch(
-            batch_size, training, context, first_timestep=first
+            batch_size, training, context, first_timestep=first_read(self)
         )
         states = [ops.cast(state, self.compute_dtype) for state in states]
         return self._layout.pack(states)

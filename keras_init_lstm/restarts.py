@@ -18,9 +18,13 @@ from keras_init_lstm.validation import (
 )
 
 
-def check_reset_mask(reset_mask: Any, sequences: Any) -> None:
-    """Raises a `ValueError` if it is known not to be one for these sequences."""
-    rows = (*(shape_of(sequences) or ()), None, None)[:2]
+def check_reset_mask(reset_mask: Any, rows: tuple[Any, ...]) -> None:
+    """Raises a `ValueError` if it is known not to be one for such sequences.
+
+    Args:
+        reset_mask: Anything.
+        rows: Their batch size and number of timesteps, `None` for what is not known.
+    """
     shape = shape_of(reset_mask) or ()
     is_boolean = False
     with contextlib.suppress(ValueError):  # Of an array of objects or texts.
@@ -40,6 +44,11 @@ def _expectation(rows: Sequence[Any]) -> str:
         f"True where a new sequence begins, or of shape {shape_text(rows[:1])}, for "
         "what is read first."
     )
+
+
+def first_read(layer: keras.layers.RNN) -> int:
+    """The index of the timestep that a layer reads first."""
+    return -1 if layer.go_backwards else 0
 
 
 def restarted(
@@ -65,7 +74,7 @@ def restarted(
     expectation = _expectation(rows)
     reset_mask = with_shape(reset_mask, rows[: len(reset_mask.shape)], expectation)
     if len(reset_mask.shape) == 1:
-        first = -1 if layer.go_backwards else 0
+        first = first_read(layer)
         starts = [s if len(s.shape) == 2 else s[:, first] for s in starts]
         pairs = zip(starts, states, strict=True)
         reset = reset_mask[:, None]

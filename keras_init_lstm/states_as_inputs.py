@@ -1,7 +1,8 @@
 """Models whose states go in and come out, for runtimes that keep none."""
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from keras import ops
 
 from keras_init_lstm._keras import run_through
 from keras_init_lstm.adoption import counterpart_of
-from keras_init_lstm.copies import inner_layers
+from keras_init_lstm.copies import inner_layers, inputs_and_outputs
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.model_states import path_within
 from keras_init_lstm.recurrent import InitStateRNN
@@ -63,32 +64,50 @@ def with_states_as_inputs(
     >>> bool(np.allclose(prediction, model(x), atol=1e-6))
     True
     """
-    check_reads_forwards(model)
-    copied = as_stateless(model)
-    stream, layers = stepping(copied)
+    stepping = make_stepping(model)
     initial_states = [
         ops.convert_to_numpy(state)
-        for layer in layers
+        for layer in stepping.layers
         for state in keras.tree.flatten(_initial_states(layer, batch_size, context))
     ]
-    return stream, initial_states
+    return stepping.model, initial_states
 
 
-def stepping(
-    model: keras.Model, restarts: bool = False
-) -> tuple[keras.Model, list[keras.layers.RNN]]:
-    """Makes a Functional model of the layers of another, with their states as inputs.
+class Stepping(NamedTuple):
+    """A model whose states go in and come out, and what it was made of.
+
+    Attributes:
+        model: The Functional model: its inputs and outputs are those of the model it
+            was made of, then the states.
+        layers: The recurrent layers of `copied`, in the order of the states.
+        copied: The copy that it was made of.
+    """
+
+    model: keras.Model
+    layers: list[keras.layers.RNN]
+    copied: keras.Model
+
+    def outputs_of_model(self, outputs: Sequence[Any]) -> Any:
+        """What the model it was made of returns, among all outputs."""
+        _, structure = inputs_and_outputs(self.copied)
+        count = len(self.copied.outputs)
+        return keras.tree.pack_sequence_as(structure, list(outputs[:count]))
+
+
+def make_stepping(model: keras.Model, restarts: bool = False) -> Stepping:
+    """Makes a Functional model of a copy of another, with the states as inputs.
 
     Args:
-        model: A Sequential or Functional model that reads forwards, of which all
-            recurrent layers are stateless. Its layers are used, not copied.
+        model: A Sequential or Functional model that reads forwards.
         restarts: Boolean, whether there is an input `(batch,)` too, after those of
             `model`, `True` for rows that are to start from the initial states, which
             are then those of layers of this package. Defaults to `False`.
 
-    Returns:
-        The model, and its recurrent layers in the order of its states.
+    Raises:
+        ValueError: If `model` is not such a model, or can't be a stream.
     """
+    check_reads_forwards(model)
+    model = as_stateless(model)
     layers: list[keras.layers.RNN] = []
     states: list[Any] = []
     new_states: list[Any] = []
@@ -171,19 +190,19 @@ def stepping(
             inputs = call(layer, inputs)
         return inputs
 
-    given = model.inputs if isinstance(model, keras.Sequential) else model.input
+    given, _ = inputs_and_outputs(model)
     inputs = keras.tree.map_structure(_like, given)
     for tensor in keras.tree.flatten(inputs):
         unique(tensor.name)
     restarting = keras.Input((), dtype="bool", name=unique("restarts"))
     extra = [restarting] if restarts else []
-    only = inputs[0] if isinstance(model, keras.Sequential) else inputs
-    outputs = run(model, only)
-    return keras.Model(
+    outputs = run(model, inputs)
+    stepping = keras.Model(
         [*keras.tree.flatten(inputs), *extra, *states],
         [*keras.tree.flatten(outputs), *new_states],
         name=model.name,
-    ), layers
+    )
+    return Stepping(stepping, layers, model)
 
 
 def check_states(layer: keras.layers.RNN) -> None:

@@ -15,9 +15,8 @@ import keras
 import numpy as np
 
 from keras_init_lstm.backend import backend
-from keras_init_lstm.states_as_inputs import stepping
-from keras_init_lstm.streaming import as_stateless, check_reads_forwards
-from keras_init_lstm.validation import check_shape, described
+from keras_init_lstm.states_as_inputs import make_stepping
+from keras_init_lstm.validation import check_positive_integer, check_shape, described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,24 +72,11 @@ class StreamStore:
     """
 
     def __init__(self, model: keras.Model, max_streams: int | None = None) -> None:
-        if max_streams is not None and (
-            type(max_streams) is bool
-            or not isinstance(max_streams, (int, np.integer))
-            or max_streams < 1
-        ):
-            raise ValueError(
-                "Argument `max_streams` must be a positive integer or None. "
-                f"Received: max_streams={described(max_streams)}"
-            )
-        check_reads_forwards(model)
-        copied = as_stateless(model)
-        self._model, _ = stepping(copied, restarts=True)
-        count = len(self._model.inputs) - len(copied.inputs) - 1
-        # What of the outputs of the model that are states.
-        self._structure: Any = copied.outputs[0]
-        if not isinstance(copied, keras.Sequential):
-            self._structure = copied.output
-        self._states = self._model.inputs[len(self._model.inputs) - count :]
+        check_positive_integer(max_streams, "max_streams", or_none=True)
+        self._stepping = make_stepping(model, restarts=True)
+        count, inputs = len(self._stepping.copied.inputs), self._stepping.model.inputs
+        # Between them is the one for rows that restart.
+        self._given, self._states = inputs[:count], inputs[count + 1 :]
         self.max_streams = max_streams
         self._lock = threading.RLock()
         # For each id, in the order of their last use, its row in the tables.
@@ -129,7 +115,7 @@ class StreamStore:
             results = self._run([*given, restarts, *states])
             split = len(results) - len(states)
             self._keep(ids, results[split:])
-        return keras.tree.pack_sequence_as(self._structure, results[:split])
+        return self._stepping.outputs_of_model(results)
 
     def reset(self, ids: Iterable[Id]) -> None:
         """Lets the streams of these ids start afresh.
@@ -244,7 +230,7 @@ class StreamStore:
         return [self._rows[one] for one in ids]
 
     def _inputs(self, ids: list[Id], x: Any, context: Any) -> list[np.ndarray]:
-        wanted = self._model.inputs[: len(self._model.inputs) - len(self._states) - 1]
+        wanted = self._given
         several = len(wanted) > 1 and (context is None or len(wanted) > 2)
         leaves = keras.tree.flatten(x) if several else [x]
         if context is not None:
@@ -273,7 +259,8 @@ class StreamStore:
             size = 1 << (size - 1).bit_length()
         # The first rows stand in it again, as often as it takes.
         inputs = [np.resize(each, (size, *each.shape[1:])) for each in inputs]
-        outputs = keras.tree.flatten(self._model.predict_on_batch(inputs))
+        model = self._stepping.model
+        outputs = keras.tree.flatten(model.predict_on_batch(inputs))
         return [output[:count] for output in outputs]
 
     def _keep(self, ids: list[Id], states: list[np.ndarray]) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.copies import (
@@ -15,7 +14,7 @@ from keras_init_lstm.copies import (
     make_anew,
 )
 from keras_init_lstm.recurrent import InitStateRNN
-from keras_init_lstm.validation import described
+from keras_init_lstm.validation import check_positive_integer, described
 
 
 def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
@@ -51,15 +50,7 @@ def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
     >>> bool(np.allclose(prediction, model(x), atol=1e-6))
     True
     """
-    if (
-        not isinstance(batch_size, (int, np.integer))
-        or batch_size is True
-        or batch_size < 1
-    ):
-        raise ValueError(
-            "Argument `batch_size` must be a positive integer. "
-            f"Received: batch_size={described(batch_size)}"
-        )
+    check_positive_integer(batch_size, "batch_size")
     return _copied(model, int(batch_size), stateful=True)
 
 

@@ -72,6 +72,26 @@ def check_batch_size(batch_size: Any) -> None:
     )
 
 
+def check_positive_integer(value: Any, argument: str, or_none: bool = False) -> None:
+    """Raises a `ValueError` if it is none; with `or_none`, `None` will do too."""
+    if or_none and value is None:
+        return
+    if type(value) is bool or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(
+            f"Argument `{argument}` must be a positive integer"
+            f"{' or None' if or_none else ''}. Received: {argument}={described(value)}"
+        )
+
+
+def check_layer(value: Any, argument: str) -> None:
+    """Raises a `ValueError` if it is no layer, which a model is too, of Keras 3."""
+    if not isinstance(value, keras.layers.Layer):
+        raise ValueError(
+            f"Argument `{argument}` must be a model or layer of Keras 3. "
+            f"Received: {described(value)}"
+        )
+
+
 def one_of(value: Any, argument: str, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` if `value` is none of `choices`."""
     # By type as well, since 1 == True, and since to compare an array gives an array.

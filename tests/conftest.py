@@ -18,6 +18,7 @@ NEEDED = {
     "test_hammered.py": ("tensorflow",),
     "test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),
+    "test_sequences.py": ("tensorflow",),
     "test_tensorboard.py": ("tensorflow",),
     "test_text.py": ("matplotlib",),
     "test_typing.py": ("mypy", "pyright"),

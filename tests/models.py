@@ -1,18 +1,23 @@
 """Layers and models as users write them, and data for them."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import keras_init_lstm
-from backends import WIDEST, tf
+from backends import BACKEND, WIDEST, tf
 from explicit_state import ExplicitState
 from keras_init_lstm import (
     Conditional,
     Fixed,
     InitStateBidirectional,
+    InitStateGRU,
     InitStateLSTM,
+    InitStateRNN,
+    InitStateSimpleRNN,
     Sampled,
     Trainable,
 )
@@ -460,3 +465,45 @@ def trained(model, data="arrays", **compile_arguments):
     loss = model.evaluate(**batches, verbose=0)
     batches.pop("y", None)
     return [np.array(history), np.array(loss), model.predict(**batches, verbose=0)]
+
+
+# Models for streams, of every kind of recurrent layer.
+
+
+def layer_of(kind, **kwargs):
+    """A layer of this package or of Keras that returns sequences."""
+    kwargs = {"return_sequences": True, **kwargs}
+    return {
+        "ours": lambda: InitStateLSTM(UNITS, initial_state="trainable", **kwargs),
+        "of Keras": lambda: layers.LSTM(UNITS, **kwargs),
+        "frozen": lambda: InitStateGRU(
+            UNITS, initial_state=0.5, trainable=False, **kwargs
+        ),
+        "sampled": lambda: InitStateSimpleRNN(
+            UNITS, initial_state=Sampled(0.5), **kwargs
+        ),
+        "stacked": lambda: InitStateRNN(
+            [layers.LSTMCell(UNITS), layers.GRUCell(UNITS + 1)],
+            initial_state=["trainable", 0.25],
+            **kwargs,
+        ),
+        "custom": lambda: InitStateRNN(TwoSpeedCell(UNITS), **kwargs),
+        "not registered": lambda: layers.RNN(UnregisteredCell(UNITS), **kwargs),
+    }[kind]()
+
+
+STREAM_KINDS = ("ours", "of Keras", "stacked")
+if BACKEND == "tensorflow":  # Elsewhere the same code takes longer.
+    STREAM_KINDS += ("frozen", "sampled", "custom", "not registered")
+
+
+def with_weights(model):
+    """The model, all of whose weights are drawn at random."""
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
+    return model
+
+
+def chunks(x, *sizes):
+    edges = np.cumsum([0, *sizes])
+    return [x[:, a:b] for a, b in itertools.pairwise(edges)]

@@ -18,9 +18,8 @@ from keras_init_lstm import (
     set_states,
     train_only_initial_state,
 )
-from models import BATCH, FEATURES, UNITS, X, normal
+from models import BATCH, FEATURES, UNITS, X, normal, with_weights
 from oracles import assert_same, flat, to_numpy
-from test_streaming import with_weights
 
 
 def trained():

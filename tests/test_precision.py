@@ -27,10 +27,11 @@ def after_training(layer, policy, **compile_arguments):
     return model.predict(X, verbose=0), model.evaluate(X, Y, verbose=0)
 
 
-def case_of(policy, mode):
-    marked = next(x for x in (policy, mode, pytest.param()) if hasattr(x, "marks"))
-    values = [x.values[0] if hasattr(x, "marks") else x for x in (policy, mode)]
-    return pytest.param(*values, marks=marked.marks)
+def case_of(*drawn):
+    """A case of values of which each may have marks."""
+    values = [each.values[0] if hasattr(each, "marks") else each for each in drawn]
+    marks = [mark for each in drawn for mark in getattr(each, "marks", ())]
+    return pytest.param(*values, marks=marks)
 
 
 # Each policy, and each mode beside that with the most to go wrong.

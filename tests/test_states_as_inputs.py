@@ -14,9 +14,18 @@ from keras_init_lstm import (
     set_states,
     with_states_as_inputs,
 )
-from models import BATCH, FEATURES, UNITS, X, normal
+from models import (
+    BATCH,
+    FEATURES,
+    STREAM_KINDS,
+    UNITS,
+    X,
+    chunks,
+    layer_of,
+    normal,
+    with_weights,
+)
 from oracles import assert_same, flat, to_numpy
-from test_streaming import KINDS, chunks, layer_of, with_weights
 
 TIMESTEPS = 12
 SERIES = normal(BATCH, TIMESTEPS, FEATURES)
@@ -34,7 +43,7 @@ def streamed(stream, states, *series):
 
 
 class TestWithStatesAsInputs:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", STREAM_KINDS)
     @pytest.mark.parametrize("stateful", [False, True])
     def test_a_series_in_chunks_is_the_whole(self, kind, stateful):
         size = BATCH if stateful else None

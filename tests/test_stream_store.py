@@ -11,10 +11,9 @@ from keras import layers
 
 from backends import BACKEND
 from keras_init_lstm import Conditional, InitStateGRU, InitStateLSTM, StreamStore
-from models import FEATURES, UNITS, normal
+from models import FEATURES, STREAM_KINDS, UNITS, layer_of, normal, with_weights
 from oracles import assert_same, flat, to_numpy
 from strategies import at_most
-from test_streaming import KINDS, layer_of, with_weights
 
 CONTEXT = 2
 
@@ -123,7 +122,7 @@ TestInterleaved.settings = at_most(8, stateful_step_count=12)
 
 
 class TestStreamStore:
-    @pytest.mark.parametrize("kind", [k for k in KINDS if k != "not registered"])
+    @pytest.mark.parametrize("kind", [k for k in STREAM_KINDS if k != "not registered"])
     def test_of_every_kind(self, kind):
         model = with_weights(
             keras.Sequential([keras.Input((None, FEATURES)), layer_of(kind)])
@@ -234,7 +233,7 @@ class TestStreamStore:
             raise RuntimeError("out of memory")
 
         with monkeypatch.context() as context:
-            context.setattr(store._model, "predict_on_batch", fails)
+            context.setattr(store._stepping.model, "predict_on_batch", fails)
             with pytest.raises(RuntimeError, match="out of memory"):
                 store(["c", "a"], x)
         assert list(store) == ["a", "b"]

@@ -1,74 +1,39 @@
 """Models for streams, made of models for batches, and back."""
 
-import itertools
-
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import keras_init_lstm
-from backends import BACKEND
 from keras_init_lstm import (
     Conditional,
     InitStateBidirectional,
     InitStateGRU,
     InitStateLSTM,
-    InitStateRNN,
-    InitStateSimpleRNN,
-    Sampled,
     as_stateful,
     as_stateless,
     get_states,
     reset_states,
 )
-from models import BATCH, FEATURES, UNITS, TwoSpeedCell, UnregisteredCell, X, normal
+from models import (
+    BATCH,
+    FEATURES,
+    STREAM_KINDS,
+    UNITS,
+    X,
+    chunks,
+    layer_of,
+    normal,
+    with_weights,
+)
 from oracles import across_programs, assert_same, flat, to_numpy
 
 TIMESTEPS = 12
 
 
-def layer_of(kind, **kwargs):
-    """A layer of this package or of Keras that returns sequences."""
-    kwargs = {"return_sequences": True, **kwargs}
-    return {
-        "ours": lambda: InitStateLSTM(UNITS, initial_state="trainable", **kwargs),
-        "of Keras": lambda: layers.LSTM(UNITS, **kwargs),
-        "frozen": lambda: InitStateGRU(
-            UNITS, initial_state=0.5, trainable=False, **kwargs
-        ),
-        "sampled": lambda: InitStateSimpleRNN(
-            UNITS, initial_state=Sampled(0.5), **kwargs
-        ),
-        "stacked": lambda: InitStateRNN(
-            [layers.LSTMCell(UNITS), layers.GRUCell(UNITS + 1)],
-            initial_state=["trainable", 0.25],
-            **kwargs,
-        ),
-        "custom": lambda: InitStateRNN(TwoSpeedCell(UNITS), **kwargs),
-        "not registered": lambda: layers.RNN(UnregisteredCell(UNITS), **kwargs),
-    }[kind]()
-
-
-KINDS = ("ours", "of Keras", "stacked")
-if BACKEND == "tensorflow":  # Elsewhere the same code takes longer.
-    KINDS += ("frozen", "sampled", "custom", "not registered")
-
-
-def with_weights(model):
-    """The model, all of whose weights are drawn at random."""
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
-    return model
-
-
-def chunks(x, *sizes):
-    edges = np.cumsum([0, *sizes])
-    return [x[:, a:b] for a, b in itertools.pairwise(edges)]
-
-
 class TestAsStateful:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", STREAM_KINDS)
     @pytest.mark.parametrize("nested", [False, True])
     def test_reads_in_chunks_what_the_model_reads_as_a_whole(self, kind, nested):
         inner = [keras.Input((None, FEATURES)), layer_of(kind), layers.Dense(2)]
@@ -188,7 +153,7 @@ class TestAsStateful:
 
 
 class TestAsStateless:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", STREAM_KINDS)
     def test_is_the_model_that_the_stream_was_made_of(self, kind):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of(kind)])
         model = with_weights(model)
