@@ -7,9 +7,12 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from backends import FLOAT64
 from keras_init_lstm import (
+    Conditional,
     Fixed,
     InitStateGRU,
     InitStateLSTM,
@@ -106,6 +109,70 @@ def drawn(ax):
     return found
 
 
+def in_plane(ax):
+    """What stands in the axes of the plane: arrays of points `(points, 2)`."""
+    dots, *lines = ax.lines
+    assert dots.get_label() == "visited: all"
+    *pairs, start = lines
+    return {
+        "visited": np.transpose(dots.get_data()),
+        "starts": np.transpose(start.get_data()),
+        "names": [text.get_text() for text in ax.texts],
+        "named at": [text.xy for text in ax.texts],
+        "paths": [np.transpose(line.get_data()) for line in pairs[::2]],
+        "ends": [np.transpose(line.get_data()) for line in pairs[1::2]],
+        "looks": [(p.get_color(), p.get_linestyle()) for p in pairs[::2]],
+        "shares": np.array(
+            [
+                float(re.search(r"\((\d+) % of", label)[1])
+                for label in (ax.get_xlabel(), ax.get_ylabel())
+            ]
+        ),
+        "legend": [text.get_text() for text in ax.get_legend().get_texts()],
+    }
+
+
+def by_covariance(visits):
+    """Whether two axes stand out, the projection on them, and their shares.
+
+    By the eigenvectors of the covariance, of which the largest entry is positive.
+    """
+    centered = visits - visits.mean(axis=0)
+    values, vectors = np.linalg.eigh(centered.T @ centered)
+    values, vectors = values[::-1].clip(0), vectors[:, ::-1][:, :2]
+    sizes = np.sort(np.abs(vectors), axis=0)
+    # Neither a turn within equal variances, nor a sign that rounding could turn.
+    gaps = -np.diff(values[:3], append=0.0) / values[0]
+    alone = len(values) > 1 and gaps[:2].min() > 0.05
+    same = alone and (sizes[-1] - sizes[-2]).min() > 1e-3
+    vectors = vectors * [1 if v[np.abs(v).argmax()] > 0 else -1 for v in vectors.T]
+    shares = np.append(values[:2], [0.0])[:2] / values.sum()
+    return same, lambda states: (states - visits.mean(axis=0)) @ vectors, shares
+
+
+def assert_same_cloud(got, want, atol=1e-4):
+    """Equal points, in any order."""
+    assert got.shape == want.shape
+    far = np.abs(got[:, None] - want).max(axis=2)
+    assert (far.min(axis=0) < atol).all() and (far.min(axis=1) < atol).all()
+
+
+def states_step_by_step(layer, x, start):
+    """The states of Keras's LSTM, `(1 + timesteps, batch, 2 * units)`.
+
+    It is called with explicit states, one timestep at a time.
+    """
+    lstm = keras.layers.LSTM(layer.units, return_state=True)
+    lstm.build(x.shape)
+    lstm.set_weights(layer.cell.get_weights())
+    states, found = start, [np.concatenate(start, axis=1)]
+    for step in range(x.shape[1]):
+        _, *states = lstm(x[:, step : step + 1], initial_state=states)
+        states = [to_numpy(state) for state in states]
+        found.append(np.concatenate(states, axis=1))
+    return np.array(found, "float64")
+
+
 def starts(found, what="initial state"):
     """The dots, of either colour, in the order in which they stand."""
     outside = f"{what}, outside 10 to 90 %"
@@ -133,10 +200,9 @@ class TestPlot:
         layer.build(x.shape)
         figure = plot_initial_state(layer, x, mask)
         visited = visited_by_prefixes(layer, x, mask)
-        assert len(figure.axes) == len(visited) == len(layer.state_names)
-        for ax, value, visits in zip(
-            figure.axes, owned_values(layer), visited, strict=True
-        ):
+        assert len(visited) == len(layer.state_names)
+        *axes, plane = figure.axes
+        for ax, value, visits in zip(axes, owned_values(layer), visited, strict=True):
             found = drawn(ax)
             low, high = np.percentile(visits, [10, 90], axis=0)
             tolerance = {
@@ -150,6 +216,17 @@ class TestPlot:
             }.items():
                 np.testing.assert_allclose(found[label], want, **tolerance)
             np.testing.assert_allclose(starts(found), value.astype("float64"))
+        found = in_plane(plane)
+        together = np.concatenate(owned_values(layer)).astype("float64")
+        same, project, shares = by_covariance(np.concatenate(visited, axis=1))
+        if dtype != "mixed_bfloat16" and same:
+            wanted = {
+                "visited": np.concatenate(visited, axis=1),
+                "starts": together[None],
+            }
+            for what, states in wanted.items():
+                assert_same_cloud(found[what], project(states))
+        assert found["shares"] == pytest.approx(100 * shares, abs=0.6)
         count = BATCH * TIMESTEPS if mask is None else mask.sum()
         assert f"{layer.name} starts" in figure.get_suptitle()
         assert f"each of {count} timesteps" in figure.get_suptitle()
@@ -243,16 +320,22 @@ class TestPlot:
     def test_given_axes(self):
         layer = layer_with_weights(lstm())
         figure = matplotlib.figure.Figure(layout="constrained")
-        axes = figure.subplots(1, 2)
-        assert plot_initial_state(layer, X, axes=axes) is figure
+        axes = figure.subplots(1, 3)
+        assert plot_initial_state(layer, X, axes=axes[:2]) is figure
         assert not plt.get_fignums()
-        assert all("visited: median" in drawn(ax) for ax in axes)
+        assert all("visited: median" in drawn(ax) for ax in axes[:2])
         assert not figure.get_suptitle()
+        assert not axes[2].lines
+        plot_initial_state(layer, X, axes=axes)
+        assert in_plane(axes[2])["paths"]
         single = MAKERS["GRU"]()
         single.build((None, None, FEATURES))
         assert plot_initial_state(single, axes=axes[0]) is figure
-        with pytest.raises(ValueError, match="`axes` must be 2.*h0, c0. Received: 1"):
-            plot_initial_state(layer, axes=axes[0])
+        with pytest.raises(ValueError, match="`axes` must be 2.*h0, c0. Received: 3"):
+            plot_initial_state(layer, axes=axes)
+        match = "`axes` must be 2.*h0, c0 .and one for the plane.. Received: 1"
+        with pytest.raises(ValueError, match=match):
+            plot_initial_state(layer, X, axes=axes[0])
 
     def test_it_leaves_the_layer_as_it_was(self):
         def outputs(look):
@@ -342,6 +425,12 @@ class TestPlot:
         with pytest.raises(ValueError, match="`sequences` must be.*Received"):
             plot_initial_state(layer_with_weights(lstm()), sequences)
 
+    def test_a_cell_that_starts_elsewhere_than_at_zero(self):
+        layer = InitStateRNN(Elsewhere(3))
+        layer.build((None, None, FEATURES))
+        found = drawn(plot_initial_state(layer).axes[0])
+        assert starts(found) == [2.0] * 3
+
     def test_without_matplotlib(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(
@@ -349,3 +438,192 @@ class TestPlot:
         ) as error:
             plot_initial_state(layer_with_weights(lstm()), X)
         assert isinstance(error.value.__cause__, ImportError)
+
+
+class Elsewhere(keras.layers.LSTMCell):
+    """Starts from 2."""
+
+    def get_initial_state(self, batch_size=None):
+        return [keras.ops.full((batch_size, self.units), 2.0) for _ in range(2)]
+
+
+def embedded(number, units=3, **kwargs):
+    encoder = keras.layers.Embedding(number, units, "random_normal")
+    layer = InitStateLSTM(
+        units, initial_state=[Conditional(encoder), Trainable(0.25)], **kwargs
+    )
+    layer.build((None, None, FEATURES), context_shape=(None,))
+    return layer
+
+
+class TestPlane:
+    @given(
+        seed=st.integers(0, 99),
+        ids=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+        timesteps=st.integers(2, 5),
+        units=st.integers(2, 4),
+    )
+    def test_starts_and_paths_are_those_of_keras(self, seed, ids, timesteps, units):
+        keras.utils.set_random_seed(seed)
+        layer, ids = embedded(10, units), np.array(ids)
+        x = 3 * normal(len(ids), timesteps, FEATURES, seed=seed)
+        table = to_numpy(layer.h0.encoder.embeddings)
+        c = np.full((len(ids), units), 0.25, "float32")
+        states = states_step_by_step(layer, x, [table[ids], c])
+        same, project, _ = by_covariance(states[1:].reshape(-1, 2 * units))
+        assume(same)
+
+        found = in_plane(plot_initial_state(layer, x, context=ids).axes[-1])
+        plt.close("all")
+
+        distinct = np.unique(ids)
+        start = np.concatenate([table[distinct], c[: len(distinct)]], axis=1)
+        close = {"rtol": 0, "atol": 1e-4}
+        np.testing.assert_allclose(found["starts"], project(start), **close)
+        assert found["names"] == [str(each) for each in distinct]
+        np.testing.assert_array_equal(found["named at"], found["starts"])
+        # One path of each id, then others, up to ten.
+        seen, repeated = [], []
+        for row, each in enumerate(ids):
+            (repeated if each in ids[seen] else seen).append(row)
+        rows = (seen + repeated)[:10]
+        assert len(found["paths"]) == len(rows)
+        looks = {}
+        for row, path, end, look in zip(
+            rows, found["paths"], found["ends"], found["looks"], strict=True
+        ):
+            np.testing.assert_allclose(path, project(states[:, row]), **close)
+            np.testing.assert_array_equal(end, path[-1:])
+            looks.setdefault(ids[row], set()).add(look)
+        # Paths look alike if and only if they start alike.
+        assert sum(map(len, looks.values())) == len(set().union(*looks.values()))
+        assert len(set().union(*looks.values())) == len(looks)
+
+    def test_equal_states_give_equal_pictures(self):
+        layer = layer_with_weights(lstm())
+        first, again = (in_plane(plot_initial_state(layer, X).axes[-1]) for _ in "12")
+        np.testing.assert_array_equal(first["visited"], again["visited"])
+        assert first["legend"] == [
+            "initial state",
+            f"paths of {BATCH} of {BATCH} sequences",
+            "where they end",
+            "visited: all",
+        ]
+        assert len(set(first["looks"])) == 1
+
+    @pytest.mark.parametrize("timesteps", [1, 4])
+    def test_one_unit_has_one_component(self, timesteps):
+        layer = layer_with_weights(InitStateSimpleRNN(1, initial_state=0.5))
+        x = X[:2, :timesteps]
+        found = in_plane(plot_initial_state(layer, x).axes[-1])
+        assert not found["visited"][:, 1].any()
+        np.testing.assert_array_equal(found["shares"], [100, 0])
+        still = in_plane(plot_initial_state(layer, x[:1, :1]).axes[-1])
+        np.testing.assert_array_equal(still["visited"], [[0, 0]])
+        np.testing.assert_array_equal(still["shares"], [0, 0])
+
+
+class TestContext:
+    def test_the_range_of_the_starts_of_each_unit(self):
+        layer, ids = embedded(5), np.array([4, 1, 4, 0])
+        table = to_numpy(layer.h0.encoder.embeddings)[[0, 1, 4]].astype("float64")
+        for sequences in (X, None):
+            figure = plot_initial_state(layer, sequences, context=ids)
+            found = drawn(figure.axes[0])
+            np.testing.assert_allclose(
+                starts(found, "mean start"), table.mean(axis=0), atol=1e-6
+            )
+            np.testing.assert_allclose(
+                found["range of the starts"],
+                [table.min(axis=0), table.max(axis=0)],
+                atol=1e-6,
+            )
+            norms = np.linalg.norm(table, axis=1)
+            assert (
+                figure.axes[0]
+                .get_title("left")
+                .startswith(
+                    f"h0, Conditional: 3 starts, L2 norms {norms.min():.3g} to "
+                    f"{norms.max():.3g}"
+                )
+            )
+            assert starts(drawn(figure.axes[1])) == [0.25] * 3
+        in_order = plot_initial_state(layer, X, context=ids, sort=True).axes[0]
+        order = table.mean(axis=0).argsort()
+        assert [int(t.get_text()) for t in in_order.get_xticklabels()] == list(order)
+        np.testing.assert_allclose(
+            drawn(in_order)["range of the starts"],
+            [table.min(axis=0)[order], table.max(axis=0)[order]],
+            atol=1e-6,
+        )
+
+    @pytest.mark.parametrize("count", [20, 21])
+    def test_the_ids_of_few_starts_are_named(self, count):
+        layer = embedded(count)
+        x = normal(count, 2, FEATURES)
+        figure = plot_initial_state(layer, x, context=np.arange(count))
+        found = in_plane(figure.axes[-1])
+        assert len(found["starts"]) == count
+        assert len(found["paths"]) == 10
+        assert len(set(found["looks"])) == 10
+        assert any(found["names"]) == (count == 20)
+
+    @pytest.mark.parametrize("go_backwards", [False, True])
+    @pytest.mark.parametrize("over_time", [False, True])
+    def test_a_context_of_features(self, over_time, go_backwards):
+        start = Conditional(keras.layers.Dense(3), over_time=over_time)
+        layer = InitStateLSTM(3, initial_state=start, go_backwards=go_backwards)
+        features = normal(2, 2)[[0, 1, 0, 1]]
+        context = features
+        if over_time:
+            context = np.zeros((BATCH, TIMESTEPS, 2), "float32")
+            context[:, -1 if go_backwards else 0] = features
+        layer(X, context=context)
+        found = in_plane(plot_initial_state(layer, X, context=context).axes[-1])
+        names = {"h0": 0, "c0": 1}
+        kernels = [to_numpy(getattr(layer, name).encoder.kernel) for name in names]
+        start = [features @ kernel for kernel in kernels]
+        x = X[:, ::-1] if go_backwards else X
+        states = states_step_by_step(layer, x, start)
+        same, project, _ = by_covariance(states[1:].reshape(-1, 6))
+        assert same
+        assert_same_cloud(found["starts"], project(states[0, :2]))
+        assert_same_cloud(found["visited"], project(states[1:].reshape(-1, 6)))
+        assert found["names"] == ["", ""]
+
+    def test_a_structure_of_contexts(self):
+        inputs = [keras.Input((), dtype="int32"), keras.Input((2,))]
+        joined = keras.layers.Concatenate()(
+            [keras.layers.Embedding(3, 2)(inputs[0]), inputs[1]]
+        )
+        encoder = keras.Model(inputs, keras.layers.Dense(3)(joined))
+        layer = InitStateLSTM(3, initial_state=Conditional(encoder))
+        context = [np.array([1, 1, 2, 1]), np.array([[0, 0], [1, 0], [0, 0], [0, 0]])]
+        context[1] = context[1].astype("float32")
+        layer(X, context=context)
+        found = in_plane(plot_initial_state(layer, X, context=context).axes[-1])
+        assert len(found["starts"]) == 3
+
+    @pytest.mark.parametrize(
+        ("context", "message"),
+        [
+            (None, r"`context` is missing.*\(batch, ...\).*Received: context=None"),
+            (np.zeros(BATCH + 1, int), r"`context` must.*\(4, ...\).*Received.*\(5,\)"),
+            ("text", "`context` must be.*Received: context='text'"),
+        ],
+    )
+    def test_a_context_that_does_not_fit_is_refused(self, context, message):
+        with pytest.raises(ValueError, match=message):
+            plot_initial_state(embedded(5), X, context=context)
+        assert not plt.get_fignums()
+
+    def test_a_superfluous_context_is_refused(self):
+        with pytest.raises(ValueError, match="`context` is for a layer with a `Cond"):
+            plot_initial_state(layer_with_weights(lstm()), X, context=np.zeros(BATCH))
+
+    def test_an_encoder_that_is_not_built_is_refused(self):
+        start = Conditional(keras.layers.Dense(3))
+        layer = InitStateLSTM(3, initial_state=start)
+        layer(X, initial_state=[np.zeros((BATCH, 3), "float32")] * 2)
+        with pytest.raises(ValueError, match="`layer` must be built"):
+            plot_initial_state(layer, X, context=np.zeros((BATCH, 2)))
