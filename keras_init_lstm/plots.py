@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # With more, single units can no longer be told apart, and the order says more.
 _MOST_UNSORTED = 32
 # With more, single paths can no longer be followed, nor single starts be named.
-_MOST_PATHS = 10
+_LEAST_PATHS, _MOST_PATHS = 5, 10
 _MOST_NAMES = 20
 # Of Okabe and Ito, which colour-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -46,10 +46,10 @@ def plot_initial_state(
 
     Below, with `sequences`, is the plane of the first two principal components of all
     visited states, those of an LSTM joined as `[h, c]`: a grey dot for each, the paths
-    of up to ten sequences, and in black where they start, for `Conditional` once for
-    each distinct row of `context`. The axes say how much of the variance each component
-    holds; what lies off the plane is not seen. Needs matplotlib:
-    `pip install keras_init_lstm[plot]`.
+    of a few sequences (one from each start, but at least five and at most ten), and in
+    black where they start, for `Conditional` once for each distinct row of `context`.
+    The axes say how much of the variance each component holds; what lies off the plane
+    is not seen. Needs matplotlib: `pip install keras_init_lstm[plot]`.
 
     Every sequence is run from the owned initial state, as at inference, also with
     `stateful=True`. The layer is left as it was.
@@ -409,7 +409,8 @@ def _draw_plane(
     dots.set_rasterized(True)
     # One of each start, then others.
     others = np.setdiff1d(np.arange(paths.shape[1]), first)
-    chosen = np.concatenate([np.sort(first), others])[:_MOST_PATHS]
+    count = np.clip(len(first), _LEAST_PATHS, _MOST_PATHS)
+    chosen = np.concatenate([np.sort(first), others])[:count]
     ended: dict[str, Any] = {"marker": "s", "ms": 5, "mfc": "white"}
     for row in chosen:
         style, color = divmod(group[row], len(_COLORS))

@@ -482,11 +482,11 @@ class TestPlane:
         np.testing.assert_allclose(found["starts"], project(start), **close)
         assert found["names"] == [str(each) for each in distinct]
         np.testing.assert_array_equal(found["named at"], found["starts"])
-        # One path of each id, then others, up to ten.
+        # One path of each id, up to ten; then others, up to five.
         seen, repeated = [], []
         for row, each in enumerate(ids):
             (repeated if each in ids[seen] else seen).append(row)
-        rows = (seen + repeated)[:10]
+        rows = (seen + repeated)[: min(10, max(5, len(seen)))]
         assert len(found["paths"]) == len(rows)
         looks = {}
         for row, path, end, look in zip(
