@@ -20,7 +20,7 @@ NEEDED = {
     "test_plots.py": ("matplotlib",),
     "test_sequences.py": ("tensorflow",),
     "test_tensorboard.py": ("tensorflow",),
-    "test_text.py": ("matplotlib",),
+    "test_text.py": ("matplotlib", "tensorflow"),
     "test_typing.py": ("mypy", "pyright"),
 }
 collect_ignore = [
@@ -48,7 +48,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "backends",
     parent=hypothesis.settings.get_profile("default"),
-    max_examples=8,
+    max_examples=5,
 )
 # For mutation testing, where a failure says enough by itself.
 hypothesis.settings.register_profile(
