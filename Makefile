@@ -7,7 +7,7 @@ torch ?= torch==2.13.0
 FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: bench demo fuzz hammer test test-backends test-floor test-jax test-newest test-torch versions
+.PHONY: bench demo docs fuzz hammer test test-backends test-floor test-jax test-newest test-torch versions
 .PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
@@ -15,6 +15,15 @@ demo: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py --output benchmarks/results/bench.png
+
+# The API reference: build/docs/index.html.
+docs: .venv/ready
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	TF_CPP_MIN_LOG_LEVEL=3 PDOC_ALLOW_EXEC=1 $(BIN)/python -c \
+	'from pathlib import Path; import pdoc; from pdoc import docstrings, render; \
+	render.configure(docformat="google"); \
+	docstrings.GOOGLE_LIST_SECTIONS.append("Call arguments"); \
+	pdoc.pdoc("keras_init_lstm", "keras_init_lstm.streams", output_directory=Path("build/docs"))'
 
 # Random cases beside Keras's layers; `benchmarks/fuzz.py --help` has the options.
 fuzz: .venv/ready
