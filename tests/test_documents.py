@@ -1,4 +1,4 @@
-"""What the documents print runs: docstrings, and the README against a built wheel."""
+"""What the documents print runs, and what they link to and name is there."""
 
 import doctest
 import importlib
@@ -17,13 +17,61 @@ import keras_init_lstm
 from oracles import to_numpy
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# What a program wrote is in benchmarks/results, and runs nothing.
+RESULTS = ROOT / "benchmarks" / "results"
+FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "keras_init_lstm"))]
+FOLDERS += [ROOT / "notebooks", RESULTS]
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for folder in FOLDERS
+    for path in sorted(folder.glob("*.md"))
+}
+WRITTEN = [name for name in DOCUMENTS if (ROOT / name).parent != RESULTS]
+README, GUIDE, MIGRATION = (
+    DOCUMENTS[name] for name in ("README.md", "GUIDE.md", "MIGRATION.md")
+)
+# What an older Keras, which `make versions` tests with, does not have.
+SINCE = {"load_keras2_model": (3, 14)}
+KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 MODULES = [
     module.name
     for module in pkgutil.iter_modules(keras_init_lstm.__path__)
     if not module.ispkg
 ]
+
+
+def blocks(text):
+    """The fenced blocks of a document: each its language and its code."""
+    found, language, lines = [], None, []
+    for line in text.splitlines():
+        fence = re.fullmatch(r" *```(.*)", line)
+        if fence and language is None:
+            language, lines = fence[1], []
+        elif fence:
+            found.append((language, "\n".join(lines)))
+            language = None
+        elif language is not None:
+            lines.append(line)
+    assert language is None, "a block that does not end"
+    return found
+
+
+def python_of(text):
+    return [code for language, code in blocks(text) if language == "python"]
+
+
+def prose_of(text):
+    """A document without its blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def headings(text):
+    """The anchors of a document, as GitHub makes them of its headings."""
+    found = []
+    for title in re.findall(r"^#+ (.*)$", prose_of(text), re.MULTILINE):
+        kept = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        found.append(kept + (f"-{found.count(kept)}" if kept in found else ""))
+    return found
 
 
 @pytest.mark.tensorflow  # whose tensors they show
@@ -42,41 +90,44 @@ def test_every_public_name_has_an_example():
         assert ">>> " in getattr(keras_init_lstm, name).__doc__, name
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A folder into which a wheel of this checkout is unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([sys.executable, *build, "--wheel-dir", folder, ROOT], check=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+@pytest.mark.tensorflow  # which is there to build it
+def test_the_wheel(wheel):
+    assert (wheel / "keras_init_lstm" / "py.typed").exists()
+    assert [*wheel.glob("*.dist-info/licenses/LICENSE")]
+    names = {path.name.split("-")[0] for path in wheel.iterdir()}
+    assert names == {"keras_init_lstm"}
+
+
 @pytest.mark.tensorflow  # for the logs and the `tf.function` in it
-def test_readme_against_the_wheel(tmp_path):
-    assert len(BLOCKS) >= 10
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            tmp_path,
-            ROOT,
-        ],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
-    assert "keras_init_lstm/py.typed" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_init_lstm"}
-    # In an empty folder, and isolated from this checkout.
+@pytest.mark.parametrize("name", [n for n in WRITTEN if python_of(DOCUMENTS[n])])
+def test_every_block_against_the_wheel(name, wheel, tmp_path):
+    code = [
+        block
+        for block in python_of(DOCUMENTS[name])
+        if all(what not in block or since <= KERAS for what, since in SINCE.items())
+    ]
     script = "\n".join(
         [
             "import sys",
-            f"sys.path.insert(0, {str(tmp_path / 'installed')!r})",
-            *BLOCKS,
+            f"sys.path.insert(0, {str(wheel)!r})",
+            *code,
             "import keras_init_lstm",
             "print(keras_init_lstm.__file__)",
         ]
     )
+    # In an empty folder, and isolated from this checkout.
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],
         cwd=tmp_path,
@@ -86,16 +137,56 @@ def test_readme_against_the_wheel(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "sequential/init_state_lstm/h0/value (64,)"
-    assert lines[-1].startswith(str(tmp_path))
+    assert lines[-1].startswith(str(wheel))
+    # What a comment says that is printed, where it stands alone.
+    said = re.findall(r"^print\(.*\)  # ([(\[].*|\w+/.*)$", "\n".join(code), re.M)
+    assert [line for line in said if line not in lines] == []
 
 
-SETUP, COMPARISON = re.search(
-    r"## What people used before.*?```python\n(.*?)```(.*?)\n## ",
-    README,
-    re.DOTALL,
-).groups()
-CODE = re.findall(r"\| `(.*)` \|\n", COMPARISON)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_no_block_is_skipped(name):
+    # Another language would be neither run nor known to be a command.
+    assert {language for language, _ in blocks(DOCUMENTS[name])} <= {"python", "sh"}
+    assert DOCUMENTS[name].count("```") % 2 == 0
+    assert len(python_of(DOCUMENTS[name])) == DOCUMENTS[name].count("```python")
+
+
+def test_documents_with_code():
+    at_least = {"README.md": 3, "GUIDE.md": 15, "MIGRATION.md": 5}
+    at_least["keras_init_lstm/README.md"] = 2
+    for name, count in at_least.items():
+        assert len(python_of(DOCUMENTS[name])) >= count, name
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links(name):
+    text = prose_of(DOCUMENTS[name])
+    links = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)
+    # A picture in a link is one of both.
+    links += re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text)
+    broken = []
+    for link in links:
+        if re.match(r"https?://|doi:|mailto:", link):
+            continue
+        file, _, heading = link.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        known = not heading or heading in headings(path.read_text())
+        if not path.exists() or not known:
+            broken.append(link)
+    assert not broken
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+    # What it is and how to try it are seen without scrolling far.
+    top = "\n".join(README.splitlines()[:60])
+    for what in ("pip install", "make demo", "make test", "digits.png", "```python"):
+        assert what in top, what
+
+
+COMPARISON = MIGRATION.partition("## trainable-initial-state-rnn and cond-rnn")[2]
+(SETUP,) = python_of(COMPARISON)
+CODE = re.findall(r"\| `(.*)` \|$", COMPARISON, re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", CODE)
@@ -110,9 +201,100 @@ def test_every_capability_of_what_people_used_before(code):
     assert set(same) == {"context" not in code and "initial_state=[h" not in code}
 
 
-def test_every_test_that_the_readme_names_is_there():
-    named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", README))
-    assert len(named) >= 10
-    for file, name in named:
+TROUBLES = GUIDE.partition("## Troubleshooting")[2]
+(PREPARED,) = python_of(TROUBLES)
+ERRORS = re.findall(r"^\| (`+)(.*?)\1 \| `(.*?)` \| .+ \|$", TROUBLES, re.MULTILINE)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """The names that the examples of the errors use."""
+    monkeypatch.chdir(tmp_path)
+    scope = {"keras": keras, "np": np}
+    exec(f"from keras_init_lstm import *\n{PREPARED}", scope)
+    return scope
+
+
+@pytest.mark.parametrize(("_", "says", "code"), ERRORS, ids=lambda value: value[:30])
+def test_every_error_under_troubleshooting(_, says, code, prepared, monkeypatch):
+    if "load_model" in code:  # as in a program that did not import the package
+        known = keras.saving.get_custom_objects()
+        for name in [name for name in known if name.startswith("keras_init_lstm>")]:
+            monkeypatch.delitem(known, name)
+    with pytest.raises((AttributeError, TypeError, ValueError), match=re.escape(says)):
+        eval(code, prepared)
+
+
+def test_ten_errors_are_under_troubleshooting():
+    rows = re.findall(r"^\| .*", TROUBLES, re.MULTILINE)
+    assert len(ERRORS) == len(rows) - 1 == 10  # but for the heading
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_test_that_is_named_is_there(name):
+    named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", DOCUMENTS[name]))
+    assert name != "GUIDE.md" or len(named) >= 10
+    for file, test in named:
         text = (ROOT / "tests" / file).read_text()
-        assert re.search(rf"^ *(def|class) {name}\b" if name else "", text, re.M), name
+        assert re.search(rf"^ *(def|class) {test}\b" if test else "", text, re.M), test
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_command_that_is_named_is_there(name):
+    text = DOCUMENTS[name]
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^)make (?:-k )?([\w-]+)", text, re.MULTILINE):
+        assert re.search(rf"^[^\t#:=]*\b{target}(?= |:)[^=]*:", makefile, re.M), target
+    for program in re.findall(r"\bbenchmarks/\w+\.py\b", text):
+        assert (ROOT / program).exists(), program
+
+
+def test_every_public_name_is_in_what_users_read():
+    for name in keras_init_lstm.__all__:
+        assert re.search(rf"\b{name}\b", README + GUIDE + MIGRATION), name
+
+
+def test_every_module_is_on_the_map():
+    text = DOCUMENTS["keras_init_lstm/README.md"]
+    for name in MODULES:
+        assert f"`{name}.py`" in text, name
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert (ROOT / "keras_init_lstm" / name).exists(), name
+
+
+def test_what_ci_runs_is_in_the_readme():
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("not part of a source distribution")
+    commands = re.findall(r"^make \S+$", script.read_text(), re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert f"`{command}`" in README, command
+
+
+def test_citation():
+    """It has what the format asks for, and is of this version and licence."""
+    text = (ROOT / "CITATION.cff").read_text()
+    entries = dict(re.findall(r"^([\w-]+): *(.*)$", text, re.MULTILINE))
+    values = {key: value.strip('"') for key, value in entries.items()}
+    assert {"cff-version", "message", "title", "authors"} <= set(values)
+    assert values["cff-version"] == "1.2.0" and values["type"] == "software"
+    assert values["version"] == keras_init_lstm.__version__
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'license = "{values["license"]}"' in project
+    (author,) = re.findall(r'^  - name: "(.*)"$', text, re.MULTILINE)
+    assert f'authors = [{{ name = "{author}" }}]' in project
+    # Nothing else that YAML would read in another way: keys, and lists of one level.
+    lines = [line for line in text.splitlines() if not re.match(r"[\w-]+:", line)]
+    assert all(re.fullmatch(r'  - (name: )?"?[\w ]+"?', line) for line in lines)
+
+
+def test_changelog():
+    text = DOCUMENTS["CHANGELOG.md"]
+    sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert sections[0] == "[Unreleased]"
+    for section in sections[1:]:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section)
+    kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert kinds and set(kinds) <= allowed
