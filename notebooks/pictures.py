@@ -1,0 +1,34 @@
+"""Saves the pictures of this folder's README, each an output of its notebook."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+
+HERE = Path(__file__).parent
+# Which of the pictures of a notebook.
+SHOWN = {
+    "01_quickstart": 0,
+    "02_streams": 1,
+    "03_speed": 2,
+    "04_conditional": 3,
+    "05_streams_in_use": 3,
+}
+
+
+def main():
+    for name, number in SHOWN.items():
+        cells = json.loads((HERE / f"{name}.ipynb").read_text("utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        data = [output.get("data", {}) for output in outputs]
+        pictures = [each["image/png"] for each in data if "image/png" in each]
+        png = io.BytesIO(base64.b64decode(pictures[number]))
+        picture = Image.open(png).convert("RGB")
+        picture.thumbnail((800, 800))
+        picture.quantize(128).save(HERE / "pictures" / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
