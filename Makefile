@@ -7,7 +7,7 @@ torch ?= torch==2.13.0
 FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: bench demo docs fuzz hammer test test-backends test-floor test-jax test-newest test-torch versions
+.PHONY: bench demo docs evidence fuzz hammer test test-backends test-floor test-jax test-newest test-torch versions
 .PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
@@ -24,6 +24,10 @@ docs: .venv/ready
 	render.configure(docformat="google"); \
 	docstrings.GOOGLE_LIST_SECTIONS.append("Call arguments"); \
 	pdoc.pdoc("keras_init_lstm", "keras_init_lstm.streams", output_directory=Path("build/docs"))'
+
+# When an initial state helps: goes on where it was stopped; `--help` has the options.
+evidence: .venv/ready
+	$(BIN)/python benchmarks/evidence.py --output benchmarks/results/evidence.png --work out/evidence
 
 # Random cases beside Keras's layers; `benchmarks/fuzz.py --help` has the options.
 fuzz: .venv/ready

@@ -12,6 +12,13 @@ NEEDED = {
     "test_bench.py": ("matplotlib", "tensorflow"),
     "test_cudnn.py": ("tensorflow",),
     "test_demo.py": ("matplotlib", "scipy", "sklearn", "tqdm"),
+    "test_evidence.py": (
+        "aeon",
+        "bokeh_sampledata",
+        "matplotlib",
+        "river",
+        "tensorflow",
+    ),
     "test_export.py": ("ai_edge_litert", "onnxruntime", "tensorflow", "tf2onnx"),
     "test_fused.py": ("tensorflow",),
     "test_fuzz.py": ("tensorflow",),
