@@ -85,7 +85,11 @@ class InitialState(keras.layers.Layer):
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> InitialState:
-            kind = super().__new__(cls, *args, **kwargs)
+            # Of a class without `get_config()` Keras keeps the arguments, if all are
+            # numbers or text: a dtype policy would keep it from being saved.
+            policy = kwargs.get("dtype")
+            named = {"dtype": policy.name} if hasattr(policy, "name") else {}
+            kind = super().__new__(cls, *args, **kwargs | named)
             object.__setattr__(kind, "_made_with", (args, kwargs))
             return kind
 

@@ -344,6 +344,23 @@ class TestKinds:
         layer = InitStateLSTM(2, initial_state=[kind, None])
         assert_same(layer.get_initial_state(1)[0], np.full((1, 2), 2, "float32"))
 
+    def test_a_class_without_a_config_is_saved(self, tmp_path):
+        @keras.saving.register_keras_serializable("test_initial_states")
+        class Level(InitialState):
+            def __init__(self, level=0.0, **kwargs):
+                super().__init__(**kwargs)
+                self.level = level
+
+            def call(self, batch_size, training=False):
+                return keras.ops.full((batch_size, self.units), self.level)
+
+        layer = InitStateLSTM(2, initial_state=Level(0.5), dtype="float32")
+        model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert loaded.layers[0].h0.level == 0.5
+        assert_same(loaded(X), model(X))
+
     def test_a_policy_of_a_users_own(self):
         class Policy(keras.DTypePolicy):
             pass
