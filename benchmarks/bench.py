@@ -25,7 +25,7 @@ from arguments import picture_path, positive
 from contenders import CONTENDERS, Shape, on_gpu, torch
 from experiments import run_all
 from machine import cores, machine
-from picture import save_picture
+from picture import save_picture, save_summary
 from plan import Plan
 from report import geometric_means, heading, tables, targets
 
@@ -150,6 +150,7 @@ def main(argv=None, plan=None):
     text = tables(results, plan)
     print("\n" + text)
     save_picture(args.output, results)
+    save_summary(args.output.with_stem(f"{args.output.stem}_small"), results)
     data, document = (args.output.with_suffix(end) for end in (".json", ".md"))
     data.write_text(json.dumps(rounded(results), separators=(",", ":")) + "\n")
     document.write_text(

@@ -1,5 +1,6 @@
-"""The picture: the speedup over Keras's layer for each shape."""
+"""The pictures: the speedup over Keras's layer for each shape, in full and in small."""
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -62,6 +63,42 @@ def save_picture(path, results):
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     fig.suptitle(heading(results), fontsize="medium")
     fig.savefig(path, dpi=100)
+
+
+def save_summary(path, results):
+    """Draws the default and PyTorch at inference and in `fit`, legible when small."""
+    panels = dict(panels_of(results))
+    shown = {
+        "a call in a tf.function": panels[INFERENCE.action],
+        "a step of fit": panels[FIT.action],
+    }
+    names = {DEFAULT: "InitStateLSTM", TORCH: "PyTorch", TORCH_LOOP: "PyTorch"}
+    # Below each other, since both may be at the same place.
+    below = {DEFAULT: -0.15, TORCH: 0.15, TORCH_LOOP: 0.15}
+    with mpl.rc_context({"font.size": 13}):
+        fig = Figure(figsize=(10, 1.2 + 0.36 * len(shown["a step of fit"])))
+        fig.set_layout_engine("constrained")
+        axes = fig.subplots(1, 2, sharex=True, sharey=True)
+        for ax, (title, panel) in zip(axes, shown.items(), strict=True):
+            for name in [name for name in names if name in next(iter(panel.values()))]:
+                _, color, marker, _ = STYLES[name]
+                medians = [by_name[name]["median"] for by_name in panel.values()]
+                at = np.arange(len(panel)) + below[name]
+                ax.plot(medians, at, marker, color=color, ms=8, label=names[name])
+            ax.axvline(1, color="k", linewidth=1)
+            ax.grid(color="0.9")
+            ax.set_axisbelow(True)
+            ax.set_title(title)
+            ax.set_xlabel("times as fast as keras.layers.LSTM")
+        ax.set_xscale("log")
+        ticks = [t for t in (0.5, 1, 2, 5, 10) if t < 1.2 * ax.get_xlim()[1]]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+        axes[0].set_yticks(range(len(panel)), [k.replace("x", " x ") for k in panel])
+        axes[0].set_ylabel("batch x timesteps x\nfeatures x units")
+        axes[0].invert_yaxis()
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        fig.savefig(path, dpi=90)
 
 
 def panels_of(results):

@@ -90,7 +90,8 @@ def run(tmp_path_factory):
 def test_files(run):
     results, output, printed = run
 
-    assert output.read_bytes().startswith(b"\x89PNG")
+    for picture in (output, output.with_name("picture_small.png")):
+        assert picture.read_bytes().startswith(b"\x89PNG")
     written = json.loads(output.with_suffix(".json").read_text())
     assert written == rounded(results)
     assert rounded({"a": (1.23456, 7, "b")}) == {"a": [1.235, 7, "b"]}
