@@ -218,19 +218,28 @@ def _block(
         # A tape of the caller would otherwise differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
         outputs, saved = forward(program, *stopped)
+        # So would one around a `tf.function`: to be differentiated twice, it wants the
+        # gradient of all that its own gradient reads.
+        saved = [tf.stop_gradient(tensor) for tensor in saved]
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            return first(*inputs, *upstream)
+            # A `tf.function` has a graph for each order of the gradient, and each can
+            # read from the one before alone: not from that of the loop.
+            here = tuple(mark if mark is None else tf.identity(mark) for mark in marks)
 
-        @tf.custom_gradient
-        def first(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-            upstream = [tf.stop_gradient(tensor) for tensor in tensors[len(inputs) :]]
-            kept = saved
-            if not program.training:
-                again = dataclasses.replace(program, training=True)
-                _, kept = forward(again, *stopped)
-            gradients = _backward(program, marks, stopped, kept, upstream)
-            return gradients, functools.partial(_second, program, marks, tensors)
+            @tf.custom_gradient
+            def first(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+                upstream = [
+                    tf.stop_gradient(tensor) for tensor in tensors[len(inputs) :]
+                ]
+                kept = saved
+                if not program.training:
+                    again = dataclasses.replace(program, training=True)
+                    _, kept = forward(again, *stopped)
+                gradients = _backward(program, here, stopped, kept, upstream)
+                return gradients, functools.partial(_second, program, here, tensors)
+
+            return first(*map(tf.identity, inputs), *upstream)
 
         return outputs, gradient
 

@@ -1,6 +1,7 @@
 """The fused loop where it differs from Keras's: when it runs, and what is compiled."""
 
 import dataclasses
+import functools
 import gc
 
 import keras
@@ -195,14 +196,51 @@ def test_differentiated_in_another_way(way, make, training):
     assert_same(got, want, tolerance=1e-5)
 
 
-def test_differentiated_twice_through_a_function_for_inference():
-    layer, x = InitStateLSTM(UNITS), batch()
+@pytest.mark.parametrize(
+    ("make", "training", "most_for_xla"),
+    [
+        (InitStateLSTM, False, 1 << 30),
+        (InitStateLSTM, True, 0),
+        (InitStateGRU, True, 1 << 30),
+        (InitStateSimpleRNN, True, 0),
+    ],
+)
+def test_differentiated_twice_through_a_function(
+    make, training, most_for_xla, monkeypatch
+):
+    monkeypatch.setattr(fused_loop, "_MOST_FOR_XLA", most_for_xla)
+    layer, x = make(UNITS, return_sequences=True), batch()
     layer.build(x.shape)
+    mask = np.arange(x.size // FEATURES).reshape(x.shape[:2]) % 3 != 1
     found = []
-    for each in (layer, reference_of(layer)):
-        call, kernel = tf.function(each), each.cell.kernel.value
-        found.append(gradients(lambda call=call: call(x), [kernel], order=2))
-    assert_same(*found, tolerance=1e-5)
+    for each in (layer, reference_of(layer, return_sequences=True)):
+        variables = [weight.value for weight in each.cell.weights]
+        function = tf.function(functools.partial(each, training=training))
+
+        def call(function=function):
+            return function(x, mask=mask)
+
+        found.append(gradients(call, variables, order=2))
+    assert_same(*found, tolerance=1e-4)
+
+
+def test_differentiated_twice_through_a_function_with_restarts():
+    x, found = batch(), []
+    reset_mask = np.arange(x.size // FEATURES).reshape(x.shape[:2]) % 4 == 0
+    weights = None
+    for use_fused in (True, False):
+        each = InitStateLSTM(UNITS, initial_state="trainable", use_fused=use_fused)
+        each.build(x.shape)
+        weights = weights or [weight + 0.1 for weight in each.get_weights()]
+        each.set_weights(weights)
+        variables = [weight.value for weight in each.weights]
+        function = tf.function(functools.partial(each, training=True))
+
+        def call(function=function):
+            return function(x, reset_mask=reset_mask)
+
+        found.append(gradients(call, variables, order=2))
+    assert_same(*found, tolerance=1e-4)
 
 
 def test_differentiated_twice_by_one_tensor_that_is_both_states():
