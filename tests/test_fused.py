@@ -202,7 +202,6 @@ def test_differentiated_in_another_way(way, make, training):
         (InitStateLSTM, False, 1 << 30),
         (InitStateLSTM, True, 0),
         (InitStateGRU, True, 1 << 30),
-        (InitStateSimpleRNN, True, 0),
     ],
 )
 def test_differentiated_twice_through_a_function(
