@@ -192,6 +192,34 @@ def table(losses, task, units, size):
     return "\n".join(lines)
 
 
+def parts_of(task):
+    """Returns what a task is trained on, chosen by and tested on, as it says itself."""
+    return task.split.__doc__.partition("\n")[0].removeprefix("Returns ")
+
+
+def summary(losses, tasks):
+    """Returns a table of all tasks in their first condition, as Markdown."""
+    lines = [
+        "| task | what is known | one learned start | a start from what is known | "
+        "zeros, and what is known as an input |",
+        "|---|---|---|---|---|",
+    ]
+    for task in [task for task in TASKS if task.name in tasks]:
+        found = losses.of(task.name, *losses.conditions(task.name)[0])
+        rows = [(needs, needs, f"{needs} input") for needs in task.known]
+        if task.stream:
+            rows = [("the state before", "carried, trainable", None)]
+        for what, *kinds in rows:
+            cells = [
+                percent(relative(part(found[kind], "all"), part(found["zeros"], "all")))
+                if kind
+                else ""
+                for kind in ("trainable", *kinds)
+            ]
+            lines.append(f"| {task.name} | {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def adaptation_table(losses, units):
     """Returns a table of the ways to adapt, by the number of examples, as Markdown."""
     sizes = [size for u, size in losses.conditions(ADAPTATION) if u == units]
@@ -229,6 +257,9 @@ def report(losses, settings, tasks):
         "training, the weights are kept that do best on validation data.",
         f"`python benchmarks/evidence.py`: {where['cores']} cores of {where['cpu']}, "
         f"{versions}. All values, for every timestep and seed: `evidence.json`.",
+        "## In short",
+        "The larger model with the larger training data, difference to zeros:",
+        summary(losses, tasks),
         "## Published claims",
         "In how many comparisons (tasks, sizes of the model and of the training data, "
         "kinds) the claim holds, its opposite does, or neither can be told:",
@@ -243,8 +274,8 @@ def report(losses, settings, tasks):
         lines += [
             f"## {task.name}",
             f"{task.question[0].upper()}{task.question[1:]}. Loss: {task.loss}. "
-            f"{task.split.__doc__.partition(chr(10))[0]} {task.steps} steps of "
-            f"{task.batch_size} sequences. Data: {task.source}.",
+            f"Parts: {parts_of(task)} {task.steps} steps of {task.batch_size} "
+            f"sequences. Data: {task.source}.",
         ]
         for units, size in losses.conditions(task.name):
             lines += [

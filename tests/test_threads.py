@@ -94,7 +94,7 @@ def test_of_one_stateless_layer_are_those_of_a_single_thread(wrap):
     want = [to_numpy(layer(x)) for x in batches]
     call = wrap(lambda x: layer(x))
     call(batches[0])
-    for got in at_once(lambda i: [to_numpy(call(batches[i])) for _ in range(10)]):
+    for got in at_once(lambda i: [to_numpy(call(batches[i])) for _ in range(CALLS)]):
         assert all(any(np.allclose(y, w, atol=1e-6) for w in want) for y in got)
     got = at_once(lambda i: to_numpy(call(batches[i])))
     assert_same(got, want, tolerance=1e-6)
