@@ -1,6 +1,8 @@
 """The evidence compares what it says, on data that tell nothing beforehand."""
 
 import json
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +16,7 @@ import evidence_tasks
 from evidence_models import KINDS, LAST_VALUE, Trainer, build, kinds_of, mean
 from evidence_tasks import TASKS
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 BY_NAME = {task.name: task for task in TASKS}
 TRAINED = [
     (task.name, kind) for task in TASKS for kind in kinds_of(task) if kind != LAST_VALUE
@@ -202,7 +205,15 @@ class TestReport:
         path = tmp_path / "evidence.png"
         text = evidence_report.save_report(path, records, SETTINGS)
         assert path.with_suffix(".md").read_text() == text
-        assert json.loads(path.with_suffix(".json").read_text())["records"] == records
+        kept = json.loads(path.with_suffix(".json").read_text())["records"]
+        for record, want in zip(kept, records, strict=True):
+            assert record["loss"] == pytest.approx(want["loss"], rel=1e-5)
+            assert record["by_timestep"] == pytest.approx(want["by_timestep"], rel=1e-5)
+            assert {**record, "loss": 0, "by_timestep": 0} == {
+                **want,
+                "loss": 0,
+                "by_timestep": 0,
+            }
         assert path.read_bytes()[:4] == b"\x89PNG"
         for task in TASKS:
             assert f"### {task.name}: 8 units, many sequences" in text
@@ -243,3 +254,32 @@ class TestReport:
             0,
         )
         assert by_claim["noise in the start regularises"] == (24, 0, 0)
+
+
+class TestResults:
+    """What is committed of the last full run, and what the documents say of it."""
+
+    def test_tables_are_of_the_records(self):
+        kept = json.loads((RESULTS / "evidence.json").read_text())
+        losses = evidence_report.Losses(kept["records"])
+        text = (RESULTS / "evidence.md").read_text()
+        names = {record["task"] for record in kept["records"]}
+        assert names == {*BY_NAME, evidence_report.ADAPTATION}
+        assert kept["settings"] == evidence.FULL
+        for table in (
+            evidence_report.summary(losses, names),
+            evidence_report.answers(losses),
+            evidence_report.table(losses, BY_NAME["vowels"], 16, "few"),
+            evidence_report.adaptation_table(losses, 64),
+        ):
+            assert table in text
+
+    def test_figures_of_the_documents_are_in_the_tables(self):
+        text = (RESULTS / "evidence.md").read_text()
+        root = RESULTS.parents[1]
+        readme = (root / "README.md").read_text()
+        documents = readme, (root / "benchmarks" / "README.md").read_text()
+        found = [re.findall(r"[+-][\d.]+ % \([^)]* to [^)]*\)", d) for d in documents]
+        assert len(found[0]) >= 12
+        for figures in found:
+            assert not [figure for figure in figures if figure not in text]
