@@ -46,6 +46,11 @@ test: .venv/ready
 # The core properties without TensorFlow, on each of the other backends.
 test-backends: test-jax test-torch
 
+# Most of the time of JAX is compiling, and many tests compile the same.
+test-jax: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv-jax/compiled
+test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* HYPOTHESIS_PROFILE=backends .venv-$*/bin/pytest tests
 
