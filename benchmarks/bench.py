@@ -28,6 +28,7 @@ from machine import cores, machine
 from picture import save_picture, save_summary
 from plan import Plan
 from report import geometric_means, heading, tables, targets
+from rounding import rounded
 
 
 def parse_args(argv):
@@ -99,15 +100,6 @@ def plan_of(args, plan):
         seed=args.seed,
         device=args.device,
     )
-
-
-def rounded(value, digits=4):
-    """Returns a structure with no more digits than mean something."""
-    if isinstance(value, dict):
-        return {key: rounded(entry, digits) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(entry, digits) for entry in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def main(argv=None, plan=None):

@@ -105,10 +105,10 @@ def jobs(tasks, settings):
 
 def run(job, settings):
     """Returns the records of a job: one for each seed, with what was measured."""
+    by_name = {task.name: task for task in TASKS}
     if job["task"] == ADAPTATION:
-        task = next(task for task in TASKS if task.name == "vowels")
-        return adapt(task, job, settings)
-    task = next(task for task in TASKS if task.name == job["task"])
+        return adapt(by_name["vowels"], job, settings)
+    task = by_name[job["task"]]
     if job["kind"] == LAST_VALUE:
         return repeat(task, job, settings)
     return compare(task, job, settings)
@@ -136,7 +136,7 @@ def compare(task, job, settings):
         train, validation, test = task.split(seed, job["size"])
         trainer.fit(train, validation, seed, rate, steps)
         records.append(
-            record(job, seed, rate, trainer.losses(test), test)
+            record(job, seed, rate, *summed_up(trainer.losses(test), test))
             | {"train_loss": mean(trainer.losses(train), train)}
         )
     return records
@@ -148,17 +148,22 @@ def repeat(task, job, settings):
     for seed in range(settings["seeds"]):
         _, _, test = task.split(seed, job["size"])
         losses = np.square(test.last - test.targets).sum(axis=-1)
-        records.append(record(job, seed, None, losses, test))
+        records.append(record(job, seed, None, *summed_up(losses, test)))
     return records
 
 
-def record(job, seed, rate, losses, test):
+def summed_up(losses, test):
+    """Returns the mean loss, and that at each timestep."""
+    return mean(losses, test), by_timestep(losses, test).tolist()
+
+
+def record(job, seed, rate, loss, by_timestep=()):
     """Returns what is kept of one training."""
     return job | {
         "seed": seed,
         "rate": rate,
-        "loss": mean(losses, test),
-        "by_timestep": by_timestep(losses, test).tolist(),
+        "loss": loss,
+        "by_timestep": list(by_timestep),
     }
 
 
@@ -187,17 +192,8 @@ def adapt(task, job, settings):
         adaptation.meet(seed, steps)
         for method, examples, rate in best.values():
             loss = adaptation.loss(method, examples, rate, seed)
-            records.append(
-                job
-                | {
-                    "kind": method,
-                    "size": examples,
-                    "seed": seed,
-                    "rate": rate,
-                    "loss": loss,
-                    "by_timestep": [],
-                }
-            )
+            of_method = job | {"kind": method, "size": examples}
+            records.append(record(of_method, seed, rate, loss))
     return records
 
 

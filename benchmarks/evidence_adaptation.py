@@ -29,12 +29,8 @@ def split(seed):
     train, validation = parts(others, seed, count - 80, 80)
     hidden = np.random.default_rng(seed).random(len(train)) < 0.1
     train.known["identity"][hidden] = UNKNOWN
-    speaker = data[np.flatnonzero(new)]
-    return (
-        train,
-        validation,
-        speaker[np.random.default_rng(seed).permutation(len(speaker))],
-    )
+    (speaker,) = parts(data[np.flatnonzero(new)], seed, new.sum())
+    return train, validation, speaker
 
 
 class Adaptation:

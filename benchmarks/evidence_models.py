@@ -5,10 +5,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_init_lstm import Conditional, Fixed, InitStateLSTM, Sampled
+from digits import STDDEV, initial_state
+from keras_init_lstm import Conditional, InitStateLSTM, Sampled
 from text import VOCABULARY
 
-STDDEV = 0.1
 # What each is, and what has to be known about a sequence to use it.
 KINDS = {
     "zeros": ("zeros, as in keras.layers.LSTM", None),
@@ -24,6 +24,7 @@ KINDS = {
     "features input": ("zeros; the features at every step", "features"),
     "past input": ("zeros; the past is read first, without a loss", "past"),
 }
+NEEDS = {kind: needs for kind, (_, needs) in KINDS.items()}
 LAST_VALUE = "last value"  # no model: what was known last is the prediction
 STREAM_KINDS = {
     "zeros": "each chunk starts from zeros",
@@ -79,22 +80,15 @@ def build(task, kind, units, data, seed, use_fused="auto"):
     if data.inputs.ndim == 2:
         sequence = embed(inputs)
     known = None
-    if needs := KINDS.get(kind, ("", None))[1]:
+    if needs := NEEDS.get(kind):
         array = data.known[needs]
         known = keras.Input(array.shape[1:], dtype=array.dtype)
         model_inputs.append(known)
 
-    owned = {
-        "fixed": [
-            Fixed(keras.initializers.RandomNormal(stddev=STDDEV, seed=2 * seed + state))
-            for state in range(2)
-        ],
-        "sampled": Sampled(0.0, STDDEV, seed=seed),
-        "noisy": Sampled(0.0, STDDEV, learned=True, seed=seed),
-        "trainable": "trainable",
-        "carried, trainable": "trainable",
-    }.get(kind, "zeros")
-    if kind == "identity":
+    owned = initial_state(kind.removeprefix("carried, "), units, seed)
+    if kind == "noisy":
+        owned = Sampled(0.0, STDDEV, learned=True, seed=seed)
+    elif kind == "identity":
         owned = Conditional(keras.layers.Embedding(task.identities, units, "zeros"))
         call = {"context": known}
     elif kind == "features":
@@ -229,7 +223,7 @@ class Trainer:
 
     def tensors(self, data):
         """Returns what the model reads, the targets and the weights, as tensors."""
-        needs = KINDS.get(self.kind, ("", None))[1]
+        needs = NEEDS.get(self.kind)
         inputs = [data.inputs, *([data.known[needs]] if needs else [])]
         return tf.nest.map_structure(tf.constant, (inputs, data.targets, data.weights))
 
@@ -287,5 +281,5 @@ def kinds_of(task):
     """Returns the kinds that a task can be done with, by what is known in it."""
     if task.stream:
         return list(STREAM_KINDS)
-    trained = [k for k, (_, needs) in KINDS.items() if not needs or needs in task.known]
+    trained = [k for k, needs in NEEDS.items() if not needs or needs in task.known]
     return trained if task.levels else [*trained, LAST_VALUE]

@@ -12,6 +12,7 @@ from evidence_models import KINDS, LAST_VALUE, STREAM_KINDS
 from evidence_tasks import TASKS
 from machine import machine
 from paired import interval
+from rounding import rounded
 
 ADAPTATION = "adaptation"
 # The colour (of Okabe and Ito's) and the marker.
@@ -99,25 +100,34 @@ class Losses:
         """Returns `{kind: losses (seeds, timesteps + 1)}`, the last over all."""
         return {
             kind: np.array([[*r["by_timestep"], r["loss"]] for r in records])
-            for (*condition, kind), records in self._records.items()
-            if tuple(condition) == (task, units, size)
+            for kind, records in self._by_kind(task, units, size).items()
         }
 
     def rates(self, task, units, size):
         """Returns `{kind: learning rate}`."""
         return {
             kind: records[0]["rate"]
-            for (*condition, kind), records in self._records.items()
-            if tuple(condition) == (task, units, size)
+            for kind, records in self._by_kind(task, units, size).items()
+        }
+
+    def _by_kind(self, *condition):
+        return {
+            kind: records
+            for (*key, kind), records in self._records.items()
+            if tuple(key) == condition
         }
 
 
-def relative(losses, baseline):
+def relative(losses, baseline, which=None):
     """Returns the differences of the logarithms to a baseline, paired by seed.
+
+    `which` is a part of the sequences, as `part` takes it, otherwise each is taken.
 
     To halve a loss and to double it are as far apart, and one seed with a high loss
     does not outweigh the others.
     """
+    if which is not None:
+        losses, baseline = part(losses, which), part(baseline, which)
     return np.log(losses / baseline)
 
 
@@ -149,7 +159,7 @@ def count(losses, claim):
         for units, size in losses.conditions(task.name):
             found = losses.of(task.name, units, size)
             signs += [
-                told(relative(part(found[a], which), part(found[b], which)))
+                told(relative(found[a], found[b], which))
                 for a, b in pairs
                 if size in sizes and {a, b} <= found.keys()
             ]
@@ -193,9 +203,7 @@ def table(losses, task, units, size):
     for kind in found:
         cells = [f"{part(found[kind], 'all').mean():.4g}"]
         cells += [
-            ""
-            if kind == "zeros"
-            else percent(relative(part(found[kind], which), part(zeros, which)))
+            "" if kind == "zeros" else percent(relative(found[kind], zeros, which))
             for which in ("all", "first", "last")
         ]
         lines.append(f"| {kind} | {' | '.join(cells)} | {rates[kind] or ''} |")
@@ -221,9 +229,7 @@ def summary(losses, tasks):
             rows = [("the state before", "carried", None)]
         for what, *kinds in rows:
             cells = [
-                percent(relative(part(found[kind], "all"), part(found["zeros"], "all")))
-                if kind
-                else ""
+                percent(relative(found[kind], found["zeros"], "all")) if kind else ""
                 for kind in ("trainable", *kinds)
             ]
             lines.append(f"| {task.name} | {what} | {' | '.join(cells)} |")
@@ -238,12 +244,10 @@ def adaptation_table(losses, units):
         "|---|---|---|---|---|",
     ]
     for size in sizes:
-        found = {
-            k: part(v, "all") for k, v in losses.of(ADAPTATION, units, size).items()
-        }
-        cells = [f"{found[NOTHING].mean():.4g}"]
+        found = losses.of(ADAPTATION, units, size)
+        cells = [f"{part(found[NOTHING], 'all').mean():.4g}"]
         cells += [
-            percent(relative(found[a], found[b]))
+            percent(relative(found[a], found[b], "all"))
             for a, b in ((START, NOTHING), (ALL, NOTHING), (START, ALL))
         ]
         lines.append(f"| {size} | {' | '.join(cells)} |")
@@ -324,9 +328,7 @@ def draw_adaptation(ax, losses):
     sizes = [size for u, size in losses.conditions(ADAPTATION) if u == units]
     for kind in (START, ALL):
         found = [losses.of(ADAPTATION, units, size) for size in sizes]
-        logs = np.stack(
-            [relative(part(f[kind], "all"), part(f[NOTHING], "all")) for f in found], 1
-        )
+        logs = np.stack([relative(f[kind], f[NOTHING], "all") for f in found], 1)
         draw_interval(ax, sizes, logs, *STYLES[kind], kind)
     ax.set_title(f"a new speaker ({units} units)")
     ax.set_xscale("log", base=2)
@@ -372,25 +374,13 @@ def save_picture(path, losses, tasks):
         fig.savefig(path, dpi=95)
 
 
-def rounded(value):
-    """Returns a number with no more digits than mean something."""
-    return float(f"{value:.6g}")
-
-
 def save_report(path, records, settings):
     """Writes the picture to `path`, and Markdown and JSON beside it.
 
     Returns:
         The Markdown.
     """
-    records = [
-        record
-        | {
-            "loss": rounded(record["loss"]),
-            "by_timestep": [rounded(loss) for loss in record["by_timestep"]],
-        }
-        for record in records
-    ]
+    records = rounded(records, digits=6)
     losses = Losses(records)
     tasks = {record["task"] for record in records}
     save_picture(path, losses, tasks)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
+from digits import LEVELS
 from text import VOCABULARY, cut, encode, read_text
 
 
@@ -247,9 +248,6 @@ def split_text(seed, size):
         sequences(test[:half], 1024, seed),
         sequences(test[half:], 4096, seed),
     )
-
-
-LEVELS = 17  # of grey, in the images of digits
 
 
 @cache

@@ -13,7 +13,7 @@ import evidence
 import evidence_models
 import evidence_report
 import evidence_tasks
-from evidence_models import KINDS, LAST_VALUE, Trainer, build, kinds_of, mean
+from evidence_models import LAST_VALUE, NEEDS, Trainer, build, kinds_of, mean
 from evidence_tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -21,7 +21,6 @@ BY_NAME = {task.name: task for task in TASKS}
 TRAINED = [
     (task.name, kind) for task in TASKS for kind in kinds_of(task) if kind != LAST_VALUE
 ]
-NEEDS = {kind: needs for kind, (_, needs) in KINDS.items()}
 SETTINGS = evidence.QUICK | {"share": 0.05, "rates": [0.01, 0.03]}
 
 

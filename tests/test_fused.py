@@ -211,16 +211,17 @@ def test_differentiated_twice_through_a_function(
     layer, x = make(UNITS, return_sequences=True), batch()
     layer.build(x.shape)
     mask = np.arange(x.size // FEATURES).reshape(x.shape[:2]) % 3 != 1
-    found = []
-    for each in (layer, reference_of(layer, return_sequences=True)):
-        variables = [weight.value for weight in each.cell.weights]
-        function = tf.function(functools.partial(each, training=training))
-
-        def call(function=function):
-            return function(x, mask=mask)
-
-        found.append(gradients(call, variables, order=2))
+    found = [
+        of_a_function_twice(each, x, each.cell.weights, training, mask=mask)
+        for each in (layer, reference_of(layer, return_sequences=True))
+    ]
     assert_same(*found, tolerance=1e-4)
+
+
+def of_a_function_twice(layer, x, weights, training, **kwargs):
+    function = tf.function(functools.partial(layer, training=training))
+    variables = [weight.value for weight in weights]
+    return gradients(lambda: function(x, **kwargs), variables, order=2)
 
 
 def test_differentiated_twice_through_a_function_with_restarts():
@@ -232,13 +233,9 @@ def test_differentiated_twice_through_a_function_with_restarts():
         each.build(x.shape)
         weights = weights or [weight + 0.1 for weight in each.get_weights()]
         each.set_weights(weights)
-        variables = [weight.value for weight in each.weights]
-        function = tf.function(functools.partial(each, training=True))
-
-        def call(function=function):
-            return function(x, reset_mask=reset_mask)
-
-        found.append(gradients(call, variables, order=2))
+        found.append(
+            of_a_function_twice(each, x, each.weights, True, reset_mask=reset_mask)
+        )
     assert_same(*found, tolerance=1e-4)
 
 
