@@ -42,7 +42,8 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
     - arrays and `PyDataset`, shuffled or not (shuffled arrays on TensorFlow only after
       `keras.utils.set_random_seed`). What they draw from `random` and `np.random` is
       drawn again. What a `PyDataset` keeps of one epoch for the next, such as an order
-      that it shuffles further, is lost;
+      that it shuffles further, is lost. On JAX and PyTorch, leave `workers` of a
+      `PyDataset` at 1: with more, the order of an epoch depends on the epochs before;
     - a `torch.utils.data.DataLoader` without a generator of its own;
     - a `tf.data.Dataset` with the same order in each epoch, so with
       `shuffle(..., seed=..., reshuffle_each_iteration=False)`;
