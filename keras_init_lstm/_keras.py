@@ -4,6 +4,7 @@ Each function says what Keras has no public way to say. `tests/test_keras.py` ha
 test for each, so that a release of Keras that changes one is named by it.
 """
 
+import inspect
 from typing import Any
 
 import keras
@@ -43,6 +44,35 @@ def is_empty(variable: keras.Variable) -> bool:
 def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
     """Lets `fit()` begin at an epoch, in place of its argument `initial_epoch`."""
     model._initial_epoch = epoch
+
+
+def data_of_fit() -> Any:
+    """The object from which the running `fit()` takes its batches, or `None`.
+
+    Keras tells a callback nothing about the data, so this looks for the local variable
+    of `fit()` among the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        epoch_iterator = frame.f_locals.get("epoch_iterator")
+        if epoch_iterator is not None:
+            return epoch_iterator.data_adapter
+        frame = frame.f_back
+    return None
+
+
+def epoch_of_data(data: Any) -> int | None:
+    """The number from which Keras 3.16 draws the order of an epoch.
+
+    It counts the epochs of one call of `fit()`, whatever the first epoch is. An older
+    Keras draws the order from the global generators, and has no such number.
+    """
+    return getattr(data, "_epoch", None)
+
+
+def set_epoch_of_data(data: Any, epoch: int) -> None:
+    """Sets the number that `epoch_of_data()` returns."""
+    data._epoch = epoch
 
 
 def build_metrics(model: keras.Model, batch: Any) -> None:

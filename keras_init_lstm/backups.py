@@ -6,14 +6,21 @@ import json
 import os
 import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_init_lstm._keras import begin_at_epoch, build_metrics, layers_within
+from keras_init_lstm._keras import (
+    begin_at_epoch,
+    build_metrics,
+    data_of_fit,
+    epoch_of_data,
+    layers_within,
+    set_epoch_of_data,
+)
 from keras_init_lstm.backend import backend
 from keras_init_lstm.streams import CarriedState
 from keras_init_lstm.validation import described
@@ -62,8 +69,9 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
     Raises:
         ValueError: If an argument is not as above, if the model is not built before
             `fit()`, and where a restored run could not be exact: the backup is of
-            another model, the data end before the batch where it goes on, or they go on
-            from epoch to epoch and are not as above.
+            another model or of a Keras that orders the batches otherwise, the data end
+            before the batch where it goes on, or they go on from epoch to epoch and
+            are not as above.
 
     Example:
     >>> import tempfile
@@ -116,26 +124,33 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         self._source: Any = None
         self._read = self._batch = 0
         self._random: Any = None
+        self._data = data_of_fit()
+        self._undo_epoch: Callable[[], None] = lambda: None
         # What is to be restored.
         self._backup: _Backup | None = None
         if self._path.exists():
             self._backup = _Backup.read_from(self._path)
+            self._check_order(self._backup)
             optimizer = self.model.optimizer
             if optimizer is not None and not optimizer.built:
                 optimizer.build(self.model.trainable_variables)
             self._assign(self._variables(), self._backup.variables)
-            begin_at_epoch(self.model, self._backup.epoch)
+            model = self.model
+            self._undo_epoch = _before_next_training(
+                model, lambda: begin_at_epoch(model, None)
+            )
+            begin_at_epoch(model, self._backup.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # Otherwise the next `fit()` would begin there too.
-        begin_at_epoch(self.model, None)
+        self._undo_epoch()
         self._went_on = self._read > self._batch
         self._epoch, self._batch = epoch, 0
         if self._backup is not None:
-            _set_random_state(self._backup.random)
+            _set_random_state(self._backup.random, self._data)
             if self._backup.batch == 0:
                 self._backup = None
-        self._random_at_epoch_begin = _random_state()
+        self._random_at_epoch_begin = _random_state(self._data)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch > 0 and self._backup is None:
@@ -148,7 +163,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         # Called by `fit()` once, with what it would train on: the state, on JAX alone,
         # and an iterator, or on PyTorch a list of batches.
         def stand_in(*arguments: Any) -> Any:
-            model.train_function = train_function
+            restore()
             *state, source = arguments
             if batch == 0:
                 self._meet(source)
@@ -157,6 +172,11 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             self._skip(model, source, self._backup)
             return (self._backup.logs, *state) if state else self._backup.logs
 
+        def undo() -> None:
+            if model.train_function is stand_in:  # `compile()` may have reset it.
+                model.train_function = train_function
+
+        restore = _before_next_training(model, undo)
         model.train_function = stand_in
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -182,16 +202,27 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
                 f"batches, as before. Received: {self._batch}"
             )
         if self.save_freq == "epoch":
-            self._save(epoch + 1, 0, _random_state(), logs)
+            self._save(epoch + 1, 0, _random_state(self._data), logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        begin_at_epoch(self.model, None)
-        self._source = self._backup = None
+        self._undo_epoch()
+        self._source = self._data = self._backup = None
         if self.delete_checkpoint:
             self._path.unlink(missing_ok=True)
             _temporary(self._path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # Something else is in it.
                 self._path.parent.rmdir()
+
+    def _check_order(self, backup: "_Backup") -> None:
+        """Raises a `ValueError` if the batches can't come in the order of `backup`."""
+        was_counted = backup.random["epoch_of_data"] is not None
+        is_counted = epoch_of_data(self._data) is not None
+        if self._data is None or was_counted != is_counted:
+            raise ValueError(
+                f"The backup in {self.backup_dir} can't be restored exactly: its "
+                "training must continue with the same version of Keras, and by the "
+                f"`fit()` of Keras. Received: Keras {keras.__version__}"
+            )
 
     def _meet(self, source: Any) -> None:
         """Takes note of what the first batch of an epoch comes from."""
@@ -343,9 +374,43 @@ def _to_numpy(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
     return [a.astype("float32") if a.dtype.kind == "V" else a for a in arrays]
 
 
-def _random_state() -> dict[str, Any]:
+def _before_next_training(
+    model: keras.Model, undo: Callable[[], None]
+) -> Callable[[], None]:
+    """Makes sure that a change of `model` is undone, whatever happens to `fit()`.
+
+    Keras does not tell a callback when an exception ends `fit()`. But `fit()` and
+    `train_on_batch()` begin with the public `make_train_function()`.
+
+    Args:
+        model: The model that is trained.
+        undo: Function that undoes the change. It may be called twice.
+
+    Returns:
+        Function that undoes the change now.
+    """
+    attributes = vars(model)
+    before = attributes.get("make_train_function")
+
+    def restore() -> None:
+        undo()
+        if attributes.get("make_train_function") is make_train_function:
+            del attributes["make_train_function"]
+            if before is not None:  # Of another callback like this one.
+                attributes["make_train_function"] = before
+
+    def make_train_function(*args: Any, **kwargs: Any) -> Any:
+        restore()
+        return model.make_train_function(*args, **kwargs)
+
+    attributes["make_train_function"] = make_train_function
+    return restore
+
+
+def _random_state(data: Any) -> dict[str, Any]:
     """Returns the states of the generators from which data may draw their order."""
     return {
+        "epoch_of_data": epoch_of_data(data),
         "python": random.getstate(),
         # The global one, which Keras uses.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
@@ -353,7 +418,9 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], data: Any) -> None:
+    if state["epoch_of_data"] is not None:
+        set_epoch_of_data(data, state["epoch_of_data"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(state["numpy"])  # noqa: NPY002

@@ -15,7 +15,14 @@ import pytest
 from keras import layers
 
 from backends import BACKEND, in_a_fresh_process, tf
-from keras_init_lstm import ExactBackupAndRestore, InitStateLSTM, ResetStates, Sampled
+from keras_init_lstm import (
+    ExactBackupAndRestore,
+    InitStateLSTM,
+    ResetStates,
+    Sampled,
+    backups,
+)
+from keras_init_lstm._keras import epoch_of_data
 from models import BATCH, FEATURES, normal
 from oracles import assert_same, flat
 
@@ -284,6 +291,59 @@ class TestGoesOn:
         assert_same(state_of(model), want)
 
 
+@asked_for
+class TestLeavesNothingBehind:
+    """An exception may end `fit()` anywhere, and Keras then tells no callback."""
+
+    @pytest.fixture
+    def backed_up(self, backup):
+        """A model whose backup is of batch 2 of epoch 1."""
+        interrupted(backup, (1, 3))
+        return model_of()
+
+    def fit(self, model, *callbacks, **kwargs):
+        arguments = {**SOURCES["arrays"](), "verbose": 0, "epochs": EPOCHS, **kwargs}
+        return model.fit(**arguments, callbacks=[*callbacks]).epoch
+
+    @pytest.mark.parametrize("way", ["fit", "train_on_batch", "compiled again"])
+    def test_between_a_callback_and_its_step(self, way, backup, backed_up):
+        model = backed_up
+        with pytest.raises(KeyboardInterrupt):  # While a batch is to be read only.
+            self.fit(model, backup(), Interrupt(1, 0))
+        if way == "compiled again":
+            model.compile("adam", "mse", **FAST)
+        before = int(model.optimizer.iterations.numpy())
+        if way == "train_on_batch":
+            for _ in range(BATCHES):
+                model.train_on_batch(X[:BATCH], Y[:BATCH])
+        else:
+            assert self.fit(model, epochs=1) == [0]
+        assert int(model.optimizer.iterations.numpy()) == before + BATCHES
+
+    def test_between_two_of_them(self, tmp_path):
+        model = model_of()
+        two = [ExactBackupAndRestore(tmp_path / name, 2) for name in "ab"]
+        with pytest.raises(KeyboardInterrupt):
+            self.fit(model, *two, Interrupt(0, 0))
+        function = model.train_function
+        self.fit(model, epochs=1)
+        assert model.train_function is not function
+        assert "make_train_function" not in vars(model)
+
+    def test_before_the_first_epoch(self, backup, backed_up):
+        class Fails(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.fit(backed_up, backup(), Fails())
+        assert self.fit(backed_up, epochs=1) == [0]
+
+    def test_in_fit(self, backup, backed_up):
+        self.fit(backed_up, backup())
+        assert "make_train_function" not in vars(backed_up)
+
+
 class Tell(keras.callbacks.Callback):
     """Writes a byte after each batch."""
 
@@ -472,6 +532,24 @@ class TestRefuses:
         interrupted(backup, (1, 1))
         with pytest.raises(ValueError, match=r"of another model.*shapes.*shapes"):
             train(backup(), make=lambda: model_of(InitStateLSTM(3, stateful=True)))
+
+    def test_the_backup_of_another_keras(self, backup, monkeypatch):
+        """One draws the order of an epoch from its number, one from the generators."""
+
+        def of_another(data):
+            return 1 if epoch_of_data(data) is None else None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(backups, "epoch_of_data", of_another)
+            interrupted(backup, (1, 1))
+        with pytest.raises(ValueError, match=r"same version of Keras.*Received: Keras"):
+            train(backup())
+
+    def test_data_that_it_does_not_find(self, backup, monkeypatch):
+        interrupted(backup, (1, 1))
+        monkeypatch.setattr(backups, "data_of_fit", lambda: None)
+        with pytest.raises(ValueError, match=r"by the `fit\(\)` of Keras"):
+            train(backup())
 
     def test_data_that_end_before(self, backup):
         interrupted(backup, (1, 4))

@@ -3,6 +3,8 @@
 One that fails names what a new release of Keras has changed.
 """
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -69,6 +71,43 @@ def test_initial_epoch_is_where_fit_begins(model):
     x, y = keras.ops.ones((2, 3)), keras.ops.ones((2, 1))
     history = model.fit(x, y, epochs=3, verbose=0, callbacks=[Begins()])
     assert history.epoch == [2]
+
+
+def test_the_order_of_an_epoch_is_drawn_from_its_number_or_a_generator():
+    class Data(keras.utils.PyDataset):
+        def __init__(self):
+            super().__init__()
+            self.orders = []
+
+        def __len__(self):
+            return 20
+
+        def on_epoch_begin(self):
+            self.orders.append([])
+
+        def __getitem__(self, index):
+            self.orders[-1].append(index)
+            return np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
+
+    class Restores(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            data = _keras.data_of_fit()
+            assert data.py_dataset is given
+            if epoch == 0:
+                self.state = random.getstate(), _keras.epoch_of_data(data)
+            if epoch == 2:
+                random.setstate(self.state[0])
+                if self.state[1] is not None:
+                    _keras.set_epoch_of_data(data, self.state[1])
+
+    given = Data()
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    given.orders.append([])  # From before the first epoch.
+    model.fit(given, epochs=3, shuffle=True, verbose=0, callbacks=[Restores()])
+    first, second, third = given.orders[-3:]
+    assert first == third != second
+    assert _keras.data_of_fit() is None
 
 
 def test_symbolic_build_builds_the_metrics(model):
