@@ -5,6 +5,7 @@ test for each, so that a release of Keras that changes one is named by it.
 """
 
 import inspect
+import types
 from typing import Any
 
 import keras
@@ -83,6 +84,16 @@ def build_metrics(model: keras.Model, batch: Any) -> None:
 def mask_of(tensor: Any) -> Any:
     """The mask that Keras keeps beside a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
+
+
+def rnn_hands_mask_on() -> bool:
+    """Whether a recurrent layer of Keras hands its mask on to the next layer.
+
+    Up to Keras 3.15 it does. Later ones use the mask of their input, and warn that they
+    do not hand it on.
+    """
+    cell = types.SimpleNamespace(call=None, state_size=1)
+    return bool(keras.layers.RNN(cell, name="asked").supports_masking)
 
 
 def infers_shapes() -> bool:

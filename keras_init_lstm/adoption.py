@@ -7,6 +7,7 @@ import keras
 
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.copies import copy_layer, inner_layers, make_anew
+from keras_init_lstm.keras2_layers import COUNTERPARTS
 from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.recurrent import InitialStateArgument, InitStateRNN
 from keras_init_lstm.validation import described, is_legacy
@@ -20,7 +21,8 @@ _FAMILY: tuple[type[InitStateRNN], ...] = (
 # What takes the place of a layer, by its exact class: a subclass may compute something
 # else, and is left alone.
 _OF_KERAS: dict[type, type[InitStateRNN]] = {cls.keras_layer: cls for cls in _FAMILY}
-_REPLACED = {**_OF_KERAS, **{cls: cls for cls in _FAMILY}}
+_OF_KERAS |= COUNTERPARTS
+_REPLACED = {**_OF_KERAS, **{cls: cls for cls in _OF_KERAS.values()}}
 
 
 def counterpart_of(layer: keras.layers.RNN) -> type[InitStateRNN]:
@@ -32,7 +34,7 @@ def counterpart_of(layer: keras.layers.RNN) -> type[InitStateRNN]:
     if type(layer) not in _REPLACED:
         raise ValueError(
             f"The layer {layer.name} (of class {type(layer).__name__}) is not one of "
-            f"{', '.join(cls.__name__ for cls in _REPLACED)}"
+            f"{', '.join(dict.fromkeys(cls.__name__ for cls in _REPLACED))}"
         )
     return _REPLACED[type(layer)]
 
@@ -139,7 +141,7 @@ def with_initial_state(
     def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         if id(layer) in chosen:
             return _REPLACED[type(layer)].from_keras(layer, initial_state)
-        if type(layer) in _FAMILY:
+        if type(layer) in _OF_KERAS.values():
             return type(layer).from_keras(layer)  # It goes on with its stream.
         return make_anew(layer, copy_inner)
 

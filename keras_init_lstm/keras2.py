@@ -30,7 +30,9 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     Returns:
         A model of Keras 3 that is not compiled. Operations on tensors, such as
         `h * 2.0`, masks, and the `hard_sigmoid` of Keras 2 are made of layers and a
-        function of this package: import it before you load a file of such a model.
+        function of this package: import it before you load a file of such a model. The
+        same holds for recurrent layers beside masks from Keras 3.16 on, whose own do
+        not hand a mask to the next layer.
 
     Raises:
         ValueError: If Keras is older than 3.14; if `path` is not that of a whole model

@@ -6,15 +6,14 @@ from typing import Any
 
 import keras
 
+from keras_init_lstm._keras import rnn_hands_mask_on
 from keras_init_lstm.keras2_layers import (
     MASKED_AS_IN_KERAS2,
     OPERATIONS,
+    RECURRENT_AS_IN_KERAS2,
     hard_sigmoid_of_keras2,
 )
 
-# Layers that may be called with initial states.
-_RECURRENT = {"Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
-_RECURRENT |= {"GRU", "LSTM", "RNN", "SimpleRNN"}
 _OPERATION = {"SlicingOpLambda", "TFOpLambda"}
 # Arguments that say nothing, or nothing that the calls do not say.
 _DROPPED = {"batch_input_shape", "input_length", "time_major", "softmax_robust_masking"}
@@ -53,7 +52,13 @@ def for_keras3(text: str | bytes, custom_objects: dict[str, Any]) -> str:
 class _Rewriting:
     def __init__(self, custom_objects: dict[str, Any], masked: bool) -> None:
         self._custom_objects = custom_objects
+        # The layers of this package that stand for layers of Keras.
+        self._ours: dict[str, type] = {}
         self._masked = masked
+        if masked:
+            self._ours |= MASKED_AS_IN_KERAS2
+            if not rnn_hands_mask_on():
+                self._ours |= RECURRENT_AS_IN_KERAS2
 
     def rewrite(self, config: Any) -> Any:
         """Rewrites any part of a configuration."""
@@ -104,7 +109,7 @@ class _Rewriting:
         if name in _OPERATION:
             kept = {key: config[key] for key in ("name", "dtype", "function")}
             return {**layer, **_ours("TensorFlowOperation"), "config": kept}
-        if self._masked and name in MASKED_AS_IN_KERAS2:
+        if name in self._ours:
             return {**layer, **_ours(name), "config": config}
         if hasattr(keras.layers, name):
             layer = {**layer, "module": "keras.layers", "registered_name": None}
@@ -220,7 +225,7 @@ def _arguments(layer: dict[str, Any], node: Any) -> dict[str, Any]:
         )
     if isinstance(node, list) and len(node) == 1:
         node = node[0]
-    elif layer["class_name"] in _RECURRENT:
+    elif layer["class_name"] in RECURRENT_AS_IN_KERAS2:
         # Keras 2 kept the states among the sequences.
         kwargs["initial_state"] = node[1:]
         node = node[0]

@@ -7,6 +7,10 @@ import keras
 from keras import ops
 
 from keras_init_lstm._keras import mask_of
+from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
+from keras_init_lstm.recurrent import InitStateRNN
+
+PACKAGE = "keras_init_lstm"
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
@@ -55,7 +59,15 @@ class _MaskOfConcatenated(_MaskOfAll):
         return functools.reduce(lambda a, b: ops.append(a, b, self.axis), mask)
 
 
-class _MaskOfSteps:
+class _HandsMaskOn:
+    """Hands its mask on to the next layer, which an RNN of Keras 3.16 does not do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.supports_masking = True
+
+
+class _MaskOfSteps(_HandsMaskOn):
     name: str
     layer: Any
 
@@ -89,15 +101,15 @@ class _NoMask:
         return None
 
 
-def _masked_as_in_keras2(name: str, mixin: type) -> type:
-    layer = type(name, (mixin, getattr(keras.layers, name)), {})
+def _masked_as_in_keras2(base: type, mixin: type, package: str = PACKAGE) -> type:
+    layer = type(base.__name__, (mixin, base), {})
     layer.__module__ = __name__
-    return keras.saving.register_keras_serializable(package="keras_init_lstm")(layer)
+    return keras.saving.register_keras_serializable(package)(layer)
 
 
 # The layers of Keras 3 that do otherwise with masks than those of Keras 2 did.
 MASKED_AS_IN_KERAS2 = {
-    name: _masked_as_in_keras2(name, mixin)
+    name: _masked_as_in_keras2(getattr(keras.layers, name), mixin)
     for name, mixin in {
         "Add": _MaskOfAll,
         "Average": _MaskOfAll,
@@ -112,6 +124,21 @@ MASKED_AS_IN_KERAS2 = {
         "Subtract": _MaskOfAll,
         "TimeDistributed": _MaskOfSteps,
     }.items()
+}
+# Those that do so where Keras does not hand the mask of a recurrent layer on.
+RECURRENT_AS_IN_KERAS2 = {
+    name: _masked_as_in_keras2(getattr(keras.layers, name), _HandsMaskOn)
+    for name in (
+        *("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+        *("GRU", "LSTM", "RNN", "SimpleRNN"),
+    )
+}
+# And the layers of this package that take their places.
+COUNTERPARTS = {
+    RECURRENT_AS_IN_KERAS2[cls.keras_layer.__name__]: _masked_as_in_keras2(
+        cls, _HandsMaskOn, f"{PACKAGE}.keras2"
+    )
+    for cls in (InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN)
 }
 
 

@@ -130,6 +130,17 @@ def test_a_mask_is_kept_beside_its_tensor():
     assert tuple(_keras.mask_of(words).shape) == (None, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not support masking")
+def test_rnn_says_whether_it_hands_its_mask_on():
+    words = layers.Embedding(5, 2, mask_zero=True)(keras.Input((3,), dtype="int32"))
+    for layer in (
+        layers.LSTM(2, return_sequences=True),
+        layers.Bidirectional(layers.GRU(2, return_sequences=True)),
+    ):
+        handed_on = _keras.mask_of(layer(words)) is not None
+        assert handed_on == _keras.rnn_hands_mask_on()
+
+
 @pytest.mark.tensorflow  # PyTorch runs the call for the shapes once more.
 def test_scope_says_whether_it_is_in_another():
     found = []

@@ -81,6 +81,22 @@ class TestFiles:
             tf.nest.assert_same_structure(predicted, expected)
             assert_same(predicted, expected, tolerance)
 
+    def test_masks_are_handed_on_by_copies_and_their_files(self, tmp_path):
+        """Which Keras 3.16 leaves to the user."""
+        lstm = layers.LSTM(2, return_sequences=True)
+        old = with_drawn_weights(sequential(layers.Masking(), lstm, layers.LSTM(2)))
+        x = np.where(np.arange(TIMESTEPS)[:, None] < 2, X, 0).astype("float32")
+        old.save(tmp_path / "old.keras")
+        model = load_keras2_model(tmp_path / "old.keras")
+        adopted = with_initial_state(model, "trainable")
+        assert type(adopted.layers[1]).__name__ == "InitStateLSTM"
+        again = with_initial_state(adopted, "fixed", where=adopted.layers[1].name)
+        for each in (model, adopted, again):
+            assert_same(each(x), old(x), 1e-6)
+            each.save(tmp_path / "new.keras")
+            loaded = keras.models.load_model(tmp_path / "new.keras")
+            assert_same(loaded(x), old(x), 1e-6)
+
     @pytest.mark.parametrize("version", ["2.1.6-tf", "2.2.4"])
     def test_as_early_versions_wrote_them(self, version, tmp_path):
         """Without input layers, modules and `reset_after`; HDF5 whatever the name."""
