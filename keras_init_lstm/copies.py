@@ -48,7 +48,10 @@ def copy_layer(
 
     def copy_inner(inner: Any) -> Any:
         if id(inner) not in made:
-            made[id(inner)] = (make or make_anew)(inner, copy_inner)
+            made[id(inner)] = copied = (make or make_anew)(inner, copy_inner)
+            # Whether a mask is handed on may have been set, and is in no configuration.
+            if isinstance(inner, keras.layers.Layer):
+                copied.supports_masking = inner.supports_masking
         return made[id(inner)]
 
     return copy_inner(layer)

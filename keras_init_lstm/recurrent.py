@@ -260,6 +260,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             initial_state = layer._layout.pack(kinds)
         arguments["initial_state"] = initial_state
         taken = cls(**{**cls._exact_arguments, **arguments, **kwargs})
+        taken.supports_masking = layer.supports_masking
         if layer.built:
             taken.build_from_config(layer.get_build_config())
             taken.built = True
