@@ -6,6 +6,7 @@ test for each, so that a release of Keras that changes one is named by it.
 
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -30,6 +31,14 @@ def set_trainable_of_itself(layer: keras.layers.Layer, trainable: bool) -> None:
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """What a model was compiled with; `get_compile_config()` holds no functions."""
     return dict(model._compile_config.config)
+
+
+def trace(call: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function with symbolic tensors, as Keras builds layers by their call.
+
+    The function is given tensors of the backend; only variables come of it.
+    """
+    return _backend.compute_output_spec(call, *args)
 
 
 def output_shape_of(layer: keras.layers.Lambda) -> Any:

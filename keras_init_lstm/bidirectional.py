@@ -111,9 +111,9 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
                 sequences, states, context if takes_it else None, reset_mask
             )
 
-    def _build_owned(self, context_shape: Any) -> None:
+    def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
         for direction, _ in self._directions(None):
-            direction._build_owned(context_shape)
+            direction._build_owned(context, at_once)
 
     def build(
         self,

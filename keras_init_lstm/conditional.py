@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from keras_init_lstm._keras import infers_shapes
 from keras_init_lstm._types import LayerArguments
-from keras_init_lstm.copies import copy_layer, hand_over
+from keras_init_lstm.copies import (
+    build_from_config,
+    builds_itself,
+    copy_layer,
+    hand_over,
+)
 from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.validation import described, fits, one_of, shape_text
 
@@ -102,7 +108,7 @@ class Conditional(InitialState):
 
     def build(self, state_shape: tuple[int], context_shape: Any = None) -> None:
         super().build(state_shape)
-        if not self.encoder.built:
+        if builds_itself(self.encoder) and not self.encoder.built:
             self.encoder.build(context_shape)
         try:
             output_shape = self.encoder.compute_output_shape(context_shape)
@@ -143,7 +149,8 @@ class Conditional(InitialState):
         )
 
     def _check_output(self, shape: Any, batch_size: Any = None) -> None:
-        expected = (batch_size if isinstance(batch_size, int) else None, self.units)
+        known = isinstance(batch_size, int) and not infers_shapes()
+        expected = (batch_size if known else None, self.units)
         try:
             right = fits(tuple(shape), expected)
         except TypeError:  # The encoder returned a structure.
@@ -167,5 +174,9 @@ class Conditional(InitialState):
     def from_config(cls, config: dict[str, Any]) -> Self:
         encoder = config["encoder"]
         if isinstance(encoder, dict):
-            encoder = keras.saving.deserialize_keras_object(encoder)
+            shapes = encoder.get("build_config")
+            encoder = keras.saving.deserialize_keras_object(
+                {**encoder, "build_config": None}
+            )
+            build_from_config(encoder, shapes)
         return super().from_config({**config, "encoder": encoder})

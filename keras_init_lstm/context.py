@@ -41,8 +41,14 @@ class TakesContext(keras.layers.Layer):
         """Raises a `ValueError` if the arguments of a call do not fit the layer."""
         raise NotImplementedError
 
-    def _build_owned(self, context_shape: Any) -> None:
-        """Builds what the owned states need, so far as it is not built."""
+    def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
+        """Builds what the owned states need, so far as it is not built.
+
+        Args:
+            context: What `specs_of()` returns of a context.
+            at_once: Whether all of it must be built, as in a Functional model, or may
+                be left to the call that follows. Defaults to `False`.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -97,13 +103,17 @@ class TakesContext(keras.layers.Layer):
             )
         if rank < 3 or rank != getattr(self.input_spec, "ndim", rank):
             return  # Keras refuses it, and must find the layer as it was.
-        if self.built:
-            # By calls with explicit states and no context, but for the encoders.
-            self._build_owned(shapes_of(context))
-        elif context is None:
+        specs = specs_of(context)
+        leaves = keras.tree.flatten((sequences, context))
+        symbolic = any(isinstance(leaf, keras.KerasTensor) for leaf in leaves)
+        # Before the layer, which knows but shapes; and after it, as calls with explicit
+        # states and no context build all but the encoders.
+        self._build_owned(specs, at_once=symbolic)
+        if not self.built and context is None:
             self.build(tuple(sequences.shape))
-        else:
-            self.build(tuple(sequences.shape), context_shape=shapes_of(context))
+        elif not self.built:
+            shapes = keras.tree.map_structure(lambda spec: tuple(spec.shape), specs)
+            self.build(tuple(sequences.shape), context_shape=shapes)
 
 
 class ForBothDirections(NamedTuple):
@@ -119,11 +129,18 @@ def unwrapped(argument: Any) -> Any:
     return argument.argument if isinstance(argument, _Wrapped) else argument
 
 
-def shapes_of(context: Any) -> Any:
-    """Returns the shapes of a context, in its structure; `None` if there is none."""
+def specs_of(context: Any) -> Any:
+    """Returns symbolic tensors like those of a context; `None` if there is none."""
     if context is None:
         return None
-    return keras.tree.map_structure(lambda leaf: shape_of(leaf) or (), context)
+    return keras.tree.map_structure(
+        lambda leaf: keras.KerasTensor(shape_of(leaf) or (), _dtype_of(leaf)), context
+    )
+
+
+def _dtype_of(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", None)
+    return keras.backend.standardize_dtype(dtype or type(leaf))
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")

@@ -1,5 +1,6 @@
 """Copies of any layer or model, with its weights."""
 
+import contextlib
 import tempfile
 import types
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from keras_init_lstm._keras import (
     layers_within,
     output_shape_of,
     set_trainable_of_itself,
+    trace,
 )
 
 
@@ -107,8 +109,7 @@ def make_anew(
             "anew from its `get_config()`, which must return every argument of its "
             f"constructor: {error}"
         ) from error
-    if layer.built and not copied.built:
-        copied.build_from_config(layer.get_build_config())
+    _build_like(layer, copied)
     hand_over(layer, copied)
     return copied
 
@@ -195,6 +196,64 @@ def _compile_like(source: keras.Model, target: keras.Model) -> None:
 def _from_config(original: Any) -> Any:
     with _names_of(original):
         return type(original).from_config(original.get_config())
+
+
+def builds_itself(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has a `build()` of its own, and not the empty one of Keras."""
+    defaults = (keras.layers.Layer.build, keras.Model.build)
+    return type(layer).build not in defaults
+
+
+def build_inside(
+    layer: keras.layers.Layer,
+    call: Callable[[Any], Any],
+    given: Any = None,
+    at_once: bool = False,
+) -> None:
+    """Builds the layers inside of one that leaves them to its first call.
+
+    As Keras does in a Functional model, by a call with symbolic tensors.
+
+    Args:
+        layer: Any layer.
+        call: Function that calls it.
+        given: What the function is given: `KerasTensor`s, in any structure.
+        at_once: Whether to raise what the call raises. If not, layers that only code
+            builds which only runs eagerly are left to that. Defaults to `False`.
+    """
+    inside = layers_within(layer)
+    if any(builds_itself(each) and not each.built for each in inside):
+        with contextlib.suppress(*[] if at_once else [Exception]):
+            trace(call, given)
+
+
+def build_from_config(layer: keras.layers.Layer, config: Any) -> None:
+    """Builds a layer, and the layers inside of it, from its `get_build_config()`.
+
+    Where the shapes in it don't tell how it is called, it is left to its first call.
+    """
+    if config and builds_itself(layer):
+        layer.build_from_config(config)
+    if config and "input_shape" in config:
+        build_inside(layer, layer, specs_of_shapes(config["input_shape"]))
+
+
+def _build_like(layer: keras.layers.Layer, copied: keras.layers.Layer) -> None:
+    """Builds a copy, and the layers inside of it that its own `build()` does not."""
+    if not layer.built:
+        return
+    if not copied.built and builds_itself(layer):
+        copied.build_from_config(layer.get_build_config())
+    with keras.name_scope(copied.name):
+        inside = [layers_within(each, False, False) for each in (layer, copied)]
+        for inner, copied_inner in zip(*inside, strict=False):
+            _build_like(inner, copied_inner)
+    copied.built = True
+
+
+def specs_of_shapes(shapes: Any) -> Any:
+    """Returns symbolic tensors of these shapes, in their structure."""
+    return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
 
 
 def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:

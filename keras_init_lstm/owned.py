@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_init_lstm.copies import build_inside
 from keras_init_lstm.initial_states import Fixed, InitialState, Trainable
 from keras_init_lstm.layout import State, StateLayout
 from keras_init_lstm.sampled import Sampled
@@ -101,6 +102,26 @@ def kinds_of(
     return kinds
 
 
+def _of_one_timestep(context: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda spec: keras.KerasTensor((*spec.shape[:1], *spec.shape[2:]), spec.dtype),
+        context,
+    )
+
+
+def _build_inside(kind: InitialState, context: Any, at_once: bool) -> None:
+    """Builds the layers inside of a kind that only its call builds."""
+
+    def call(context: Any) -> Any:
+        with keras.name_scope(kind.name):
+            if not kind.takes_context:
+                return kind.call(1)
+            kwargs = {"context": context}
+            return kind.call(ops.shape(keras.tree.flatten(context)[0])[0], **kwargs)
+
+    build_inside(kind, call, context, at_once)
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnedStates:
     """What a layer owns of the states of its cell.
@@ -184,18 +205,27 @@ class OwnedStates:
                     leaf, (*axes, *[None] * (len(shape) - len(axes))), expectation
                 )
 
-    def build(self, context_shape: Any = None) -> None:
-        """Builds what is not; what takes a context, once the shape of one is known."""
+    def build(self, context: Any = None, at_once: bool = False) -> None:
+        """Builds what is not; what takes a context, once one is known.
+
+        Args:
+            context: `KerasTensor`s in the structure of the context, or `None`.
+            at_once: Whether the layers inside of a kind must be built too. If not,
+                those that only its call builds, by code that only runs eagerly, are
+                left to that. Defaults to `False`.
+        """
         for state, kind in self:
-            if kind is None or kind.built:
+            if kind is None or (kind.takes_context and context is None):
                 continue
-            shapes = [context_shape] if kind.takes_context else []
-            if None not in shapes:
-                if kind.over_time:
-                    shapes = keras.tree.map_shape_structure(
-                        lambda shape: (*shape[:1], *shape[2:]), shapes
-                    )
+            given = _of_one_timestep(context) if kind.over_time else context
+            if kind.built and not at_once:
+                continue
+            if not kind.built:
+                shapes = []
+                if kind.takes_context:
+                    shapes = [keras.tree.map_structure(lambda spec: spec.shape, given)]
                 kind.build((state.units,), *shapes)
+            _build_inside(kind, given, at_once)
 
     def for_batch(
         self,

@@ -15,10 +15,17 @@ from keras_init_lstm.context import (
     TakesContext,
     building,
     lists_as_arrays,
-    shapes_of,
+    specs_of,
     unwrapped,
 )
-from keras_init_lstm.copies import arguments_of, copy_layer, hand_over
+from keras_init_lstm.copies import (
+    arguments_of,
+    build_inside,
+    builds_itself,
+    copy_layer,
+    hand_over,
+    specs_of_shapes,
+)
 from keras_init_lstm.initial_states import InitialState
 from keras_init_lstm.layout import StateLayout
 from keras_init_lstm.owned import OwnedStates, kinds_of
@@ -303,25 +310,38 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         context_shape: Any = None,
     ) -> None:
         batch_size = sequences_shape[0]
-        if self.stateful and batch_size is None:
+        self._check_batch_size(sequences_shape)
+        # Before anything else changes, since an encoder may refuse the context.
+        known = context_shape is not None
+        self._owned.build(specs_of_shapes(context_shape) if known else None)
+        if self.stateful and self._running_stream is None:
+            self._begin_stream(batch_size)
+        if isinstance(self.cell, keras.layers.Layer):
+            self._build_cell((batch_size, *sequences_shape[2:]))
+
+    def _build_cell(self, shape: tuple[int | None, ...]) -> None:
+        def call(inputs: Any) -> Any:
+            states = self._layout.pack(self._states_of_cell(ops.shape(inputs)[0]))
+            return self.cell(inputs, states)
+
+        if builds_itself(self.cell) and not self.cell.built:
+            self.cell.build(shape)
+        build_inside(self.cell, call, specs_of_shapes(shape))
+        self.cell.built = True
+
+    def _check_batch_size(self, shape: Sequence[int | None]) -> None:
+        if self.stateful and shape[0] is None:
             raise ValueError(
                 "With `stateful=True` the batch size must be known when the layer is "
                 "built: pass `batch_size` to `Input`. "
-                f"Received: sequences of shape {tuple(sequences_shape)}"
+                f"Received: sequences of shape {tuple(shape)}"
             )
         if self._running_stream is not None:
-            self._running_stream.check_batch_size(batch_size)
-        # Before anything else changes, since an encoder may refuse the context.
-        self._owned.build(context_shape)
-        if self.stateful and self._running_stream is None:
-            self._begin_stream(batch_size)
-        if isinstance(self.cell, keras.layers.Layer) and not self.cell.built:
-            self.cell.build((batch_size, *sequences_shape[2:]))
-            self.cell.built = True
+            self._running_stream.check_batch_size(shape[0])
 
-    def _build_owned(self, context_shape: Any = None) -> None:
+    def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
         with building, keras.name_scope(self.name):
-            self._owned.build(context_shape)
+            self._owned.build(context, at_once)
 
     def _check_call(
         self,
@@ -334,7 +354,10 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         refuse_legacy(initial_state, "initial_state")
         refuse_legacy(context, "context")
         refuse_legacy(reset_mask, "reset_mask")
-        rows = (*(shape_of(sequences) or ()), None, None)[:2]
+        shape = shape_of(sequences) or ()
+        if shape and not self.built:
+            self._check_batch_size(shape)
+        rows = (*shape, None, None)[:2]
         explicit: Any = self._layout.tensors(initial_state, rows[0])
         if self._running_stream is not None:
             self._running_stream.check_batch_size(rows[0])
@@ -440,7 +463,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         check_batch_size(batch_size)
         context = lists_as_arrays(context)
         self._owned.check_context(context, (batch_size, None), None, self.name)
-        self._build_owned(shapes_of(context))
+        self._build_owned(specs_of(context))
         states = self._owned.for_batch(
             batch_size, training, context, first_timestep=first_read(self)
         )

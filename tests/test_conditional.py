@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_init_lstm import Conditional, InitStateLSTM
+from backends import BACKEND
+from keras_init_lstm import (
+    Conditional,
+    InitStateBidirectional,
+    InitStateGRU,
+    InitStateLSTM,
+    as_stateful,
+    as_stateless,
+    reset_states,
+    with_states_as_inputs,
+)
 from models import BATCH, CONTEXT, FEATURES, UNITS, X, encoder
 from oracles import assert_same, flat, gradients, reference_of
 
@@ -118,6 +128,179 @@ def test_the_encoders_that_are_built_have_paths_of_their_own(tmp_path):
     model.save(tmp_path / "model.h5")
     loaded = keras.models.load_model(tmp_path / "model.h5")
     assert_same(loaded.predict([X, CONTEXT], verbose=0), want, tolerance=1e-6)
+
+
+@keras.saving.register_keras_serializable("test_conditional")
+class Inner(layers.Layer):
+    """A layer without a `build()`, as most are written."""
+
+    def __init__(self, units=UNITS, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.normalized = layers.BatchNormalization()
+        self.out = keras.Sequential([layers.Dense(4, "tanh"), layers.Dense(units)])
+
+    def call(self, context, training=False):
+        return self.out(self.normalized(context, training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("test_conditional")
+class Outer(layers.Layer):
+    """One that leaves a layer without a `build()` to its call, though it has one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = Inner()
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(UNITS,), initializer="ones")
+
+    def call(self, context):
+        return self.inner(context) * self.scale
+
+
+@keras.saving.register_keras_serializable("test_conditional")
+class SubclassedModel(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = Inner()
+
+    def call(self, context, training=False):
+        return self.inner(context, training=training)
+
+
+@keras.saving.register_keras_serializable("test_conditional")
+class OfSeveral(layers.Layer):
+    """Its context is a structure, with integers that no float stands for."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = Inner()
+
+    def call(self, context, training=False):
+        features, identity = keras.tree.flatten(context)
+        one_hot = keras.ops.take(keras.ops.eye(4), identity, axis=0)
+        joined = keras.ops.concatenate([features, one_hot], axis=-1)
+        return self.inner(joined, training=training)
+
+
+IDENTITIES = np.array([3, 1, 0, 3], "int32")
+# Encoders that Keras builds by a call, and a context for each.
+BUILT_BY_CALLS = {
+    "layer": (Inner, CONTEXT),
+    "layer in a layer": (Outer, CONTEXT),
+    "in Sequential": (lambda: keras.Sequential([Inner(3), encoder()]), CONTEXT),
+    "model": (SubclassedModel, CONTEXT),
+    "of a dict": (OfSeveral, {"a": CONTEXT, "b": IDENTITIES}),
+    "of a list": (OfSeveral, [CONTEXT, IDENTITIES]),
+}
+
+
+def batch_of(context):
+    return [X, *keras.tree.flatten(context)]
+
+
+def model_around(layer, context, batch_size=None):
+    x = keras.Input((None, FEATURES), batch_size)
+    inputs = keras.tree.map_structure(
+        lambda leaf: keras.Input(leaf.shape[1:], dtype=leaf.dtype.name), context
+    )
+    outputs = layer(x, context=inputs)
+    return keras.Model([x, *keras.tree.flatten(inputs)], outputs)
+
+
+# Keras itself warns of such a layer in a Sequential model that is loaded.
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:.build... was called on")
+@pytest.mark.parametrize("which", BUILT_BY_CALLS)
+def test_an_encoder_that_keras_builds_by_a_call(which, tmp_path):
+    make, context = BUILT_BY_CALLS[which]
+    layer = InitStateLSTM(UNITS, initial_state=Conditional(make()))
+    model = model_around(layer, context)
+    alone = make()
+    alone(context)
+    count = len(alone.weights)
+    assert len(model.weights) == 3 + 2 * count
+    assert all("/h0/" in v.path for v in layer.initial_state[0].variables)
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=BACKEND != "jax")
+    model.optimizer.build(model.trainable_variables)
+    before = model.get_weights()
+    model.train_on_batch(batch_of(context), np.ones((BATCH, UNITS)))
+    changed = model.get_weights()
+    assert len(changed) == len(before)
+    assert all((a != b).any() for a, b in zip(changed, before, strict=True))
+    states = [flat(kind.encoder(context))[0] for kind in layer.initial_state]
+    want = reference_of(layer)(X, initial_state=states)
+    assert_same(model(batch_of(context)), want, tolerance=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(loaded(batch_of(context)), want, tolerance=1e-6)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("which", ["layer in a layer", "of a dict"])
+def test_copies_with_an_encoder_that_keras_builds_by_a_call(which):
+    make, context = BUILT_BY_CALLS[which]
+    layer = InitStateLSTM(UNITS, initial_state=Conditional(make()))
+    want = layer(X, context=context)
+    taken = InitStateLSTM.from_keras(layer)
+    assert_same(taken(X, context=context), want)
+    model = model_around(layer, context)
+    stream = as_stateful(model, BATCH)
+    assert_same(stream(batch_of(context)), want, tolerance=1e-6)
+    reset_states(stream)
+    again = as_stateless(stream)
+    assert_same(again(batch_of(context)), want, tolerance=1e-6)
+    step, states = with_states_as_inputs(model, BATCH, context)
+    outputs = step([*batch_of(context), *states])
+    assert_same(outputs[0], want, tolerance=1e-6)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("which", ["layer in a layer", "of a dict"])
+def test_both_directions_with_an_encoder_that_keras_builds_by_a_call(which):
+    make, context = BUILT_BY_CALLS[which]
+    layer = InitStateGRU(UNITS, initial_state=Conditional(make()), stateful=True)
+    layer = InitStateBidirectional(layer)
+    model = model_around(layer, context, BATCH)
+    count = len(model.weights)
+    reset_states(model)
+    assert model(batch_of(context)).shape == (BATCH, 2 * UNITS)
+    assert len(model.weights) == count >= 6 + 2 * 8
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_an_encoder_over_time_that_keras_builds_by_a_call(tmp_path):
+    layer = InitStateLSTM(UNITS, initial_state=Conditional(Inner(), over_time=True))
+    x, context = keras.Input((None, FEATURES)), keras.Input((None, 6))
+    model = keras.Model([x, context], layer(x, context=context))
+    count = len(model.weights)
+    given = [X, np.repeat(CONTEXT[:, None], X.shape[1], axis=1)]
+    want = model(given)
+    assert len(model.weights) == count == 3 + 2 * 8
+    states = [flat(kind.encoder(CONTEXT))[0] for kind in layer.initial_state]
+    assert_same(want, reference_of(layer)(X, initial_state=states), tolerance=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(loaded(given), want, tolerance=1e-6)
+
+
+def test_an_encoder_that_keras_builds_by_a_call_and_that_is_refused():
+    layer = InitStateLSTM(UNITS, initial_state=Conditional(Inner(3)))
+    with pytest.raises(ValueError, match=r"(?s)`encoder`.*\(batch, 2\).*Received"):
+        model_around(layer, CONTEXT)
+
+
+def test_an_encoder_that_only_runs_eagerly_is_built_by_its_first_call():
+    class Eager(Inner):
+        def call(self, context, training=False):
+            return super().call(flat(context)[0] + 0.0)
+
+    layer = InitStateLSTM(UNITS, initial_state=Conditional(Eager()))
+    assert layer(X, context=CONTEXT).shape == (BATCH, UNITS)
+    assert len(layer.weights) == 3 + 2 * 8
 
 
 @pytest.mark.tensorflow

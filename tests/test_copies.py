@@ -45,6 +45,31 @@ class TestCopyLayer:
         assert type(copied) is Own
         assert_same(copied(np.ones((2, 3))), model(np.ones((2, 3))))
 
+    def test_of_layers_that_leave_others_to_their_call(self):
+        class Inner(layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.unused = layers.Dense(2)
+                self.model = keras.Sequential([layers.Dense(2)])
+
+            def call(self, indices):
+                return self.model(keras.ops.take(keras.ops.eye(3), indices, axis=0))
+
+        class Outer(keras.Model):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.inner = Inner()
+
+            def call(self, given):
+                return self.inner(given["indices"]) + given["x"]
+
+        given = {"indices": np.array([2, 0, 1]), "x": normal(3, 2)}
+        model = Outer()
+        want = model(given)
+        copied = copy_layer(model)
+        assert len(copied.weights) == 2
+        assert_same(copied(given), want)
+
     def test_of_a_context_in_both_directions(self):
         layer = InitStateBidirectional(InitStateLSTM(2, initial_state=[0.5, None]))
         layer(np.ones(SHAPE))

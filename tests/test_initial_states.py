@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backends import FLOAT64, compiled, tf
 from keras_init_lstm import Fixed, InitialState, InitStateLSTM, Sampled, Trainable
 from models import UNITS, PerRow, X, sampled
-from oracles import assert_same, flat, to_numpy
+from oracles import assert_same, flat, reference_of, to_numpy
 from strategies import sizes
 
 
@@ -387,6 +387,37 @@ class TestKinds:
         assert len(layer.trainable_weights) == 5
         with pytest.raises(ValueError, match="`learned` must be one of"):
             Sampled(learned="yes")
+
+
+@keras.saving.register_keras_serializable("test_initial_states")
+class FromLayers(InitialState):
+    """A kind of a user's own that computes a state by layers without a `build()`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.layers = [keras.layers.Dense(3), keras.layers.Dense(UNITS)]
+
+    def call(self, batch_size, training=False):
+        h = keras.ops.ones((batch_size, 2))
+        for layer in self.layers:
+            h = layer(h)
+        return h
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_layers_inside_of_a_kind_have_weights_once_a_model_is_made(tmp_path):
+    layer = InitStateLSTM(UNITS, initial_state=FromLayers())
+    model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+    assert len(model.weights) == 3 + 2 * 4
+    want = model(X)
+    states = layer.get_initial_state(len(X))
+    assert flat(states)[0].any()
+    assert_same(want, reference_of(layer)(X, initial_state=states), tolerance=1e-6)
+    assert len(model.weights) == 3 + 2 * 4
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(loaded(X), want, tolerance=1e-6)
+    assert_same(InitStateLSTM.from_keras(layer)(X), want, tolerance=1e-6)
 
 
 class TestBadInput:

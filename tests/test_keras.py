@@ -51,6 +51,13 @@ def test_compile_config_holds_functions(model):
     assert {"optimizer", "weighted_metrics", "run_eagerly"} <= arguments.keys()
 
 
+def test_a_trace_builds_what_a_call_builds():
+    dense = layers.Dense(2)
+    spec = _keras.trace(lambda x: dense(2 * x), keras.KerasTensor((None, 3)))
+    assert spec.shape == (None, 2)
+    assert dense.built and to_numpy(dense.kernel).any()
+
+
 def test_output_shape_of_a_lambda_is_kept():
     layer = layers.Lambda(lambda x: x, output_shape=(3,))
     assert _keras.output_shape_of(layer) == (3,)

@@ -12,7 +12,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from backends import compiled, tf
-from keras_init_lstm import InitStateLSTM
+from keras_init_lstm import InitStateLSTM, InitStateRNN, as_stateful
 from models import BATCH, FEATURES, STARTS, UNITS, X, normal
 from oracles import (
     HandedItsStates,
@@ -394,6 +394,36 @@ class TestConfig:
         ]
         restored.set_weights(layer.get_weights())
         assert_same(case.call(restored), case.call(layer))
+
+
+@keras.saving.register_keras_serializable("test_recurrent")
+class CellOfLayers(keras.layers.Layer):
+    """A cell of a user's own without a `build()`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.state_size = UNITS
+        self.of_inputs = keras.Sequential([keras.layers.Dense(UNITS)])
+        self.of_states = keras.layers.Dense(UNITS, use_bias=False)
+
+    def call(self, inputs, states, training=False):
+        h = keras.ops.tanh(self.of_inputs(inputs) + self.of_states(states[0]))
+        return h, [h]
+
+
+@pytest.mark.filterwarnings("ignore:.build... was called on")  # By Keras, loading it.
+def test_layers_inside_of_a_cell_have_weights_once_a_model_is_made(tmp_path):
+    layer = InitStateRNN(CellOfLayers(), initial_state=0.5)
+    model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+    assert len(model.weights) == 4
+    want = model(X)
+    assert len(model.weights) == 4
+    states = [np.full((BATCH, UNITS), 0.5, "float32")]
+    assert_same(want, keras.layers.RNN(layer.cell)(X, initial_state=states))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(loaded(X), want, tolerance=1e-6)
+    assert_same(as_stateful(model, BATCH)(X), want, tolerance=1e-6)
 
 
 class TestSituations:
