@@ -1,6 +1,7 @@
 """Adapting a trained model by nothing but where it starts."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -201,6 +202,9 @@ def _blaming(argument: str, value: Any, expectation: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Each backend has its own.
+        blamed = re.search(r"Argument `(\w+)", str(error))
+        if blamed and blamed[1] != "sequences":
+            raise  # It names an argument of its own.
         raise ValueError(
             f"Argument `{argument}` must be {expectation}. "
             f"Received: {argument}={described(value)}, of which it says: {error}"

@@ -112,8 +112,9 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             )
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
-        for direction, _ in self._directions(None):
-            direction._build_owned(context, at_once)
+        with keras.name_scope(self.name):
+            for direction, _ in self._directions(None):
+                direction._build_owned(context, at_once)
 
     def build(
         self,

@@ -106,12 +106,12 @@ class TakesContext(keras.layers.Layer):
         specs = specs_of(context)
         leaves = keras.tree.flatten((sequences, context))
         symbolic = any(isinstance(leaf, keras.KerasTensor) for leaf in leaves)
-        # Before the layer, which knows but shapes; and after it, as calls with explicit
-        # states and no context build all but the encoders.
-        self._build_owned(specs, at_once=symbolic)
         if not self.built and context is None:
             self.build(tuple(sequences.shape))
-        elif not self.built:
+        # Before the layer, which knows but the shapes of a context; and after it, as
+        # calls with explicit states and no context build all but the encoders.
+        self._build_owned(specs, at_once=symbolic)
+        if not self.built:
             shapes = keras.tree.map_structure(lambda spec: tuple(spec.shape), specs)
             self.build(tuple(sequences.shape), context_shape=shapes)
 

@@ -179,9 +179,9 @@ class OwnedStates:
                 "use InitStateBidirectional, in place of TimeDistributed fold the "
                 "timesteps into the batch. Received: context=None"
             )
-        if context is not None and not (
-            keras.tree.is_nested(context) or hasattr(context, "shape")
-        ):
+        if context is None:
+            return  # The call has states in place of those that are computed from it.
+        if not (keras.tree.is_nested(context) or hasattr(context, "shape")):
             raise ValueError(
                 "Argument `context` must be a tensor of shape (batch, ...), or a "
                 f"structure of them. Received: context={described(context)}"

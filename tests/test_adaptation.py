@@ -18,7 +18,7 @@ from keras_init_lstm import (
     set_states,
     train_only_initial_state,
 )
-from models import BATCH, FEATURES, UNITS, X, normal, with_weights
+from models import BATCH, FEATURES, TIMESTEPS, UNITS, X, normal, with_weights
 from oracles import assert_same, flat, to_numpy
 
 
@@ -155,6 +155,29 @@ class TestEstimateInitialState:
         assert {name: v.shape for name, v in found.items()} == {
             "gru/h0": (BATCH, UNITS)
         }
+
+    @pytest.mark.parametrize("over_time", [False, True])
+    def test_of_a_layer_that_takes_a_context(self, over_time):
+        kind = Conditional(layers.Dense(UNITS), over_time=over_time)
+        layer = InitStateLSTM(UNITS, initial_state=[kind, 0.5])
+        context = normal(BATCH, TIMESTEPS, 3) if over_time else normal(BATCH, 3)
+        y = to_numpy(layer(X, context=context))
+        found = estimate_initial_state(layer, X, y, steps=50)
+        assert [state.shape for state in found] == [(BATCH, UNITS)] * 2
+        reached = np.square(to_numpy(layer(X, initial_state=found)) - y).mean()
+        before = [np.zeros((BATCH, UNITS)), np.full((BATCH, UNITS), 0.5)]
+        assert reached < np.square(to_numpy(layer(X, initial_state=before)) - y).mean()
+
+    def test_does_not_blame_x_for_another_argument(self):
+        class Refuses(InitStateGRU):
+            def call(self, *args, **kwargs):
+                raise ValueError("Argument `dropout` is to blame. Received: 1")
+
+        layer = Refuses(UNITS)
+        layer.build(X.shape)
+        with pytest.raises(ValueError, match="Argument `dropout` is to") as caught:
+            estimate_initial_state(layer, X, np.zeros((BATCH, UNITS)))
+        assert "`x`" not in str(caught.value)
 
     def test_of_a_model_whose_outputs_have_names(self):
         inputs = keras.Input((None, FEATURES))

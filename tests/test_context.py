@@ -109,6 +109,10 @@ class TestContext:
         assert_same(got, want)
         got = layer(X, initial_state=[states[0], None], context=CONTEXT)
         assert_same(got, want)
+        kind = Conditional(encoder(), over_time=True)
+        layer = InitStateLSTM(UNITS, initial_state=[kind, 0.5])
+        got = layer(X, initial_state=[states[0], None])
+        assert_same(got, reference_of(layer)(X, initial_state=states))
 
     def test_a_layer_shared_between_two_calls(self):
         x, a, b = keras.Input((None, FEATURES)), keras.Input((6,)), keras.Input((6,))
