@@ -127,3 +127,26 @@ def run_through(model: keras.Model, inputs: Any, call: Any) -> Any:
     `call(operation, *args, **kwargs)` is given the arguments of each operation.
     """
     return model._run_through_graph(inputs, lambda operation: operation, call)
+
+
+def in_stateless_scope() -> bool:
+    """Whether what is assigned to variables goes to a scope, and not into them."""
+    with keras.StatelessScope() as scope:
+        return scope.original_scope is not None
+
+
+class ReplacedVariable(keras.Variable):
+    """A variable of PyTorch that takes a new tensor, where others are written into.
+
+    A backward pass that comes later still needs the tensor that was read before.
+    """
+
+    def _initialize(self, value: Any) -> None:
+        self._value = value
+
+    def _direct_assign(self, value: Any) -> None:
+        import torch
+
+        # What is made in the inference mode of PyTorch can't be trained on later.
+        with torch.inference_mode(False):
+            self._value = value.detach().clone()

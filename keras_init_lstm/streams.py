@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_init_lstm._keras import in_stateless_scope
 from keras_init_lstm.backend import backend
 from keras_init_lstm.layout import State, StateLayout
 from keras_init_lstm.owned import OwnedStates
@@ -42,7 +44,7 @@ class CarriedState:
         self.shape = (batch_size, state.units)
         self.dtype = dtype
         self._preview = preview
-        self._variable = keras.Variable(
+        self._variable = backend.Variable(
             "zeros",
             shape=self.shape,
             dtype=dtype,
@@ -50,23 +52,19 @@ class CarriedState:
             autocast=False,
             name="rnn_state",
         )
-        self._fresh = keras.Variable(
-            "ones", shape=(), dtype="bool", trainable=False, name="fresh"
-        )
-        # Checkpoints that exist hold the one for all rows, and none for each.
-        self._fresh_rows = keras.Variable(
-            "zeros",
+        self._fresh = backend.Variable(
+            "ones",
             shape=(batch_size, 1),
             dtype="bool",
             trainable=False,
-            name="fresh_rows",
+            name="fresh",
         )
         self.path = self._variable.path
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables behind it: the state, whether it is fresh, and which rows."""
-        return [self._variable, self._fresh, self._fresh_rows]
+        """The variables behind it: the state, and which rows are fresh."""
+        return [self._variable, self._fresh]
 
     @property
     def value(self) -> Any:
@@ -76,26 +74,29 @@ class CarriedState:
     @property
     def fresh(self) -> np.ndarray:
         """Which rows start from the initial state next, booleans `(batch,)`."""
-        return np.array(ops.convert_to_numpy(self._is_fresh()))[:, 0]
-
-    def _is_fresh(self) -> Any:
-        # A new tensor: the backward pass of PyTorch needs the condition as it is now,
-        # and `assign()` writes into the variables before that.
-        return ops.logical_or(self._fresh.value, self._fresh_rows.value)
+        return np.array(ops.convert_to_numpy(self._fresh.value))[:, 0]
 
     def or_else(self, initial: Any) -> Any:
         """Returns what is carried, and of rows that are fresh `initial`."""
         carried = self._variable.value
-        return ops.where(self._is_fresh(), ops.cast(initial, carried.dtype), carried)
+        return ops.where(self._fresh.value, ops.cast(initial, carried.dtype), carried)
 
     def assign(self, value: Any, fresh_rows: Any = False) -> None:
         """Carries `value (batch, units)`, but for rows that are to be fresh."""
+        if backend.only_traces(value) and not in_stateless_scope():
+            warnings.warn(
+                "A stateful layer is traced, and not run, so its stream is not "
+                "carried: each call of what is traced (an exported file, a function "
+                "that JAX transforms) starts from the states that the stream has now. "
+                "`with_states_as_inputs(model)` takes and returns the states; on JAX, "
+                "`model.stateless_call()` does too",
+                stacklevel=2,
+            )
+            return
         assigned = self._variable.assign(value)
 
         def then() -> None:
-            self._fresh.assign(False)
-            shape = self._fresh_rows.shape
-            self._fresh_rows.assign(ops.broadcast_to(fresh_rows, shape))
+            self._fresh.assign(ops.broadcast_to(fresh_rows, self._fresh.shape))
 
         # Once the value is there, so that a graph that fails before leaves it fresh.
         backend.after(assigned, then)
@@ -103,13 +104,15 @@ class CarriedState:
     def restart(self, rows: Any = None) -> None:
         """Makes the state fresh, or these rows of it, booleans `(batch, 1)`."""
         if rows is None:
-            self._fresh.assign(True)
+            # All that the next call reads is replaced, whatever it was.
+            self.assign(np.zeros(self.shape, "float32"), True)
         else:
-            self._fresh_rows.assign(ops.logical_or(self._fresh_rows.value, rows))
+            fresh = ops.logical_or(self._fresh.value, rows)
+            self.assign(self._variable.value, fresh)
 
     def assign_rows(self, value: Any, rows: Any) -> None:
         """Carries `value (batch, units)` in these rows, booleans `(batch, 1)`."""
-        fresh = ops.logical_and(self._is_fresh(), ops.logical_not(rows))
+        fresh = ops.logical_and(self._fresh.value, ops.logical_not(rows))
         self.assign(ops.where(rows, value, self._variable.value), fresh)
 
     def numpy(self) -> np.ndarray:
@@ -169,7 +172,8 @@ class Stream:
         """Raises a `ValueError` if a batch is known to have another size."""
         if batch_size not in (None, self.batch_size):
             raise ValueError(
-                f"{self._expectation} Received: sequences with a batch size of "
+                f"{self._expectation} To export a model, pass an `input_signature` "
+                "with that batch size. Received: sequences with a batch size of "
                 f"{batch_size}"
             )
 
@@ -259,7 +263,7 @@ class CarriesStream(keras.layers.Layer):
         self._running_stream = stream
         # Not by Keras, which would turn the list into one of a class of its own.
         object.__setattr__(self, "states", self._layout.pack(stream.states))
-        # Checkpoints that exist hold a stream under this name.
+        # A checkpoint of TensorFlow holds a stream under this name.
         self._stream = backend.trackable(
             {state.name: state.variables for state in stream.states}
         )

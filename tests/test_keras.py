@@ -197,3 +197,19 @@ def test_a_functional_model_is_run_through_by_a_function_of_ours(model):
     got = _keras.run_through(functional, keras.ops.convert_to_tensor(x), call)
     assert_same(got, functional(x))
     assert called[0] is model and len(called) == 2
+
+
+def test_a_scope_without_state_knows_the_one_outside():
+    assert not _keras.in_stateless_scope()
+    with keras.StatelessScope():
+        assert _keras.in_stateless_scope()
+    assert not _keras.in_stateless_scope()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch alone")
+def test_a_variable_of_pytorch_can_take_a_new_tensor():
+    variable = _keras.ReplacedVariable("zeros", shape=(2,), trainable=False)
+    before = variable.value
+    variable.assign(np.ones(2))
+    assert_same(before, np.zeros(2, "float32"))
+    assert_same(variable, np.ones(2, "float32"))

@@ -4,10 +4,21 @@ On JAX and PyTorch Python runs with the shape of every tensor known, and operati
 run, or are recorded, in the order in which Python comes to them.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
+
+
+def called_by(*functions: str) -> bool:
+    """Whether a function runs now whose module and name begin with one of these."""
+    return any(
+        f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}".startswith(
+            functions
+        )
+        for frame, _ in traceback.walk_stack(None)
+    )
 
 
 class NotFusedError(NotImplementedError):
@@ -38,6 +49,8 @@ class Restarts(NamedTuple):
 class Backend:
     """The answers of a backend whose shapes are always known."""
 
+    # The class of the variables that hold a stream.
+    Variable = keras.Variable
     # Whether training runs in pure functions of `layer.variables`, so that what a call
     # changes must be among these.
     returns_changed_variables = False
@@ -82,6 +95,13 @@ class Backend:
 
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
         """Raises a `ValueError` if what is written into variables would be lost."""
+
+    def only_traces(self, value: Any) -> bool:
+        """Whether a value exists in a trace alone, and must not be left in a variable.
+
+        Variables that the trace itself reads and returns are none of this.
+        """
+        return False
 
     def check_fused(
         self, layer: Any, sequences: Any, mask: Any, training: bool

@@ -27,10 +27,17 @@ class _Jax(Backend):
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
         if any(map(is_empty, variables)):
             raise ValueError(
-                "On JAX, a layer can't be reset by itself within an epoch of `fit()`, "
-                "since Keras keeps its variables elsewhere until the end of that. Call "
-                "`keras_init_lstm.reset_states(model)`"
+                "On JAX, a layer can't be reset by itself while Keras keeps the "
+                "variables of its model elsewhere: within an epoch of `fit()`, and "
+                "after an `evaluate()` or `predict()` that failed. Call "
+                "`reset_states(model)`. If that raises this too, the call failed in "
+                "its first batch, and Keras has lost all variables of the model, its "
+                "weights too: load the model again"
             )
+
+    def only_traces(self, value: Any) -> bool:
+        # In the NNX mode of Keras a trace reads and returns the variables themselves.
+        return isinstance(value, jax.core.Tracer) and not keras.config.is_nnx_enabled()
 
 
 backend = _Jax()

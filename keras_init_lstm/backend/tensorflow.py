@@ -1,7 +1,6 @@
 """TensorFlow: graphs, with unknown shapes, whose operations run in any order."""
 
 import re
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_init_lstm import fused
-from keras_init_lstm.backend.base import Backend, NotFusedError
+from keras_init_lstm.backend.base import Backend, NotFusedError, called_by
 
 _ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.")
 
@@ -67,10 +66,7 @@ class _TensorFlow(Backend):
     def traces_for_onnx(self) -> bool:
         # Keras exports a SavedModel and an ONNX file by the same functions, and tf2onnx
         # traces like any user, without a flag: only the call stack tells.
-        return tf.inside_function() and any(
-            frame.f_globals.get("__name__", "").startswith(_ONNX_EXPORTERS)
-            for frame, _ in traceback.walk_stack(None)
-        )
+        return tf.inside_function() and called_by(*_ONNX_EXPORTERS)
 
     def fused_inner_loop(
         self,

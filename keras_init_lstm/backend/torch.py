@@ -3,11 +3,31 @@
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
 
-from keras_init_lstm.backend.base import Backend
+from keras_init_lstm._keras import ReplacedVariable
+from keras_init_lstm.backend.base import Backend, called_by
+
+_TRACERS = ("torch.export.", "torch.fx.experimental.proxy_tensor", "torch.jit._trace")
 
 
 class _Torch(Backend):
+    Variable = ReplacedVariable
+
+    def only_traces(self, value: Any) -> bool:
+        if torch.compiler.is_dynamo_compiling():
+            # What `torch.compile` assigns is carried when the code runs.
+            return bool(torch.compiler.is_exporting())
+        return (
+            # `torch.jit.trace` also runs the call to compare, and nothing else says so.
+            called_by(*_TRACERS)
+            or isinstance(value, FakeTensor)
+            or (
+                torch.is_tensor(value)
+                and torch._C._functorch.is_functorch_wrapped_tensor(value)
+            )
+        )
+
     def random_state(self) -> Any:
         states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         return [state.tolist() for state in states]
