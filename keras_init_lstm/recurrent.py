@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_init_lstm._types import Numbers, RNNArguments
-from keras_init_lstm.backend import Restarts
+from keras_init_lstm.backend import Restarts, backend
 from keras_init_lstm.context import (
     TakesContext,
     building,
@@ -379,6 +379,9 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         # Of calls from several threads each goes on from the one before.
         with stream.lock if stream else contextlib.nullcontext():
             if stream is not None:
+                backend.check_runs_once(
+                    f"The stateful layer {self.name}", "the stream has moved on by then"
+                )
                 sequences = stream.with_batch_size(sequences)
             states, starts = self._states_of_call(
                 sequences, initial_state, training, context, reset_mask

@@ -162,6 +162,9 @@ class Sampled(InitialState):
                 f"of the initial state {self.name} to 'mean' before the export. "
                 "Received: at_inference='sample'"
             )
+        backend.check_runs_once(
+            f"The sampled initial state {self.name}", "it would be drawn anew"
+        )
         noise = _STANDARD_DRAWS[self.distribution](
             (batch_size, self.units),
             dtype=self.variable_dtype,

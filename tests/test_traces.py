@@ -1,5 +1,6 @@
-"""Stateful layers in what traces, compiles and exports."""
+"""Stateful and sampled layers in what traces, compiles, exports and calls again."""
 
+import functools
 import importlib.util
 
 import keras
@@ -9,6 +10,7 @@ import pytest
 from backends import BACKEND, RELEASE, tf
 from keras_init_lstm import (
     InitStateLSTM,
+    Sampled,
     get_states,
     reset_states,
     set_states,
@@ -282,6 +284,137 @@ class TestResetsOnJax:
             model.fit(X, np.zeros((BATCH, UNITS)), BATCH, callbacks=[Interrupts()])
         layer.reset_state()
         assert_same(model(X), want, 1e-6)
+
+
+# Activation checkpointing, `keras.RematScope`.
+
+
+def checkpointed(**options):
+    """What makes of a function one whose values are computed again for a gradient."""
+    if BACKEND == "tensorflow":
+        return tf.recompute_grad
+    if BACKEND == "jax":
+        return jax.checkpoint
+
+    def checkpoint(call):
+        from torch.utils.checkpoint import checkpoint
+
+        return lambda x: checkpoint(call, x, **options)
+
+    return checkpoint
+
+
+WAYS = (
+    [{"use_reentrant": False}, {"use_reentrant": True}] if BACKEND == "torch" else [{}]
+)
+
+
+def gradients_of(layer, call):
+    variables = layer.trainable_variables
+    if BACKEND == "tensorflow":
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(tf.constant(X)) ** 2)
+        return flat(tape.gradient(loss, [v.value for v in variables]))
+    if BACKEND == "torch":
+        x = torch.tensor(X, requires_grad=True)
+        loss = (call(x) ** 2).sum()
+        loss.backward()
+        gradients = [to_numpy(v.value.grad) for v in variables]
+        for variable in variables:
+            variable.value.grad = None
+        return gradients
+
+    def loss_of(values):
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return (call(X) ** 2).sum()
+
+    return flat(jax.grad(loss_of)([v.value for v in variables]))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+class TestActivationCheckpointing:
+    def test_has_the_gradients_of_a_stateless_layer(self, way):
+        layer = InitStateLSTM(UNITS, initial_state="trainable")
+        layer(X)
+        layer.assign_initial_state(
+            [normal(units, seed=index) for index, units in enumerate(layer.state_units)]
+        )
+        want = gradients_of(layer, lambda x: layer(x, training=True))
+        call = checkpointed(**way)(lambda x: layer(x, training=True))
+        assert_same(gradients_of(layer, call), want, 1e-6)
+
+    def test_of_a_stateful_layer_is_refused(self, way):
+        layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
+        layer(X)
+        call = checkpointed(**way)(lambda x: layer(x, training=True))
+        with pytest.raises(ValueError, match="stateful layer .* activation checkpoint"):
+            gradients_of(layer, call)
+
+    def test_of_a_sampled_state_is_refused(self, way):
+        layer = InitStateLSTM(UNITS, initial_state=Sampled())
+        layer(X)
+        call = checkpointed(**way)(lambda x: layer(x, training=True))
+        with pytest.raises(ValueError, match="sampled .* activation checkpointing"):
+            gradients_of(layer, call)
+        call = checkpointed(**way)(lambda x: layer(x))
+        assert_same(gradients_of(layer, call), gradients_of(layer, layer), 1e-6)
+
+
+class TestRematScope:
+    """What the guide's table says of `keras.RematScope("full")`."""
+
+    def model(self, layer=InitStateLSTM, **kwargs):
+        with keras.RematScope("full"):
+            rnn = layer(UNITS, **kwargs)
+        model = keras.Sequential([keras.Input(SHAPE[1:], batch_size=BATCH), rnn])
+        model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=BACKEND != "jax")
+        return model
+
+    def fit(self, model):
+        model.fit(X, np.zeros((BATCH, UNITS)), BATCH, epochs=2, verbose=0)
+
+    @pytest.mark.skipif(BACKEND == "jax", reason="of Keras, see below")
+    def test_trains_a_stateless_layer(self):
+        model = self.model(initial_state="trainable")
+        want = InitStateLSTM.from_config(model.layers[0].get_config())
+        want = keras.Sequential([keras.Input(SHAPE[1:], batch_size=BATCH), want])
+        want.set_weights(model.get_weights())
+        want.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+        self.fit(model)
+        self.fit(want)
+        assert_same(model.get_weights(), want.get_weights(), 1e-6)
+
+    @pytest.mark.skipif(BACKEND == "jax", reason="of Keras, see below")
+    @pytest.mark.parametrize(
+        "kwargs", [{"stateful": True}, {"initial_state": Sampled()}], ids=str
+    )
+    def test_is_refused_for_what_would_be_wrong(self, kwargs):
+        with pytest.raises(ValueError, match="activation checkpointing"):
+            self.fit(self.model(**kwargs))
+
+    @pytest.mark.parametrize("layer", [InitStateLSTM, keras.layers.LSTM])
+    def test_of_keras_fails_on_jax_and_in_a_graph_of_tensorflow(self, layer):
+        """With a layer of Keras too: a change of Keras shows here."""
+        if BACKEND == "torch":
+            return
+        model = self.model(layer)
+        model.run_eagerly = False
+        with pytest.raises((AttributeError, RuntimeError, ValueError)):
+            self.fit(model)
+
+    @pytest.mark.skipif(BACKEND == "jax", reason="of Keras, see above")
+    def test_draws_the_dropout_anew_in_keras_too(self):
+        """Which the guide says: a Keras that draws the same shows here."""
+        gradients = []
+        for mode in ("full", None):
+            with keras.RematScope(mode):
+                layer = keras.layers.LSTM(UNITS, dropout=0.5, seed=1)
+            layer.build(SHAPE)
+            for index, weight in enumerate(layer.trainable_weights):
+                weight.assign(normal(*weight.shape, seed=index))
+            call = functools.partial(layer, training=True)
+            gradients.append(gradients_of(layer, call))
+        assert np.abs(gradients[0][0] - gradients[1][0]).max() > 1e-3
 
 
 # What PyTorch needs in the backward pass, a call must not write into.

@@ -103,6 +103,26 @@ class Backend:
         """
         return False
 
+    def recomputes(self) -> bool:
+        """Whether activation checkpointing runs a call, once or again."""
+        return False
+
+    def check_runs_once(self, name: str, difference: str) -> None:
+        """Raises a `ValueError` within activation checkpointing.
+
+        Args:
+            name: What is called.
+            difference: What a second call finds or does.
+        """
+        if self.recomputes():
+            raise ValueError(
+                f"{name} can't be within activation checkpointing (`keras.RematScope`, "
+                "`keras.remat`, `tf.recompute_grad`, `jax.checkpoint`, "
+                "`torch.utils.checkpoint`), which calls it again in the backward pass: "
+                f"{difference}, and the gradients would be wrong. Leave it out of what "
+                "is checkpointed"
+            )
+
     def check_fused(
         self, layer: Any, sequences: Any, mask: Any, training: bool
     ) -> None:

@@ -7,7 +7,7 @@ import jax
 import keras
 
 from keras_init_lstm._keras import is_empty
-from keras_init_lstm.backend.base import Backend
+from keras_init_lstm.backend.base import Backend, called_by
 
 
 class _Jax(Backend):
@@ -38,6 +38,10 @@ class _Jax(Backend):
     def only_traces(self, value: Any) -> bool:
         # In the NNX mode of Keras a trace reads and returns the variables themselves.
         return isinstance(value, jax.core.Tracer) and not keras.config.is_nnx_enabled()
+
+    def recomputes(self) -> bool:
+        # It is traced apart, and no variable may take a value out of that trace.
+        return called_by("jax._src.ad_checkpoint.")
 
 
 backend = _Jax()

@@ -28,6 +28,14 @@ class _Torch(Backend):
             )
         )
 
+    def recomputes(self) -> bool:
+        # A backward pass runs, and within it this call. The compiler does otherwise: it
+        # computes again from what it has kept, and calls nothing.
+        return (
+            not torch.compiler.is_compiling()
+            and torch._C._current_graph_task_id() != -1
+        )
+
     def random_state(self) -> Any:
         states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         return [state.tolist() for state in states]
