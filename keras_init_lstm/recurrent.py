@@ -35,7 +35,7 @@ from keras_init_lstm.restarts import (
     restarted,
     restarting_loop,
 )
-from keras_init_lstm.streams import CarriesStream
+from keras_init_lstm.streams import CarriesStream, Stream
 from keras_init_lstm.validation import (
     check_batch_size,
     described,
@@ -190,6 +190,13 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
 
     def _make_owned_states(self, initial_state: InitialStateArgument) -> None:
         """Ends every constructor: makes what the layer owns of its states."""
+        if getattr(keras.config, "is_nnx_enabled", bool)():
+            raise ValueError(
+                "The layers of this package don't work in the NNX mode of Keras: Flax "
+                "would find neither their initial states nor their streams, and so "
+                "take the gradients of a learned state for zero. Unset the environment "
+                "variable KERAS_NNX_ENABLED. Received: KERAS_NNX_ENABLED=true"
+            )
         self._layout = layout = StateLayout.of(self)
         with keras.name_scope(self.name):
             kinds = kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
@@ -197,7 +204,49 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         # Also as attributes `h0` and so on, after which Keras and TensorFlow name the
         # entries of their files.
         for state, kind in self._owned:
-            setattr(self, state.name, kind)
+            if getattr(self, state.name, None) is not None:
+                delattr(self, state.name)  # Keras lets go of a layer by this alone.
+            super().__setattr__(state.name, kind)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not hasattr(self, "_owned"):
+            super().__setattr__(name, value)
+        elif name == "initial_state" or name in self.state_names:
+            self._replace_initial_state(name, value)
+        elif name == "states":
+            raise ValueError(
+                f"The attribute `states` of {self.name} can't be set. Call "
+                "`reset_states(states=...)`, which lets a stateful layer start from "
+                f"given states. Received: states={described(value)}"
+            )
+        elif name == "stateful" and value and self.built and not self._running_stream:
+            raise ValueError(
+                f"The attribute `stateful` of {self.name}, which is built, can't be "
+                "set. `as_stateful(model, batch_size)` makes a stateful copy of a "
+                f"model. Received: stateful={described(value)}"
+            )
+        else:
+            super().__setattr__(name, value)
+
+    def _replace_initial_state(self, name: str, value: Any) -> None:
+        kinds = self.initial_state
+        is_built = any(kind is not None and kind.built for kind in kinds)
+        if self.built or is_built or self._running_stream is not None:
+            raise ValueError(
+                f"The attribute `{name}` of {self.name}, which is built, can't be set. "
+                "`assign_initial_state()` overwrites the values that it owns, and "
+                "`from_keras(layer, initial_state)` makes a layer with other initial "
+                f"states. Received: {name}={described(value)}"
+            )
+        if name == "initial_state":
+            self._make_owned_states(value)
+        else:
+            kinds[self.state_names.index(name)] = value
+            self._make_owned_states(self._layout.pack(kinds))
+
+    @property
+    def _stream_in_use(self) -> Stream | None:
+        return self._running_stream if self.stateful else None
 
     @classmethod
     def from_keras(
@@ -359,8 +408,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             self._check_batch_size(shape)
         rows = (*shape, None, None)[:2]
         explicit: Any = self._layout.tensors(initial_state, rows[0])
-        if self._running_stream is not None:
-            self._running_stream.check_batch_size(rows[0])
+        if self._stream_in_use is not None:
+            self._stream_in_use.check_batch_size(rows[0])
         if reset_mask is not None:
             check_reset_mask(reset_mask, rows)
             explicit = None  # All that is owned may be restarted from.
@@ -375,7 +424,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         context: Any = None,
         reset_mask: Any = None,
     ) -> Any:
-        stream = self._running_stream
+        stream = self._stream_in_use
         # Of calls from several threads each goes on from the one before.
         with stream.lock if stream else contextlib.nullcontext():
             if stream is not None:
@@ -422,8 +471,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             starts = self._owned.for_restarts(
                 owned, batch_size, timesteps, training, context
             )
-        if self._running_stream is not None:
-            states = self._running_stream.in_place_of(states, explicit)
+        if self._stream_in_use is not None:
+            states = self._stream_in_use.in_place_of(states, explicit)
         return states, starts
 
     def inner_loop(

@@ -12,7 +12,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from backends import compiled, tf
-from keras_init_lstm import InitStateLSTM, InitStateRNN, as_stateful
+from keras_init_lstm import Fixed, InitStateLSTM, InitStateRNN, as_stateful
 from models import BATCH, FEATURES, STARTS, UNITS, X, normal
 from oracles import (
     HandedItsStates,
@@ -424,6 +424,63 @@ def test_layers_inside_of_a_cell_have_weights_once_a_model_is_made(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_same(loaded(X), want, tolerance=1e-6)
     assert_same(as_stateful(model, BATCH)(X), want, tolerance=1e-6)
+
+
+class TestAttributesThatAreSet:
+    @pytest.mark.parametrize("one_by_one", [False, True])
+    def test_an_initial_state_before_the_layer_is_built(self, one_by_one, tmp_path):
+        layer = InitStateLSTM(UNITS, initial_state=["trainable", None])
+        if one_by_one:
+            layer.h0, layer.c0 = Fixed(0.5), "trainable"
+        else:
+            layer.initial_state = [Fixed(0.5), "trainable"]
+        model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+        layer.assign_initial_state([None, np.full(UNITS, -0.5)])
+        assert [v.path.split("/")[-2:] for v in layer.variables[-2:]] == [
+            ["h0", "value"],
+            ["c0", "value"],
+        ]
+        assert len(layer.trainable_weights) == 4 and len(layer.weights) == 5
+        states = [np.full((BATCH, UNITS), value, "float32") for value in (0.5, -0.5)]
+        want = reference_of(layer)(X, initial_state=states)
+        assert_same(model(X), want, tolerance=1e-6)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert_same(loaded(X), want, tolerance=1e-6)
+
+    def test_what_is_refused_changes_nothing(self):
+        layer = InitStateLSTM(UNITS, initial_state="trainable")
+        kinds = layer.initial_state
+        for name, value in [("h0", "no"), ("c0", [1.0] * 7), ("initial_state", [1])]:
+            with pytest.raises(ValueError, match="initial_state"):
+                setattr(layer, name, value)
+        assert layer.initial_state == kinds and layer.h0 is kinds[0]
+        layer.build(X.shape)
+        for name in ("h0", "c0", "initial_state"):
+            with pytest.raises(ValueError, match=f"`{name}`.*is built.*Received"):
+                setattr(layer, name, 0.5)
+        assert layer.initial_state == kinds and layer.h0 is kinds[0]
+
+    def test_a_stream_that_is_switched_off_and_on(self):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+        first, second = flat(layer(X)), flat(layer(X))
+        layer.stateful = False
+        assert_same(layer(X), first)
+        assert layer(X[:1]).shape == (1, UNITS)
+        layer.reset_states()
+        layer.stateful = True
+        assert_same([layer(X), layer(X)], [*first, *second])
+        with pytest.raises(ValueError, match="`states` .*reset_states.*Received"):
+            layer.states = [X[:, 0, :UNITS]] * 2
+        layer = InitStateLSTM(UNITS)
+        layer(X)
+        with pytest.raises(ValueError, match="`stateful` .*as_stateful.*Received"):
+            layer.stateful = True
+
+    def test_in_the_nnx_mode_of_keras_a_layer_is_refused(self, monkeypatch):
+        monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
+        with pytest.raises(ValueError, match="NNX mode .*Received"):
+            InitStateLSTM(UNITS)
 
 
 class TestSituations:
