@@ -154,7 +154,8 @@ def make_stepping(model: keras.Model, restarts: bool = False) -> Stepping:
             for spec, name in zip(specs, names, strict=True)
         ]
         # Keras hands an implicit mask only to a layer called with a single tensor.
-        kwargs.setdefault("mask", masks.get(id(sequences)))
+        if kwargs.get("mask") is None:
+            kwargs["mask"] = masks.get(id(sequences))
         if restarts:
             kwargs["reset_mask"] = _also_first(kwargs.get("reset_mask"), restarting)
         outputs, *new = keras.tree.flatten(
