@@ -69,6 +69,7 @@ class Conditional(InitialState):
     """
 
     takes_context = True
+    _read_once = frozenset({"encoder", "over_time"})
 
     def __init__(
         self,

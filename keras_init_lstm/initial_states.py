@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 import numpy as np
@@ -98,6 +98,23 @@ class InitialState(keras.layers.Layer):
             if any(name in vars(cls).get("__annotations__", ()) for cls in classes):
                 raise AttributeError(self._missing(name))
             return getattr(super(), "__getattr__", super().__getattribute__)(name)
+
+    # Arguments of the constructor that no call reads.
+    _read_once: ClassVar[frozenset[str]] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Where PyTorch keeps the layers inside of one.
+        modules = vars(self).get("_modules", {})
+        if name in self._read_once and (name in vars(self) or name in modules):
+            raise self._cannot_be_set(name, value, "make another object with it")
+        super().__setattr__(name, value)
+
+    def _cannot_be_set(self, name: str, value: Any, instead: str) -> ValueError:
+        return ValueError(
+            f"The attribute `{name}` of {type(self).__name__} {self.name!r} can't be "
+            f"set: {instead}, and give that to a layer before it is built. "
+            f"Received: {name}={described(value)}"
+        )
 
     def _missing(self, name: str) -> str:
         if self.built:
@@ -208,6 +225,12 @@ class InitialState(keras.layers.Layer):
 class _OwnedValue(InitialState):
     """What `Fixed` and `Trainable` share: every row starts from `value (units,)`."""
 
+    _read_once = frozenset({"regularizer", "constraint"})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_number(self, name, value)
+        super().__setattr__(name, value)
+
     def call(self, batch_size: Any, training: bool = False) -> Any:
         return tile(self.value, batch_size)
 
@@ -311,6 +334,14 @@ class Trainable(_OwnedValue):
             "regularizer": keras.regularizers.serialize(self.regularizer),
             "constraint": keras.constraints.serialize(self.constraint),
         }
+
+
+def refuse_number(kind: InitialState, name: str, value: Any) -> None:
+    """Raises a `ValueError` if a variable of a kind is to be replaced by a number."""
+    is_variable = name in ("value", "mean", "stddev")
+    if is_variable and not isinstance(value, keras.Variable):
+        instead = "assign to the variable once it is built, or make another object"
+        raise kind._cannot_be_set(name, value, instead)
 
 
 def tile(value: keras.Variable, batch_size: Any) -> Any:

@@ -15,6 +15,7 @@ from keras_init_lstm.initial_states import (
     InitialState,
     add_variable,
     check_numbers,
+    refuse_number,
     serialized,
     tile,
 )
@@ -98,6 +99,7 @@ class Sampled(InitialState):
     """
 
     mean: keras.Variable
+    _read_once = frozenset({"learned", "seed"})
 
     def __init__(
         self,
@@ -117,9 +119,7 @@ class Sampled(InitialState):
                 "Argument `stddev` must not be negative. "
                 f"Received: stddev={described(stddev)}"
             )
-        one_of(distribution, "distribution", _STANDARD_DRAWS)
         one_of(learned, "learned", (True, False))
-        one_of(at_inference, "at_inference", ("mean", "sample"))
         if not (seed is None or isinstance(seed, int)):
             raise ValueError(
                 "Argument `seed` must be an integer or None. "
@@ -129,6 +129,21 @@ class Sampled(InitialState):
         self.learned = learned
         self.at_inference = at_inference
         self.seed = seed
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_number(self, name, value)
+        if name == "distribution":
+            one_of(value, name, _STANDARD_DRAWS)
+        if name == "at_inference":
+            one_of(value, name, ("mean", "sample"))
+        super().__setattr__(name, value)
+
+    def copy(self, **kwargs: Any) -> Self:
+        copied = super().copy(**kwargs)
+        # Both may have been set since.
+        copied.distribution = self.distribution
+        copied.at_inference = self.at_inference
+        return copied
 
     def check(self, units: int) -> None:
         check_numbers(self, "mean", self._mean, units)

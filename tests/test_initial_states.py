@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import FLOAT64, compiled, tf
-from keras_init_lstm import Fixed, InitialState, InitStateLSTM, Sampled, Trainable
+from keras_init_lstm import (
+    Conditional,
+    Fixed,
+    InitialState,
+    InitStateLSTM,
+    Sampled,
+    Trainable,
+)
 from models import UNITS, PerRow, X, sampled
 from oracles import assert_same, flat, reference_of, to_numpy
 from strategies import sizes
@@ -418,6 +425,46 @@ def test_layers_inside_of_a_kind_have_weights_once_a_model_is_made(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_same(loaded(X), want, tolerance=1e-6)
     assert_same(InitStateLSTM.from_keras(layer)(X), want, tolerance=1e-6)
+
+
+class TestAttributesThatAreSet:
+    def test_what_a_call_reads_is_kept_in_copies(self):
+        kind = Sampled(0.5, 0.1, seed=1)
+        kind.at_inference, kind.distribution = "sample", "uniform"
+        layer = InitStateLSTM(UNITS, initial_state=kind)
+        taken = InitStateLSTM.from_keras(layer)
+        for entry in (*layer.initial_state, *taken.initial_state):
+            assert entry.at_inference == "sample" and entry.distribution == "uniform"
+        assert (flat(layer.get_initial_state(3))[0] != 0.5).any()
+        with pytest.raises(ValueError, match="`at_inference`.*Received"):
+            kind.at_inference = "no"
+        with pytest.raises(ValueError, match="`distribution`.*Received"):
+            kind.distribution = "no"
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "value"),
+        [
+            (Sampled(), "stddev", 0.5),
+            (Sampled(), "mean", 0.5),
+            (Sampled(), "learned", True),
+            (Sampled(), "seed", 1),
+            (Fixed(), "value", 0.5),
+            (Trainable(), "value", 0.5),
+            (Trainable(), "regularizer", "l2"),
+            (Trainable(), "constraint", "non_neg"),
+            (Conditional(keras.layers.Dense(UNITS)), "encoder", keras.layers.Dense(1)),
+            (Conditional(keras.layers.Dense(UNITS)), "over_time", True),
+        ],
+        ids=str,
+    )
+    def test_what_no_call_reads_is_refused(self, kind, name, value):
+        with pytest.raises(ValueError, match=f"`{name}`.*can't be set.*Received"):
+            setattr(kind, name, value)
+        owned = InitStateLSTM(UNITS, initial_state=kind)
+        if not kind.takes_context:
+            owned.get_initial_state(1)
+        with pytest.raises(ValueError, match=f"`{name}`.*can't be set.*Received"):
+            setattr(owned.h0, name, value)
 
 
 class TestBadInput:
