@@ -15,6 +15,14 @@ from keras.src import backend as _backend
 # The attributes in which a Functional model keeps its layers, in one order.
 LISTS_OF_LAYERS = ("_operations", "_layers")
 
+# The code by which `Bidirectional`, from 3.15 on, decides to run both directions in one
+# call of cuDNN from zeros. Keras has no way in which a layer could decline.
+DECIDES_TO_FUSE_DIRECTIONS = frozenset(
+    method.__code__
+    for name, method in vars(keras.layers.Bidirectional).items()
+    if name.startswith("_can_attempt_fused")
+)
+
 
 def layers_within(
     layer: keras.layers.Layer, include_self: bool = True, recursive: bool = True

@@ -80,7 +80,9 @@ class Sampled(InitialState):
             layer draw independently of each other also when they share a seed; two
             layers with the same seed draw the same, as with `Dropout`, and so do the
             two directions of a `Bidirectional`. The replicas of a
-            `tf.distribute.Strategy` draw independently. Defaults to `None`.
+            `tf.distribute.Strategy` draw independently, and so do the processes of
+            `torch.distributed`, such as with `DistributedDataParallel`. Defaults to
+            `None`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:

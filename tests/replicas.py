@@ -190,3 +190,36 @@ def data_parallel():
             ]
         )
     assert_same(*results, tolerance=1e-5)
+
+
+def data_parallel_of_torch(rank, port, *_):
+    """One of two processes: each draws for itself, and both learn the same."""
+    import torch
+    from torch import distributed
+
+    address = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group(
+        "gloo", init_method=address, rank=int(rank), world_size=2
+    )
+    keras.utils.set_random_seed(int(rank))
+
+    def gathered(tensor):
+        tensors = [torch.zeros_like(tensor) for _ in range(2)]
+        distributed.all_gather(tensors, tensor.contiguous())
+        return tensors
+
+    start = Sampled(0.0, 1.0, learned=True)
+    layer = InitStateLSTM(UNITS, initial_state=start)
+    model = keras.Sequential([keras.Input(SHAPE), layer, keras.layers.Dense(1)])
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        loss = parallel(torch.from_numpy(X), training=True).pow(2).sum()
+        loss.backward()
+        for kind in layer.initial_state:
+            assert_same(*gathered(kind.seed_generator.state.value))
+            assert_same(*gathered(kind.mean.value.grad))
+        ours = layer.get_initial_state(2, training=True)
+        for state in ours:
+            first, second = (each.detach().numpy() for each in gathered(state.detach()))
+            assert not np.isclose(first, second).any()
+    distributed.destroy_process_group()

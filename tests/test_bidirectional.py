@@ -1,5 +1,6 @@
 """Layers that own their initial states, in both directions."""
 
+import copy
 import sys
 
 import numpy as np
@@ -201,6 +202,25 @@ class TestKerasInOneCall:
         assert seen == ["auto"] * 3
         restored = cls.from_config(layer.get_config())
         assert restored.get_config()["use_cudnn"] == "auto"
+
+    @pytest.mark.parametrize("use_cudnn", ["auto", True, False])
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
+    def test_use_cudnn_reads_as_it_was_set(self, cls, use_cudnn):
+        layer = cls(UNITS, initial_state=0.5, use_cudnn=use_cudnn)
+        wrapper = layers.Bidirectional(layer)
+        copies = [
+            wrapper.forward_layer,
+            wrapper.backward_layer,
+            cls.from_config(layer.get_config()),
+            cls.from_keras(layer),
+            copy.deepcopy(layer),
+        ]
+        for each in (layer, *copies):
+            assert each.use_cudnn == use_cudnn
+        for value in (False, True, "auto"):
+            layer.use_cudnn = value
+            assert layer.use_cudnn == value
+            assert layer.get_config()["use_cudnn"] == value
 
     @pytest.mark.tensorflow
     def test_on_tensorflow_it_always_declines(self):

@@ -14,18 +14,28 @@ def test_mirrored_over_two_devices():
     in_a_fresh_process("import replicas; replicas.mirrored()")
 
 
-@pytest.mark.tensorflow
-def test_two_processes_with_half_of_the_data_each():
+def two_processes(function):
+    """Runs a function of `replicas.py` twice, with its number and two free ports."""
     with socket.socket() as first, socket.socket() as second:
         sockets = first, second
         for each in sockets:
             each.bind(("localhost", 0))
         ports = [each.getsockname()[1] for each in sockets]
-    script = "import sys, replicas; replicas.worker(*sys.argv[1:])"
+    script = f"import sys, replicas; replicas.{function}(*sys.argv[1:])"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         workers = [pool.submit(in_a_fresh_process, script, i, *ports) for i in range(2)]
         for each in workers:
             each.result(timeout=300)
+
+
+@pytest.mark.tensorflow
+def test_two_processes_with_half_of_the_data_each():
+    two_processes("worker")
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has it")
+def test_distributed_data_parallel_in_two_processes():
+    two_processes("data_parallel_of_torch")
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX alone")

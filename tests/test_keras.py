@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from backends import RELEASE
 from keras_init_lstm import _keras
 from oracles import assert_same, to_numpy
 
@@ -61,6 +62,12 @@ def test_a_trace_builds_what_a_call_builds():
 def test_output_shape_of_a_lambda_is_kept():
     layer = layers.Lambda(lambda x: x, output_shape=(3,))
     assert _keras.output_shape_of(layer) == (3,)
+
+
+def test_bidirectional_decides_where_it_is_looked_at():
+    """Of what it does then `test_bidirectional.py` has the tests."""
+    new_enough = RELEASE >= (3, 15)
+    assert len(_keras.DECIDES_TO_FUSE_DIRECTIONS) == (2 if new_enough else 0)
 
 
 def test_value_is_where_a_variable_keeps_it():

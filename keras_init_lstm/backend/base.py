@@ -4,11 +4,15 @@ On JAX and PyTorch Python runs with the shape of every tensor known, and operati
 run, or are recorded, in the order in which Python comes to them.
 """
 
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from types import CodeType
 from typing import Any, NamedTuple
 
 import keras
+
+_ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.", "jax2onnx.", "torch.onnx.")
 
 
 def called_by(*functions: str) -> bool:
@@ -54,8 +58,6 @@ class Backend:
     # Whether training runs in pure functions of `layer.variables`, so that what a call
     # changes must be among these.
     returns_changed_variables = False
-    # Whether `keras.layers.Bidirectional` may run both directions in one call.
-    fuses_directions = True
     # Whether even outside of a function of the user's each new shape is compiled.
     compiles_each_shape = False
     # Whether the output at a masked timestep is h itself as long as none was read.
@@ -81,6 +83,10 @@ class Backend:
     def replica_id(self) -> Any:
         """The number of the replica that runs, of several that train in step, or 0."""
         return 0
+
+    def is_called_by(self, functions: Collection[CodeType]) -> bool:
+        """Whether one of these functions called the function that asks."""
+        return sys._getframe(2).f_code in functions
 
     def after(self, value: Any, then: Callable[[], None]) -> None:
         """Calls `then`, in a graph not before `value` is computed."""
@@ -131,7 +137,9 @@ class Backend:
 
     def traces_for_onnx(self) -> bool:
         """Whether a call is traced for an ONNX file, which holds less than a graph."""
-        return False
+        # Keras exports by functions that trace for other purposes too, and its
+        # converters trace like any user, without a flag: only the call stack tells.
+        return called_by(*_ONNX_EXPORTERS)
 
     def random_state(self) -> Any:
         """The states of the generators that random operations share, in lists."""

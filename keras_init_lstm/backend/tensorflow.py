@@ -10,12 +10,8 @@ import tensorflow as tf
 from keras_init_lstm import fused
 from keras_init_lstm.backend.base import Backend, NotFusedError, called_by
 
-_ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.")
-
 
 class _TensorFlow(Backend):
-    fuses_directions = False
-
     def is_symbolic(self, value: Any) -> bool:
         return tf.is_symbolic_tensor(value) or super().is_symbolic(value)
 
@@ -69,9 +65,7 @@ class _TensorFlow(Backend):
         fused.check_runs(layer, sequences, mask, training)
 
     def traces_for_onnx(self) -> bool:
-        # Keras exports a SavedModel and an ONNX file by the same functions, and tf2onnx
-        # traces like any user, without a flag: only the call stack tells.
-        return tf.inside_function() and called_by(*_ONNX_EXPORTERS)
+        return tf.inside_function() and super().traces_for_onnx()
 
     def fused_inner_loop(
         self,

@@ -1,5 +1,8 @@
-"""PyTorch: it does by itself all that layers ask for."""
+"""PyTorch: it does by itself nearly all that layers ask for."""
 
+import sys
+from collections.abc import Collection
+from types import CodeType
 from typing import Any
 
 import torch
@@ -35,6 +38,24 @@ class _Torch(Backend):
             not torch.compiler.is_compiling()
             and torch._C._current_graph_task_id() != -1
         )
+
+    def is_called_by(self, functions: Collection[CodeType]) -> bool:
+        # A compiler runs no frames that could be looked at. It is answered with yes,
+        # after which no kernel is taken that would drop something.
+        return torch.compiler.is_compiling() or sys._getframe(2).f_code in functions
+
+    def replica_id(self) -> int:
+        # `DistributedDataParallel` gives each process the seeds of the first one.
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank()
+        return 0
+
+    def traces_for_onnx(self) -> bool:
+        # A compiler runs no frames that could be looked at.
+        if torch.compiler.is_dynamo_compiling():
+            return torch.onnx.is_in_onnx_export()
+        return torch.onnx.is_in_onnx_export() or super().traces_for_onnx()
 
     def random_state(self) -> Any:
         states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
