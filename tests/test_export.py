@@ -423,6 +423,15 @@ class TestLiteRT:
         with pytest.raises(Exception, match="TensorListReserve"):
             lite_file(around(make("LSTM")), tmp_path, batch_size=None)
 
+    @pytest.mark.parametrize("make", MAKERS)
+    def test_an_open_batch_size_is_written_but_does_not_run(self, make, tmp_path):
+        """By the plain export, which lets the converter take any operation."""
+        around(make("LSTM")).export(
+            tmp_path / "model.tflite", format="litert", verbose=False
+        )
+        with pytest.raises(RuntimeError, match="FlexTensorList"):
+            on_lite(tmp_path / "model.tflite")(X)
+
     def test_a_stream_of_an_open_batch_size_is_refused(self, tmp_path):
         """Not by Keras, whose layer takes a batch of any size and answers wrongly."""
         with pytest.raises(Exception, match="EnsureShape"):
