@@ -22,7 +22,7 @@ from keras_init_lstm.initial_states import (
 from keras_init_lstm.validation import described, finite_array, one_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 
@@ -225,12 +225,3 @@ class Sampled(InitialState):
             "at_inference": self.at_inference,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        config = dict(config)
-        if "frozen" in config:
-            # Written before `learned` had a name of its own, and was `trainable`.
-            config["learned"] = config["trainable"]
-            config["trainable"] = not config.pop("frozen")
-        return super().from_config(config)
