@@ -22,7 +22,7 @@ from keras_init_lstm.initial_states import (
 from keras_init_lstm.validation import described, finite_array, one_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 
