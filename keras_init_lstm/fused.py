@@ -7,10 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Without them there is no way to tell who watches, or where a graph stands.
+# Without them there is no way to tell who watches.
 from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.framework import op_callbacks
-from tensorflow.python.ops import control_flow_v2_func_graphs
 
 from keras_init_lstm import swapped
 from keras_init_lstm._keras import infers_shapes
@@ -171,9 +170,6 @@ def check_runs(
         "forward-mode differentiation": _has_tangents(
             sequences, *states, *map(tf.convert_to_tensor, layer.cell.weights)
         ),
-        "a branch of `tf.cond`, through which no gradient comes to it": (
-            _in_a_branch() and not _may_be_an_export(layer, training)
-        ),
     }
     if layer.use_fused is not True:
         features, units = sequences.shape[2], layer.units
@@ -230,15 +226,6 @@ def _has_rows_for(mask: tf.Tensor, sequences: tf.Tensor) -> bool:
 
 def _has_tangents(*tensors: tf.Tensor) -> bool:
     return bool(forwardprop_util.pack_tangents(tensors).tangents)
-
-
-def _in_a_branch() -> bool:
-    graph = tf.compat.v1.get_default_graph() if tf.inside_function() else None
-    while graph is not None:
-        if isinstance(graph, control_flow_v2_func_graphs.CondBranchFuncGraph):
-            return True
-        graph = getattr(graph, "outer_graph", None)
-    return False
 
 
 def _read_so_far(mask: tf.Tensor, reset_mask: tf.Tensor | None) -> tf.Tensor:

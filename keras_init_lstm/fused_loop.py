@@ -204,40 +204,42 @@ def _block(
 
     The inputs are x, the states, what rows restart from if they do, and the weights.
     """
+    # A gradient reads from its own graph and from the graph of the loop. A branch of
+    # `tf.cond` may have its inputs from a third one, around it.
+    marks, inputs = tuple(_read(marks)), _read(inputs)
     if program.time_first:
         marks, inputs = _with_time_first(marks, inputs)
-
-    def forward(program: _Program, *inputs: tf.Tensor) -> tuple[list, list]:
-        outputs, kept = _compiled(_forward, program)(marks, *inputs)
-        if program.training and program.is_kept_outside:
-            kept = [inputs[0], outputs[0], *kept]
-        return outputs, kept
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         # A tape of the caller would otherwise differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
-        outputs, saved = forward(program, *stopped)
+        outputs, saved = _compiled_forward(program, marks, stopped)
         # So would one around a `tf.function`: to be differentiated twice, it wants the
         # gradient of all that its own gradient reads.
         saved = [tf.stop_gradient(tensor) for tensor in saved]
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             # A `tf.function` has a graph for each order of the gradient, and each can
-            # read from the one before alone: not from that of the loop.
-            here = tuple(mark if mark is None else tf.identity(mark) for mark in marks)
+            # read from the one before alone: not from the graph of the loop. A branch
+            # of `tf.cond` gives its gradient what operations read, and not what only a
+            # compiled function does.
+            marks_read, inputs_read = tuple(_read(marks)), _read(stopped)
+            saved_read = _read(saved) if program.training else []
 
             @tf.custom_gradient
             def first(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
                 upstream = [
                     tf.stop_gradient(tensor) for tensor in tensors[len(inputs) :]
                 ]
-                kept = saved
+                kept = saved_read
                 if not program.training:
                     again = dataclasses.replace(program, training=True)
-                    _, kept = forward(again, *stopped)
-                gradients = _backward(program, here, stopped, kept, upstream)
-                return gradients, functools.partial(_second, program, here, tensors)
+                    _, kept = _compiled_forward(again, marks_read, inputs_read)
+                gradients = _backward(program, marks_read, inputs_read, kept, upstream)
+                return gradients, functools.partial(
+                    _second, program, marks_read, tensors
+                )
 
             return first(*map(tf.identity, inputs), *upstream)
 
@@ -246,10 +248,26 @@ def _block(
     if differentiable:
         outputs = run(*inputs)
     else:
-        outputs, _ = forward(program, *inputs)
+        outputs, _ = _compiled_forward(program, marks, inputs)
     if program.sequences and program.time_first:
         outputs = [_swapped(outputs[0]), *outputs[1:]]
     return outputs
+
+
+def _read(tensors: Sequence[Any]) -> list[Any]:
+    """The same tensors, in a graph as outputs of its own operations."""
+    if not tf.inside_function():
+        return [*tensors]
+    return [None if t is None else tf.identity(t) for t in tensors]
+
+
+def _compiled_forward(
+    program: _Program, marks: Marks, inputs: Sequence[tf.Tensor]
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    outputs, kept = _compiled(_forward, program)(marks, *inputs)
+    if program.training and program.is_kept_outside:
+        kept = [inputs[0], outputs[0], *kept]
+    return outputs, kept
 
 
 @functools.cache

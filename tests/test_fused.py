@@ -196,6 +196,104 @@ def test_differentiated_in_another_way(way, make, training):
     assert_same(got, want, tolerance=1e-5)
 
 
+def nested(call, x):
+    one = tf.ones((1, UNITS))
+    return tf.cond(
+        x[0, 0, 0] < 9,
+        lambda: tf.cond(x[0, 0, 0] < 8, lambda: call(x), lambda: 2 * call(x)),
+        lambda: x[:, 0, :1] * one,
+    )
+
+
+def in_a_branch_of_a_loop(call, x):
+    def step(i, y):
+        return i + 1, y + tf.cond(i < 2, lambda: call(x), lambda: call(x / 2))
+
+    start = tf.zeros((len(x), UNITS))
+    return tf.while_loop(lambda i, _: i < 3, step, (0, start))[1]
+
+
+def in_a_loop_of_a_branch(call, x):
+    return tf.cond(
+        x[0, 0, 0] < 9, lambda: repeatedly(call, x)[1], lambda: x[:, 0, :UNITS]
+    )
+
+
+def in_a_function_of_a_branch(call, x):
+    return tf.cond(x[0, 0, 0] < 9, lambda: tf.function(call)(x), lambda: 2 * call(x))
+
+
+def by_a_tape_of_the_branch(call, x, variable):
+    def branch():
+        return gradients(lambda: call(x), [variable])[0]
+
+    return tf.function(
+        lambda x: tf.cond(x[0, 0, 0] < 9, branch, lambda: tf.zeros_like(variable))
+    )(x)
+
+
+def by_a_tape_around_one_of_the_branch(call, x, variable):
+    def loss():
+        return tf.reduce_sum(by_a_tape_of_the_branch(call, x, variable) ** 2)
+
+    return tf.function(lambda: gradients(loss, [variable]))()
+
+
+def twice_around_a_branch(call, x, variable):
+    def branch(x):
+        return tf.cond(x[0, 0, 0] < 9, lambda: call(x), lambda: x[:, 0, :UNITS])
+
+    return tf.function(lambda x: gradients(lambda: branch(x), [variable], order=2))(x)
+
+
+BRANCHES = {
+    "nested": around(nested),
+    "in a branch of a loop": around(in_a_branch_of_a_loop),
+    "in a loop of a branch": around(in_a_loop_of_a_branch),
+    "in a function of a branch": around(in_a_function_of_a_branch),
+    "in a tape of the branch": by_a_tape_of_the_branch,
+    "in two tapes": by_a_tape_around_one_of_the_branch,
+    "twice": twice_around_a_branch,
+    **{name: WAYS[name] for name in ("cond", "switch_case", "keras.ops.cond")},
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "make", "training"),
+    [
+        *((way, InitStateSimpleRNN, True) for way in BRANCHES),
+        ("nested", InitStateLSTM, False),
+        ("in two tapes", InitStateLSTM, False),
+    ],
+)
+def test_differentiated_in_a_branch(taken, way, make, training):
+    layer, x = make(UNITS, initial_state=0.5, use_fused=True), tf.constant(batch())
+    layer.build(x.shape)
+    keras_layer, states = reference_of(layer), layer.get_initial_state(len(x))
+    mask = np.arange(x.shape[0] * TIMESTEPS).reshape(x.shape[:2]) % 3 != 1
+    call = functools.partial(layer, training=training, mask=mask)
+    reference = functools.partial(
+        keras_layer, training=training, mask=mask, initial_state=states
+    )
+    got = BRANCHES[way](call, x, layer.cell.kernel.value)
+    assert taken
+    want = BRANCHES[way](reference, x, keras_layer.cell.kernel.value)
+    assert_same(got, want, tolerance=1e-5 * scale_of(want))
+
+
+def test_restarts_differentiated_in_a_branch():
+    x, found, weights = tf.constant(batch()), [], None
+    reset_mask = np.arange(x.shape[0] * TIMESTEPS).reshape(x.shape[:2]) % 4 == 0
+    for use_fused in (True, False):
+        layer = InitStateLSTM(UNITS, initial_state="trainable", use_fused=use_fused)
+        layer.build(x.shape)
+        weights = weights or [weight + 0.1 for weight in layer.get_weights()]
+        layer.set_weights(weights)
+        call = functools.partial(layer, reset_mask=reset_mask, training=True)
+        found.append(BRANCHES["nested"](call, x, layer.h0.value.value))
+    assert_same(*found, tolerance=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "training", "most_for_xla"),
     [
@@ -342,6 +440,27 @@ class TestWhenItRuns:
         assert len(taken) == 2
         model.predict(batch(), verbose=0)
         assert len(taken) == 3
+
+    @pytest.mark.parametrize("use_fused", ["auto", True])
+    def test_in_several_steps_per_execution(self, taken, use_fused):
+        x, y, found = batch(9), normal(9, UNITS), []
+        weights = None
+        for each in (
+            InitStateLSTM(UNITS, use_fused=use_fused),
+            keras.layers.LSTM(UNITS),
+        ):
+            model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), each])
+            model.compile("sgd", "mse", steps_per_execution=3)
+            weights = weights or model.get_weights()
+            model.set_weights(weights)
+            options = {"batch_size": 2, "verbose": 0}
+            history = model.fit(x, y, shuffle=False, **options).history["loss"]
+            evaluated = model.evaluate(x, y, **options)
+            found.append(
+                [history, evaluated, model.predict(x, **options), model.get_weights()]
+            )
+        assert_same(*found, tolerance=1e-6)
+        assert len(taken) >= 3
 
     @pytest.mark.parametrize(
         ("arguments", "timesteps", "kwargs", "expected"),
