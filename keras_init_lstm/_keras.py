@@ -4,13 +4,14 @@ Each function says what Keras has no public way to say. `tests/test_keras.py` ha
 test for each, so that a release of Keras that changes one is named by it.
 """
 
+import functools
 import inspect
+import re
 import types
 from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras.src import backend as _backend
 
 # The attributes in which a Functional model keeps its layers, in one order.
 LISTS_OF_LAYERS = ("_operations", "_layers")
@@ -23,12 +24,28 @@ DECIDES_TO_FUSE_DIRECTIONS = frozenset(
     if name.startswith("_can_attempt_fused")
 )
 
+# The modules that trace a model when it is exported to ONNX.
+ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.", "jax2onnx.", "torch.onnx.")
+
 
 def layers_within(
     layer: keras.layers.Layer, include_self: bool = True, recursive: bool = True
 ) -> list[keras.layers.Layer]:
     """The layers inside any layer, whether or not that is a model."""
     return list(layer._flatten_layers(include_self, recursive))
+
+
+@functools.cache
+def _methods_of(cls: Any) -> frozenset[str]:
+    # Keras wraps `build()` and `quantize()` of every object.
+    methods = {name for name in dir(cls) if callable(getattr(cls, name))}
+    return frozenset(methods - {"build", "quantize"})
+
+
+def has_replaced_methods(layer: keras.layers.Layer) -> bool:
+    """Whether a method of the class of a layer was replaced on the object."""
+    cls: Any = type(layer)
+    return not _methods_of(cls).isdisjoint(vars(layer))
 
 
 def set_trainable_of_itself(layer: keras.layers.Layer, trainable: bool) -> None:
@@ -46,7 +63,45 @@ def trace(call: Callable[..., Any], *args: Any) -> Any:
 
     The function is given tensors of the backend; only variables come of it.
     """
-    return _backend.compute_output_spec(call, *args)
+    from keras.src import backend
+
+    return backend.compute_output_spec(call, *args)
+
+
+def clone_uncompiled(
+    model: keras.Model, inputs: Any, clone_layer: Callable[[Any], Any]
+) -> keras.Model:
+    """Clones a model without what it was compiled with.
+
+    `clone_model()` also compiles the clone of a compiled model, from a configuration
+    that holds only losses and metrics which are registered with Keras.
+    """
+    compiled, model.compiled = model.compiled, False
+    try:
+        return keras.models.clone_model(model, inputs, clone_function=clone_layer)
+    finally:
+        model.compiled = compiled
+
+
+def named_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a layer, to be handed to `Layer.__new__()`.
+
+    Of a class without `get_config()` Keras keeps them there if all are numbers or text:
+    a dtype policy would keep such a layer from being saved.
+    """
+    policy: Any = kwargs.get("dtype")
+    return kwargs | ({"dtype": policy.name} if hasattr(policy, "name") else {})
+
+
+def layer_and_reason(error: Exception) -> tuple[str | None, str]:
+    """The layer that `load_model()` could not make, if it is known, and the reason.
+
+    The error has them in its text alone, after the whole configuration of each layer
+    around.
+    """
+    *configs, reason = str(error).split("Exception encountered: ")
+    name = re.search(r".*config=.*?'name': '(.*?)'", "".join(configs[-1:]), re.S)
+    return (name[1] if name else None), reason
 
 
 def output_shape_of(layer: keras.layers.Lambda) -> Any:
@@ -57,6 +112,15 @@ def output_shape_of(layer: keras.layers.Lambda) -> Any:
 def is_empty(variable: keras.Variable) -> bool:
     """Whether a variable holds no value, as within an epoch of `fit()` on JAX."""
     return variable._value is None
+
+
+def write_back(model: keras.layers.Layer) -> None:
+    """Gives the variables of a model their present values, within `fit()` on JAX.
+
+    They are in a state there that Keras hands from step to step.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
 
 
 def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
@@ -121,7 +185,9 @@ def infers_shapes() -> bool:
 
 def rnn(*args: Any, **kwargs: Any) -> Any:
     """The loop of Keras, of which the layers that are public know but one step each."""
-    return _backend.rnn(*args, **kwargs)
+    from keras.src import backend
+
+    return backend.rnn(*args, **kwargs)
 
 
 def takes_training(cell: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_init_lstm._keras import (
+    clone_uncompiled,
     compile_arguments,
     layers_within,
     output_shape_of,
@@ -165,13 +166,7 @@ def _clone(
     if make_input is not None:
         given, _ = inputs_and_outputs(model)
         inputs = keras.tree.map_structure(make_input, given)
-    compiled, model.compiled = model.compiled, False
-    try:
-        # Of a compiled model Keras also compiles the clone, from a configuration that
-        # holds only losses and metrics which are registered with it.
-        return keras.models.clone_model(model, inputs, clone_function=copy_inner)
-    finally:
-        model.compiled = compiled
+    return clone_uncompiled(model, inputs, copy_inner)
 
 
 def _compile_like(source: keras.Model, target: keras.Model) -> None:

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_init_lstm._keras import named_arguments
 from keras_init_lstm._types import (
     Constraint,
     Initializer,
@@ -85,11 +86,7 @@ class InitialState(keras.layers.Layer):
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> InitialState:
-            # Of a class without `get_config()` Keras keeps the arguments, if all are
-            # numbers or text: a dtype policy would keep it from being saved.
-            policy = kwargs.get("dtype")
-            named = {"dtype": policy.name} if hasattr(policy, "name") else {}
-            kind = super().__new__(cls, *args, **kwargs | named)
+            kind = super().__new__(cls, *args, **named_arguments(kwargs))
             object.__setattr__(kind, "_made_with", (args, kwargs))
             return kind
 

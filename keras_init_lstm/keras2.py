@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import shutil
 import tempfile
 import zipfile
@@ -11,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_init_lstm._keras import LISTS_OF_LAYERS
+from keras_init_lstm._keras import LISTS_OF_LAYERS, layer_and_reason
 from keras_init_lstm.keras2_config import for_keras3
 
 
@@ -73,12 +72,8 @@ def load_keras2_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
                 **kwargs,
             )
         except Exception as error:
-            # Keras writes the whole configuration, once for each layer around.
-            *configs, reason = str(error).split("Exception encountered: ")
-            name = re.search(
-                r".*config=.*?'name': '(.*?)'", "".join(configs[-1:]), re.S
-            )
-            layer = f"the layer {name[1]} of " if name else ""
+            name, reason = layer_and_reason(error)
+            layer = f"the layer {name} of " if name else ""
             raise ValueError(
                 f"Keras {keras.__version__} does not load {layer}the file {path}. Load "
                 "it with the package tf_keras, change what is not of Keras 3, and save "

@@ -3,6 +3,7 @@
 One that fails names what a new release of Keras has changed.
 """
 
+import importlib.util
 import random
 
 import keras
@@ -44,6 +45,69 @@ def test_trainable_is_kept_in_an_attribute(model):
     _keras.set_trainable_of_itself(model, False)
     assert not model.trainable
     assert all(inner.trainable for inner in model.layers)
+
+
+@pytest.mark.parametrize("cls", [layers.LSTMCell, layers.GRUCell, layers.Dense])
+def test_methods_stand_in_the_class(cls):
+    layer = cls(2)
+    assert not _keras.has_replaced_methods(layer)
+    x = keras.ops.ones((1, 3))
+    layer(x) if cls is layers.Dense else layers.RNN(layer)(x[:, None])
+    assert not _keras.has_replaced_methods(layer)
+    layer.call = layer.call
+    assert _keras.has_replaced_methods(layer)
+
+
+def test_a_model_is_cloned_without_what_it_was_compiled_with(model):
+    clone = _keras.clone_uncompiled(model, None, lambda layer: layer)
+    assert not clone.compiled and model.compiled
+    assert clone.layers == model.layers
+    with pytest.raises(ZeroDivisionError):
+        _keras.clone_uncompiled(model, None, lambda _: 1 / 0)
+    assert model.compiled
+
+
+def test_arguments_are_kept_by_their_names():
+    class WithoutConfig(layers.Layer):
+        def __new__(cls, **kwargs):
+            return super().__new__(cls, **_keras.named_arguments(kwargs))
+
+        def __init__(self, factor, **kwargs):
+            super().__init__(**kwargs)
+
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    assert _keras.named_arguments({"dtype": None}) == {"dtype": None}
+    config = WithoutConfig(factor=3, dtype=policy).get_config()
+    assert config["factor"] == 3
+    assert WithoutConfig.from_config(config).dtype_policy == policy
+
+
+def test_errors_of_loading_name_the_layer_and_the_reason():
+    dense = layers.Dense(1, name="wrong")
+    config = keras.Sequential([layers.Dense(1), dense]).get_config()
+    config["layers"][-1]["config"]["colour"] = "red"
+    with pytest.raises(TypeError) as refused:
+        keras.Sequential.from_config(config)
+    name, reason = _keras.layer_and_reason(refused.value)
+    assert name == "wrong" and "colour" in reason and "config" not in reason
+    assert _keras.layer_and_reason(KeyError("unknown")) == (None, "'unknown'")
+
+
+def test_values_are_written_back_within_fit(model):
+    kernels = []
+
+    class Reads(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            _keras.write_back(self.model)
+            kernels.append(to_numpy(self.model.layers[-1].kernel))
+
+    x, y = keras.ops.ones((6, 3)), keras.ops.ones((6, 1))
+    model.fit(x, y, batch_size=2, verbose=0, callbacks=[Reads()])
+    assert len(kernels) == 3 and (kernels[0] != kernels[2]).all()
+
+
+def test_exporters_to_onnx_are_where_they_were():
+    assert importlib.util.find_spec(_keras.ONNX_EXPORTERS[0])
 
 
 def test_compile_config_holds_functions(model):

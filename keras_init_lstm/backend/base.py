@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-_ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.", "jax2onnx.", "torch.onnx.")
+from keras_init_lstm._keras import ONNX_EXPORTERS
 
 
 def called_by(*functions: str) -> bool:
@@ -139,7 +139,7 @@ class Backend:
         """Whether a call is traced for an ONNX file, which holds less than a graph."""
         # Keras exports by functions that trace for other purposes too, and its
         # converters trace like any user, without a flag: only the call stack tells.
-        return called_by(*_ONNX_EXPORTERS)
+        return called_by(*ONNX_EXPORTERS)
 
     def random_state(self) -> Any:
         """The states of the generators that random operations share, in lists."""

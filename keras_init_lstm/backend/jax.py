@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import keras
 
-from keras_init_lstm._keras import is_empty
+from keras_init_lstm._keras import is_empty, write_back
 from keras_init_lstm.backend.base import Backend, called_by
 
 
@@ -19,10 +19,7 @@ class _Jax(Backend):
         return isinstance(value, jax.core.Tracer) or super().is_symbolic(value)
 
     def write_back(self, model: keras.layers.Layer) -> None:
-        # Within an epoch of `fit()` the model's variables are empty: their values
-        # are in a state that Keras hands from step to step.
-        if hasattr(model, "jax_state_sync"):
-            model.jax_state_sync()
+        write_back(model)
 
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
         if any(map(is_empty, variables)):
