@@ -1,11 +1,15 @@
 """When Keras may run a layer by cuDNN."""
 
+import contextvars
 from typing import Any
 
 from keras_init_lstm._keras import DECIDES_TO_FUSE_DIRECTIONS
 from keras_init_lstm._types import UseCudnn
 from keras_init_lstm.backend import backend
+from keras_init_lstm.exact_cell import why_not_exact
 from keras_init_lstm.recurrent import InitStateRNN
+
+_calls_cell = contextvars.ContextVar("_calls_cell", default=False)
 
 
 class MayUseCudnn(InitStateRNN):
@@ -21,6 +25,8 @@ class MayUseCudnn(InitStateRNN):
 
     @property
     def use_cudnn(self) -> Any:
+        if _calls_cell.get():
+            return False
         # The caller first: while Keras constructs the layer, it owns no states yet.
         if backend.is_called_by(DECIDES_TO_FUSE_DIRECTIONS) and any(self.initial_state):
             return False
@@ -29,6 +35,20 @@ class MayUseCudnn(InitStateRNN):
     @use_cudnn.setter
     def use_cudnn(self, value: Any) -> None:
         self._use_cudnn = value
+
+    def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Keras hands the weights to cuDNN and does not ask what the cell computes.
+        reason = why_not_exact(self) if self._use_cudnn else None
+        if reason and self._use_cudnn is True:
+            raise ValueError(
+                f"cuDNN does not support {reason}. Pass `use_cudnn='auto'`. Received: "
+                "use_cudnn=True"
+            )
+        token = _calls_cell.set(reason is not None)
+        try:
+            return super().inner_loop(*args, **kwargs)
+        finally:
+            _calls_cell.reset(token)
 
     def get_config(self) -> dict[str, Any]:
         # Keras leaves these two out.

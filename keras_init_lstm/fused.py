@@ -7,10 +7,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Without them there is no way to tell who watches.
-from tensorflow.python.eager import forwardprop_util
-from tensorflow.python.framework import op_callbacks
-
 from keras_init_lstm import swapped
 from keras_init_lstm._keras import infers_shapes
 from keras_init_lstm.backend.base import NotFusedError, Restarts
@@ -84,12 +80,13 @@ def _run(
     differentiable: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     mask = restarts.mask
-    if training and layer.dropout:
-        sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
+    cell = layer.cell
+    if training and cell.dropout:
+        sequences *= cell.get_dropout_mask(sequences[:, 0])[:, None]
     elif isinstance(layer, keras.layers.SimpleRNN):
         # That of Keras draws at inference too, and what is drawn later depends on it.
-        layer.cell.get_dropout_mask(sequences[:, 0])
-        layer.cell.get_recurrent_dropout_mask(states[0])
+        cell.get_dropout_mask(sequences[:, 0])
+        cell.get_recurrent_dropout_mask(states[0])
     if mask is not None:
         # One row may stand for all.
         mask = tf.broadcast_to(tf.cast(mask, "bool"), tf.shape(sequences)[:2])
@@ -101,9 +98,9 @@ def _run(
         _cell_of(layer),
         *_with_few_timesteps(sequences, restarts),
         states,
-        tf.convert_to_tensor(layer.cell.kernel),
-        tf.convert_to_tensor(layer.cell.recurrent_kernel),
-        tf.convert_to_tensor(layer.cell.bias) if layer.use_bias else None,
+        tf.convert_to_tensor(cell.kernel),
+        tf.convert_to_tensor(cell.recurrent_kernel),
+        tf.convert_to_tensor(cell.bias) if cell.use_bias else None,
         training=bool(training),
         return_sequences=layer.return_sequences,
         differentiable=differentiable,
@@ -128,7 +125,7 @@ def _cell_of(layer: keras.layers.RNN) -> FusedCell:
     if isinstance(layer, keras.layers.LSTM):
         return FusedLSTM()
     if isinstance(layer, keras.layers.GRU):
-        return FusedGRU(layer.reset_after)
+        return FusedGRU(layer.cell.reset_after)
     return FusedSimpleRNN()
 
 
@@ -144,35 +141,47 @@ def check_runs(
     `states` are those that rows start and restart from.
     """
     sequences, mask = tf.convert_to_tensor(sequences), _one_mask(mask)
-    debugged = op_callbacks.should_invoke_op_callbacks()
-    sigmoid = keras.activations.sigmoid
+    watchers = _watchers()
+    if watchers is None:
+        raise NotFusedError("a TensorFlow that does not tell who watches operations")
+    is_debugged, tangents_of = watchers
+    debugged = is_debugged()
+    cell, sigmoid = layer.cell, keras.activations.sigmoid
+    drops = training and cell.dropout
+    weights = list(map(tf.convert_to_tensor, cell.weights))
     refusals = {
         "the debugging of every operation, of which XLA knows nothing": debugged,
         # Not asked while debugging, since the answer is kept.
         "a GPU, or a TensorFlow without XLA": not (debugged or available()),
         "activations other than tanh and sigmoid": (
-            layer.activation is not keras.activations.tanh
-            or getattr(layer, "recurrent_activation", sigmoid) is not sigmoid
+            cell.activation is not keras.activations.tanh
+            or getattr(cell, "recurrent_activation", sigmoid) is not sigmoid
         ),
         "unroll=True": layer.unroll,
         "use_cudnn=True": getattr(layer, "use_cudnn", False) is True,
-        "recurrent_dropout": training and layer.recurrent_dropout,
-        "dropout with implementation=1": (
-            training and layer.dropout and getattr(layer.cell, "implementation", 2) == 1
+        "recurrent_dropout": training and cell.recurrent_dropout,
+        "dropout with implementation=1": drops
+        and (
+            getattr(cell, "implementation", 2) == 1
+            or hasattr(cell, "dropout_mask_count")
         ),
+        "dropout=1.0": drops and cell.dropout >= 1,
         f"inputs of dtype {sequences.dtype.name}": (
             sequences.dtype != layer.compute_dtype
+        ),
+        "weights that are not cast to the dtype of the layer": any(
+            weight.dtype != sequences.dtype for weight in weights
         ),
         "a mask that is not known to be (batch, timesteps)": (
             mask is not None
             and (mask.shape.rank != 2 or not _has_rows_for(mask, sequences))
         ),
-        "forward-mode differentiation": _has_tangents(
-            sequences, *states, *map(tf.convert_to_tensor, layer.cell.weights)
+        "forward-mode differentiation": bool(
+            tangents_of([sequences, *states, *weights]).tangents
         ),
     }
     if layer.use_fused is not True:
-        features, units = sequences.shape[2], layer.units
+        features, units = sequences.shape[2], cell.units
         refusals |= {
             "few or an unknown number of timesteps": (
                 (sequences.shape[1] or 0) < _FEWEST_TIMESTEPS
@@ -184,7 +193,7 @@ def check_runs(
             ),
             "draws at inference, in what may be an export": (
                 isinstance(layer, keras.layers.SimpleRNN)
-                and (layer.dropout or layer.recurrent_dropout)
+                and (cell.dropout or cell.recurrent_dropout)
                 and _may_be_an_export(layer, training)
             ),
         }
@@ -224,8 +233,18 @@ def _has_rows_for(mask: tf.Tensor, sequences: tf.Tensor) -> bool:
     return fits and timesteps == sequences.shape[1]
 
 
-def _has_tangents(*tensors: tf.Tensor) -> bool:
-    return bool(forwardprop_util.pack_tangents(tensors).tangents)
+@functools.cache
+def _watchers() -> tuple[Callable[..., Any], ...] | None:
+    """What tells whether operations are debugged, and which tensors have tangents.
+
+    TensorFlow has no public way to ask. `None` if it has these no more.
+    """
+    try:
+        from tensorflow.python.eager.forwardprop_util import pack_tangents
+        from tensorflow.python.framework.op_callbacks import should_invoke_op_callbacks
+    except ImportError:
+        return None
+    return should_invoke_op_callbacks, pack_tangents
 
 
 def _read_so_far(mask: tf.Tensor, reset_mask: tf.Tensor | None) -> tf.Tensor:

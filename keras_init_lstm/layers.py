@@ -93,7 +93,8 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
         activations, without `unroll` and `use_cudnn=True`, in training without
         `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
         `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
-        runs; so it does in forward-mode differentiation, and while `tf.debugging` checks every operation.
+        runs; also with a cell that you replace or change, in forward-mode
+        differentiation, and while `tf.debugging` checks every operation.
         `"auto"` also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a
         number of timesteps that is unknown in a graph; and new sizes of layers once 64
         are compiled in a process, as in a long search, since XLA never lets go of what

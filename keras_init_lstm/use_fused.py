@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from keras_init_lstm.backend import NotFusedError, backend
+from keras_init_lstm.exact_cell import why_not_exact
 from keras_init_lstm.recurrent import InitStateRNN
 from keras_init_lstm.validation import one_of
 
@@ -34,6 +35,7 @@ class MayUseFused(InitStateRNN):
         if self.use_fused is True:
             # Not only in the loop: by then Keras has drawn for dropout.
             try:
+                self._check_exact()
                 backend.check_fused(self, sequences, mask, training)
             except NotFusedError as reason:
                 raise self._not_fused(reason) from reason
@@ -56,6 +58,7 @@ class MayUseFused(InitStateRNN):
         plain = super().inner_loop
         if self.use_fused:
             try:
+                self._check_exact()
                 return backend.fused_inner_loop(
                     self, sequences, initial_state, mask, training, plain
                 )
@@ -63,6 +66,16 @@ class MayUseFused(InitStateRNN):
                 if self.use_fused is True:
                     raise self._not_fused(reason) from reason
         return plain(sequences, initial_state, mask, training=training)
+
+    def _check_exact(self) -> None:
+        """Raises a `NotFusedError` if not Keras's own loop and cell were to run."""
+        # In a subclass with a second base class that may be another one.
+        if super(InitStateRNN, self).inner_loop.__func__ is not (
+            self.keras_layer.inner_loop
+        ):
+            raise NotFusedError("an `inner_loop()` that is not Keras's")
+        if reason := why_not_exact(self):
+            raise NotFusedError(reason)
 
     def _not_fused(self, reason: NotFusedError) -> ValueError:
         return ValueError(

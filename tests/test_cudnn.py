@@ -254,6 +254,24 @@ class TestWhenItRuns:
             Graph(layer)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_that_computes_something_else_is_called(name):
+    class Doubling(getattr(layers, f"{name}Cell")):
+        def call(self, *args, **kwargs):
+            h, states = super().call(*args, **kwargs)
+            return 2 * h, states
+
+    graph = Graph(of_another_cell(ours(name), Doubling))
+    assert not graph.operations(CUDNN) and graph.operations("While")
+    with pytest.raises(ValueError, match=f"cuDNN does not support .*{name}Cell"):
+        Graph(of_another_cell(ours(name, use_cudnn=True), Doubling))
+
+
+def of_another_cell(layer, cls):
+    layer.cell = cls(UNITS)
+    return layer
+
+
 def test_the_fused_loop_is_refused_in_words():
     with pytest.raises(ValueError, match="does not support a GPU.*use_fused=True"):
         Graph(InitStateLSTM(UNITS, use_fused=True))

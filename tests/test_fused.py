@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import tf
+from backends import in_a_fresh_process, tf
 from keras_init_lstm import (
     InitStateGRU,
     InitStateLSTM,
@@ -793,6 +793,34 @@ def test_sequences_in_a_variable():
     assert_same(layer(keras.Variable(batch())), layer(batch()))
 
 
+def test_without_what_tensorflow_keeps_private_the_plain_loop_runs():
+    script = """
+import sys
+import keras, numpy as np, tensorflow
+for module in sys.argv[1:]:
+    assert module in sys.modules  # As it is called in this TensorFlow.
+    sys.modules[module] = None
+import keras_init_lstm
+x = np.ones((2, 10, 3), "float32")
+layer = keras_init_lstm.InitStateLSTM(2, initial_state=0.5)
+plain = keras_init_lstm.InitStateLSTM.from_keras(layer, use_fused=False)
+layer.build(x.shape)
+plain.build(x.shape)
+plain.set_weights(layer.get_weights())
+print(bool((layer(x) == plain(x)).numpy().all()))
+layer.use_fused = True
+try:
+    layer(x)
+except ValueError as error:
+    print("does not support a TensorFlow that" in str(error))
+"""
+    for module in (
+        "tensorflow.python.eager.forwardprop_util",
+        "tensorflow.python.framework.op_callbacks",
+    ):
+        assert in_a_fresh_process(script, module).split() == ["True", "True"]
+
+
 class TestRefusals:
     @pytest.mark.parametrize("value", ["fast", None, 1.5])
     def test_another_value(self, value):
@@ -855,3 +883,188 @@ def test_explicit_states_may_be_variables():
     assert_same(layer(x, initial_state=list(map(tf.Variable, states))), want)
     given = list(map(keras.Variable, states))
     assert_same(layer(x, initial_state=[state.value for state in given]), want)
+
+
+# What a user may change of a built layer, ours or Keras's, so that it computes
+# something else than the layer of its class.
+
+
+class Doubling(keras.layers.LSTMCell):
+    def call(self, inputs, states, training=False):
+        h, (_, c) = super().call(inputs, states, training=training)
+        return 2 * h, [2 * h, c]
+
+
+def of_another_class(layer):
+    cell = Doubling(UNITS)
+    cell.build((None, FEATURES))
+    cell.set_weights(layer.cell.get_weights())
+    layer._tracker.unlock()
+    layer.cell = cell
+
+
+def of_another_class_later(layer):
+    layer.cell.__class__ = Doubling
+
+
+def with_another_call(layer):
+    def call(inputs, states, training=False):
+        h, (_, c) = keras.layers.LSTMCell.call(layer.cell, inputs, states, training)
+        return 2 * h, [2 * h, c]
+
+    layer.cell.call = call
+
+
+def with_another_dropout(layer):
+    layer.cell.dropout = 0.5
+    layer.cell.get_dropout_mask = lambda x: 3 * tf.ones_like(x)
+
+
+def with_all_dropped(layer):
+    layer.cell.dropout = 1.0  # Of which Keras's cell drops nothing.
+
+
+def with_another_activation(layer):
+    layer.cell.activation = keras.activations.relu
+
+
+def with_another_recurrent_activation(layer):
+    layer.cell.recurrent_activation = keras.activations.hard_sigmoid
+
+
+def with_a_bias_not_in_use(layer):
+    layer.cell.use_bias = False
+
+
+def with_a_kernel_computed(layer):
+    layer.cell._tracker.unlock()
+    layer.cell.kernel = tf.tanh(3 * layer.cell.kernel.value)
+
+
+def with_a_cell_of_another_dtype(layer):
+    layer.cell.dtype_policy = "mixed_float16"
+
+
+CHANGES = [
+    of_another_class,
+    of_another_class_later,
+    with_another_call,
+    with_another_dropout,
+    with_all_dropped,
+    with_another_activation,
+    with_another_recurrent_activation,
+    with_a_bias_not_in_use,
+    with_a_kernel_computed,
+    with_a_cell_of_another_dtype,
+]
+
+
+class TestACellThatComputesSomethingElse:
+    @pytest.mark.parametrize("in_graph", [False, True])
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_is_called(self, taken, change, in_graph):
+        layer, x = InitStateLSTM(UNITS, initial_state=0.5), batch()
+        layer.build(x.shape)
+        layer.cell.bias.assign_add(tf.ones_like(layer.cell.bias))
+        reference, states = reference_of(layer), layer.get_initial_state(len(x))
+        before = to_numpy(layer(x, training=True))
+        assert len(taken) == 1
+        results = []
+        for each, kwargs in ((layer, {}), (reference, {"initial_state": states})):
+            change(each)
+            call = functools.partial(each, training=True, **kwargs)
+            results.append(to_numpy((tf.function(call) if in_graph else call)(x)))
+        assert_same(*results)
+        assert len(taken) == 1
+        if change is not with_all_dropped:
+            assert abs(results[0] - before).max() > 1e-4
+        layer.use_fused = True
+        with pytest.raises(ValueError, match="does not support .* use_fused=True"):
+            layer(x, training=True)
+
+    def test_is_called_in_a_subclass_that_replaces_it(self, taken):
+        class Ours(InitStateLSTM):
+            def __init__(self, units, **kwargs):
+                super().__init__(units, **kwargs)
+                self.cell = Doubling(units)
+
+        layer, x = Ours(UNITS, initial_state=0.5), batch()
+        rnn = keras.layers.RNN(Doubling(UNITS))
+        layer.build(x.shape), rnn.build(x.shape)
+        rnn.set_weights(layer.cell.get_weights())
+        states = [tf.fill((len(x), UNITS), 0.5)] * 2
+        assert_same(layer(x), rnn(x, initial_state=states))
+        assert not taken
+
+    def test_adds_its_losses(self, taken):
+        layer, x = InitStateLSTM(UNITS), batch()
+        layer.build(x.shape)
+        reference = reference_of(layer)
+        for each in (layer, reference):
+            each.cell.activity_regularizer = keras.regularizers.L2(0.1)
+            each(x)
+        assert_same(layer.losses, reference.losses)
+        assert layer.losses and not taken
+
+    def test_of_a_simple_rnn_may_use_its_bias_or_not(self, taken):
+        layer, x = InitStateSimpleRNN(UNITS), batch()
+        layer.build(x.shape)
+        layer.cell.bias.assign_add(tf.ones_like(layer.cell.bias))
+        reference = reference_of(layer)
+        for each in (layer, reference):
+            each.cell.use_bias = False  # It asks whether there is one.
+        assert_same(layer(x), reference(x))
+        assert not taken
+
+    def test_may_be_quantized(self):
+        for make in (InitStateLSTM, keras.layers.LSTM):
+            with pytest.raises(NotImplementedError):
+                make(UNITS, dtype="int8_from_float32")(batch())
+
+    def test_of_variables_that_are_not_cast(self):
+        class Around(keras.layers.Layer):
+            def __init__(self, inner):
+                super().__init__(dtype="mixed_bfloat16")
+                self.inner = inner
+
+            def call(self, x):
+                return self.inner(x)
+
+        options = {"dtype": "mixed_bfloat16", "autocast": False}
+        layer, x = InitStateLSTM(UNITS, use_fused=True, **options), batch()
+        with pytest.raises(ValueError, match="not cast to the dtype of the layer"):
+            Around(layer)(x)
+        layer.use_fused = "auto"
+        assert_same(Around(layer)(x), Around(reference_of(layer, **options))(x))
+
+
+def test_a_loop_of_a_second_base_class_runs(taken):
+    class Negating(keras.layers.LSTM):
+        def inner_loop(self, *args, **kwargs):
+            last, outputs, states = super().inner_loop(*args, **kwargs)
+            return -last, -outputs, states
+
+    class Ours(InitStateLSTM, Negating):
+        pass
+
+    layer, x = Ours(UNITS), batch()
+    layer.build(x.shape)
+    assert_same(layer(x), -reference_of(layer)(x))
+    assert not taken
+
+
+def test_subclasses_that_use_the_loop_have_the_fused_one(taken):
+    class Ours(InitStateLSTM):
+        activation = keras.activations.relu  # Not the cell's, which computes.
+
+        def call(self, *args, **kwargs):
+            return 2 * super().call(*args, **kwargs)
+
+        def inner_loop(self, *args, **kwargs):
+            last, outputs, states = super().inner_loop(*args, **kwargs)
+            return -last, -outputs, states
+
+    layer, x = Ours(UNITS, kernel_constraint="non_neg"), batch()
+    layer.build(x.shape)
+    assert_same(layer(x), -2 * reference_of(layer)(x), tolerance=1e-6)
+    assert len(taken) == 1
