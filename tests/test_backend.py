@@ -115,3 +115,20 @@ def test_the_log_says_that_it_needs_tensorflow():
     log = keras_init_lstm.LogInitialState("logs")
     with pytest.raises(ImportError, match="writes with TensorFlow: pip install"):
         model.fit(np.ones((2, 5, 3)), np.ones((2, 2)), callbacks=[log], verbose=0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_without_what_pytorch_keeps_private_a_stream_runs():
+    script = """
+import sys
+import keras, numpy as np, torch
+assert torch._subclasses.FakeTensor
+sys.modules["torch._subclasses"] = None
+del torch._C._functorch.is_functorch_wrapped_tensor, torch._C._current_graph_task_id
+import keras_init_lstm
+layer = keras_init_lstm.InitStateLSTM(2, initial_state="trainable", stateful=True)
+layer(np.ones((1, 3, 2))).sum().backward()
+carried = keras.ops.convert_to_numpy(layer.states[0])
+print(bool((carried != 0).all()), layer.h0.value.value.grad is not None)
+"""
+    assert in_a_fresh_process(script).split() == ["True", "True"]

@@ -6,12 +6,36 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 
 from keras_init_lstm._keras import ReplacedVariable
 from keras_init_lstm.backend.base import Backend, called_by
 
 _TRACERS = ("torch.export.", "torch.fx.experimental.proxy_tensor", "torch.jit._trace")
+
+
+# What PyTorch tells of a call in private alone. Where a PyTorch does not have it, the
+# answer is that of a usual call.
+
+
+def _is_fake(value: Any) -> bool:
+    try:
+        from torch._subclasses import FakeTensor
+    except ImportError:
+        return False
+    return isinstance(value, FakeTensor)
+
+
+def _is_wrapped(tensor: torch.Tensor) -> bool:
+    """Whether a function of `torch.func` hands the tensor to the call."""
+    functorch = getattr(torch._C, "_functorch", None)
+    ask = getattr(functorch, "is_functorch_wrapped_tensor", None)
+    return ask is not None and ask(tensor)
+
+
+def _backward_pass() -> int:
+    """The number of the backward pass that runs, or -1."""
+    ask = getattr(torch._C, "_current_graph_task_id", None)
+    return -1 if ask is None else ask()
 
 
 class _Torch(Backend):
@@ -24,20 +48,14 @@ class _Torch(Backend):
         return (
             # `torch.jit.trace` also runs the call to compare, and nothing else says so.
             called_by(*_TRACERS)
-            or isinstance(value, FakeTensor)
-            or (
-                torch.is_tensor(value)
-                and torch._C._functorch.is_functorch_wrapped_tensor(value)
-            )
+            or _is_fake(value)
+            or (torch.is_tensor(value) and _is_wrapped(value))
         )
 
     def recomputes(self) -> bool:
         # A backward pass runs, and within it this call. The compiler does otherwise: it
         # computes again from what it has kept, and calls nothing.
-        return (
-            not torch.compiler.is_compiling()
-            and torch._C._current_graph_task_id() != -1
-        )
+        return not torch.compiler.is_compiling() and _backward_pass() != -1
 
     def is_called_by(self, functions: Collection[CodeType]) -> bool:
         # A compiler runs no frames that could be looked at. It is answered with yes,
