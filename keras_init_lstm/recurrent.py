@@ -93,7 +93,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
             - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, or one of
               another subclass of `InitialState`, which is copied; the layer's own are
-              in `layer.initial_state`, a list in the order of `layer.state_names`.
+              in `layer.initial_state`, in the order of `layer.state_names`.
 
             Defaults to `None`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
@@ -229,7 +229,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             super().__setattr__(name, value)
 
     def _replace_initial_state(self, name: str, value: Any) -> None:
-        kinds = self.initial_state
+        kinds = list(self.initial_state)
         is_built = any(kind is not None and kind.built for kind in kinds)
         if self.built or is_built or self._running_stream is not None:
             raise ValueError(
@@ -310,7 +310,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
                 )
         if takes_cell:
             arguments["cell"] = copy_layer(layer.cell)
-        kinds: list[InitialState | None] = []
+        kinds: Sequence[InitialState | None] = ()
         if isinstance(layer, InitStateRNN) and initial_state is None:
             kinds = layer.initial_state
             initial_state = layer._layout.pack(kinds)
@@ -343,9 +343,10 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         return tuple(state.units for state in self._layout.states)
 
     @property
-    def initial_state(self) -> list[InitialState | None]:
+    def initial_state(self) -> tuple[InitialState | None, ...]:
         """The objects that own the initial states, in order; `None` for zeros."""
-        return list(self._owned.kinds)
+        # A tuple: an entry set in a list would be lost. Set the whole, or `layer.h0`.
+        return tuple(self._owned.kinds)
 
     @property
     def takes_context(self) -> bool:

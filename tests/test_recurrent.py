@@ -458,6 +458,8 @@ class TestAttributesThatAreSet:
         for name, value in [("h0", "no"), ("c0", [1.0] * 7), ("initial_state", [1])]:
             with pytest.raises(ValueError, match="initial_state"):
                 setattr(layer, name, value)
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            layer.initial_state[0] = Fixed(1.0)
         assert layer.initial_state == kinds and layer.h0 is kinds[0]
         layer.build(X.shape)
         for name in ("h0", "c0", "initial_state"):
