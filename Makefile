@@ -7,7 +7,7 @@ torch ?= torch==2.13.0
 FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: bench demo docs evidence fuzz hammer test test-backends test-floor test-jax test-newest test-torch versions
+.PHONY: bench demo docs evidence fuzz hammer test test-all test-backends test-floor test-jax test-newest test-rest test-torch versions
 .PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
@@ -35,13 +35,23 @@ fuzz: .venv/ready
 
 # The tests of what is left behind by many calls, with all the calls.
 hammer: .venv/ready
-	HAMMER=full $(BIN)/pytest -n0 -q -s tests/test_hammered.py
+	HAMMER=full $(BIN)/pytest -n0 -q -s tests/integration/test_hammered.py
 
+# What takes long, and what a change of the package seldom breaks.
+REST := notebooks tests/benchmarks tests/integration tests/callbacks/test_backup.py tests/test_documents.py
+
+# What a change of the package can break on TensorFlow, in some minutes.
 test: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest --nbmake --nbmake-timeout=600
+	$(BIN)/pytest tests $(REST:%=--ignore=%)
+
+# The rest, and the other backends.
+test-all: test-rest test-backends
+
+test-rest: .venv/ready
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 $(REST)
 
 # The core properties without TensorFlow, on each of the other backends.
 test-backends: test-jax test-torch

@@ -6,7 +6,7 @@ import numpy as np
 
 from evidence_models import LAYER, Trainer, mean
 from evidence_tasks import parts, vowels
-from keras_init_lstm import train_only_initial_state
+from keras_init_lstm.adaptation import train_only_initial_state
 
 NOTHING, START, ALL = "nothing", "start alone", "all weights"
 METHODS = {

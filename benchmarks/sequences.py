@@ -18,7 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_init_lstm import InitStateLSTM, StreamStore, pack, with_states_as_inputs
+from keras_init_lstm import InitStateLSTM
+from keras_init_lstm.streams import StreamStore, pack, with_states_as_inputs
 from machine import machine
 from timing import Run, ratio, take_turns
 

@@ -9,15 +9,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_init_lstm._checks import check_layer, described, shape_of
+from keras_init_lstm._copies import hand_over
 from keras_init_lstm._keras import layers_within, set_trainable_of_itself
-from keras_init_lstm.copies import hand_over
-from keras_init_lstm.initial_states import InitialState
-from keras_init_lstm.layout import StateLayout
-from keras_init_lstm.model_states import by_paths
-from keras_init_lstm.recurrent import InitStateRNN
-from keras_init_lstm.states_as_inputs import check_states, make_stepping
-from keras_init_lstm.streaming import unbuilt
-from keras_init_lstm.validation import check_layer, described, shape_of
+from keras_init_lstm.initial_states.base import InitialState
+from keras_init_lstm.initial_states.layout import StateLayout
+from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.streams.stateful import unbuilt
+from keras_init_lstm.streams.states import by_paths
+from keras_init_lstm.streams.step_model import check_states, make_stepping
+
+__all__ = ["estimate_initial_state", "train_only_initial_state"]
 
 
 def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
@@ -44,7 +46,7 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
     ...     keras_init_lstm.InitStateLSTM(4, initial_state="trainable"),
     ...     keras.layers.Dense(1),
     ... ])
-    >>> undo = keras_init_lstm.train_only_initial_state(model)
+    >>> undo = keras_init_lstm.adaptation.train_only_initial_state(model)
     >>> model.compile("adam", "mse")
     >>> history = model.fit(np.ones((8, 5, 3)), np.ones((8, 1)), verbose=0)
     >>> [v.path.split("/", 2)[2] for v in model.trainable_variables]
@@ -134,7 +136,7 @@ def estimate_initial_state(
     >>> layer = keras_init_lstm.InitStateLSTM(4, return_sequences=True)
     >>> x, h, c = np.ones((2, 9, 3)), np.full((2, 4), 0.5), np.full((2, 4), -0.5)
     >>> y = layer(x, initial_state=[h, c])
-    >>> states = keras_init_lstm.estimate_initial_state(layer, x, y)
+    >>> states = keras_init_lstm.adaptation.estimate_initial_state(layer, x, y)
     >>> bool(np.abs(layer(x, initial_state=states) - y).max() < 0.01)
     True
     """

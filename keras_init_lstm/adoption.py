@@ -5,12 +5,14 @@ from typing import Any
 
 import keras
 
+from keras_init_lstm._checks import described, is_legacy
+from keras_init_lstm._copies import copy_layer, inner_layers, make_anew
 from keras_init_lstm._keras import layers_within
-from keras_init_lstm.copies import copy_layer, inner_layers, make_anew
-from keras_init_lstm.keras2_layers import COUNTERPARTS
-from keras_init_lstm.layers import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
-from keras_init_lstm.recurrent import InitialStateArgument, InitStateRNN
-from keras_init_lstm.validation import described, is_legacy
+from keras_init_lstm.keras2.layers import COUNTERPARTS
+from keras_init_lstm.layers.gru import InitStateGRU
+from keras_init_lstm.layers.lstm import InitStateLSTM
+from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
+from keras_init_lstm.layers.simple_rnn import InitStateSimpleRNN
 
 _FAMILY: tuple[type[InitStateRNN], ...] = (
     InitStateLSTM,
@@ -91,7 +93,7 @@ def with_initial_state(
     """
     if not isinstance(model, keras.Model):
         advice = (
-            ". Save it as .h5 or .keras, and load it with `load_keras2_model()`"
+            ". Save it as .h5 or .keras, and load it with `keras2.load_model()`"
             if is_legacy(model)
             else ""
         )
@@ -123,7 +125,7 @@ def with_initial_state(
                 f"The layer {layer.name} is made by the code of the class "
                 f"{type(holder).__name__} (of {holder.name}), which cannot be "
                 "rewritten. Write `InitStateLSTM(..., initial_state=...)`, or "
-                "`InitStateLSTM.from_lstm(lstm, initial_state=...)`, in its "
+                "`InitStateLSTM.from_keras(lstm, initial_state=...)`, in its "
                 "constructor, and hand the weights over layer by layer: "
                 "`new.lstm.cell.set_weights(old.lstm.get_weights())`"
             )

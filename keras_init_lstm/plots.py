@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_init_lstm.context import lists_as_arrays
-from keras_init_lstm.recurrent import InitStateRNN
-from keras_init_lstm.validation import described, finite_array, shape_of
+from keras_init_lstm._checks import described, finite_array, shape_of
+from keras_init_lstm.layers._call import lists_as_arrays
+from keras_init_lstm.layers.rnn import InitStateRNN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+__all__ = ["plot_initial_state"]
 
 # With more, single units can no longer be told apart, and the order says more.
 _MOST_UNSORTED = 32
@@ -89,7 +91,7 @@ def plot_initial_state(
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
     >>> x = np.random.normal(size=(8, 10, 3))
     >>> outputs = layer(x)
-    >>> figure = keras_init_lstm.plot_initial_state(layer, x)
+    >>> figure = keras_init_lstm.plots.plot_initial_state(layer, x)
     >>> len(figure.axes)  # h0, c0, and the plane
     3
 
@@ -97,7 +99,7 @@ def plot_initial_state(
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=start)
     >>> digits = np.arange(8)
     >>> outputs = layer(x, context=digits)
-    >>> figure = keras_init_lstm.plot_initial_state(layer, x, context=digits)
+    >>> figure = keras_init_lstm.plots.plot_initial_state(layer, x, context=digits)
     """
     _check_layer(layer)
     names, title = layer.state_names, f"Where {layer.name} starts"

@@ -9,25 +9,30 @@ import pytest
 
 # What the tests in a file cannot be imported without.
 NEEDED = {
-    "test_bench.py": ("matplotlib", "tensorflow"),
-    "test_cudnn.py": ("tensorflow",),
-    "test_demo.py": ("matplotlib", "scipy", "sklearn", "tqdm"),
-    "test_evidence.py": (
+    "benchmarks/test_bench.py": ("matplotlib", "tensorflow"),
+    "loops/test_cudnn.py": ("tensorflow",),
+    "benchmarks/test_demo.py": ("matplotlib", "scipy", "sklearn", "tqdm"),
+    "benchmarks/test_evidence.py": (
         "aeon",
         "bokeh_sampledata",
         "matplotlib",
         "river",
         "tensorflow",
     ),
-    "test_export.py": ("ai_edge_litert", "onnxruntime", "tensorflow", "tf2onnx"),
-    "test_fused.py": ("tensorflow",),
-    "test_fuzz.py": ("tensorflow",),
-    "test_hammered.py": ("tensorflow",),
-    "test_keras2.py": ("tensorflow", "tf_keras"),
+    "integration/test_export.py": (
+        "ai_edge_litert",
+        "onnxruntime",
+        "tensorflow",
+        "tf2onnx",
+    ),
+    "loops/test_fused.py": ("tensorflow",),
+    "benchmarks/test_fuzz.py": ("tensorflow",),
+    "integration/test_hammered.py": ("tensorflow",),
+    "keras2/test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),
-    "test_sequences.py": ("tensorflow",),
-    "test_tensorboard.py": ("tensorflow",),
-    "test_text.py": ("matplotlib", "tensorflow"),
+    "benchmarks/test_sequences.py": ("tensorflow",),
+    "callbacks/test_log.py": ("tensorflow",),
+    "benchmarks/test_text.py": ("matplotlib", "tensorflow"),
     "test_typing.py": ("mypy", "pyright"),
 }
 collect_ignore = [
@@ -84,7 +89,7 @@ def seed():
 def room_for_sizes():
     """All tests together run more sizes of layers than a process compiles."""
     if keras.backend.backend() == "tensorflow":
-        from keras_init_lstm import fused_loop
+        from keras_init_lstm.loops import tensorflow_loop as fused_loop
 
         fused_loop._sizes.clear()
 
@@ -95,7 +100,7 @@ def fused_adds_one(monkeypatch):
 
     To be called is not to be run: a graph may hold one loop and run another.
     """
-    from keras_init_lstm import fused
+    from keras_init_lstm.loops import tensorflow as fused
 
     def run(*args, **kwargs):
         return [output + 1 for output in real(*args, **kwargs)]

@@ -21,7 +21,7 @@ from keras_init_lstm import (
     Sampled,
     Trainable,
 )
-from keras_init_lstm.initial_states import InitialState
+from keras_init_lstm.initial_states.base import InitialState
 
 BATCH, TIMESTEPS, FEATURES, UNITS = 4, 5, 3, 2
 SHAPE = (BATCH, TIMESTEPS, FEATURES)

@@ -13,13 +13,8 @@ import numpy as np
 import pytest
 
 from backends import tf
-from keras_init_lstm import (
-    Conditional,
-    InitStateGRU,
-    InitStateLSTM,
-    Sampled,
-    reset_states,
-)
+from keras_init_lstm import Conditional, InitStateGRU, InitStateLSTM, Sampled
+from keras_init_lstm.streams import reset_states
 from models import normal
 from oracles import assert_same
 

@@ -13,11 +13,9 @@ from keras_init_lstm import (
     InitStateLSTM,
     InitStateSimpleRNN,
     Sampled,
-    as_stateful,
-    estimate_initial_state,
-    set_states,
-    train_only_initial_state,
 )
+from keras_init_lstm.adaptation import estimate_initial_state, train_only_initial_state
+from keras_init_lstm.streams import as_stateful, set_states
 from models import BATCH, FEATURES, TIMESTEPS, UNITS, X, normal, with_weights
 from oracles import assert_same, flat, to_numpy
 

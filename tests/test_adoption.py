@@ -216,7 +216,7 @@ class TestWithInitialState:
         own(np.zeros(SHAPE))
         for model in (own, keras.Sequential([own, layers.LSTM(2)])):
             with pytest.raises(
-                ValueError, match=r"inside is made .* class Own .*from_l"
+                ValueError, match=r"inside is made .* class Own .*from_keras"
             ):
                 with_initial_state(model, "trainable")
         model = model_of(of_the_family)
@@ -249,11 +249,11 @@ np.save(sys.argv[1] + "/y.npy", keras.ops.convert_to_numpy(y))
 
 
 METHODS = {
-    "LSTM": InitStateLSTM.from_lstm,
-    "GRU": InitStateGRU.from_gru,
-    "SimpleRNN": InitStateSimpleRNN.from_simple_rnn,
-    "stacked": InitStateRNN.from_rnn,
-    "custom": InitStateRNN.from_rnn,
+    "LSTM": InitStateLSTM.from_keras,
+    "GRU": InitStateGRU.from_keras,
+    "SimpleRNN": InitStateSimpleRNN.from_keras,
+    "stacked": InitStateRNN.from_keras,
+    "custom": InitStateRNN.from_keras,
 }
 
 
@@ -299,21 +299,24 @@ class TestFromLayer:
         assert not taken.cell.trainable
 
     def test_an_adopted_lstm_does_not_take_the_fused_loop(self):
-        assert not InitStateLSTM.from_lstm(layers.LSTM(2)).use_fused
-        lstm = InitStateLSTM.from_lstm(layers.LSTM(2), use_fused="auto")
+        assert not InitStateLSTM.from_keras(layers.LSTM(2)).use_fused
+        lstm = InitStateLSTM.from_keras(layers.LSTM(2), use_fused="auto")
         assert lstm.use_fused == "auto"
 
     @pytest.mark.parametrize(
         ("layer", "method"),
         [
-            (lambda **k: layers.GRU(2, reset_after=False, **k), InitStateGRU.from_gru),
+            (
+                lambda **k: layers.GRU(2, reset_after=False, **k),
+                InitStateGRU.from_keras,
+            ),
             (
                 lambda **k: layers.SimpleRNN(2, activation=lambda a: a / 2, **k),
-                InitStateSimpleRNN.from_simple_rnn,
+                InitStateSimpleRNN.from_keras,
             ),
             (
                 lambda **k: layers.RNN([UnregisteredCell(3), UnregisteredCell(2)], **k),
-                InitStateRNN.from_rnn,
+                InitStateRNN.from_keras,
             ),
         ],
     )
@@ -328,10 +331,10 @@ class TestFromLayer:
 
     def test_what_get_config_forgets(self):
         gru = layers.GRU(2, use_cudnn=False, implementation=1)
-        taken = InitStateGRU.from_gru(gru, dropout=0.5)
+        taken = InitStateGRU.from_keras(gru, dropout=0.5)
         assert not taken.use_cudnn and taken.cell.implementation == 1
         assert taken.dropout == 0.5
-        assert InitStateLSTM.from_lstm(layers.LSTM(2), use_fused="auto").use_fused
+        assert InitStateLSTM.from_keras(layers.LSTM(2), use_fused="auto").use_fused
 
     def test_of_this_package(self):
         start = [0.5, Sampled(0.2, 0.1, seed=1)]
@@ -340,7 +343,7 @@ class TestFromLayer:
         layer(x, training=True)
         layer.assign_initial_state([np.array([1.0, 2.0]), None])
         layer.reset_state()
-        taken = InitStateLSTM.from_lstm(layer)
+        taken = InitStateLSTM.from_keras(layer)
         assert_same(taken.states[0], layer.states[0])
         taken.assign_initial_state([np.array([3.0, 4.0]), None])
         assert (to_numpy(taken.states[0]) == [3, 4]).all()  # Still fresh.
@@ -368,9 +371,8 @@ class TestFromLayer:
             assert cls.from_keras(given).units == 2 if name != "RNN" else True
             return
         message = f"`layer` must be a layer `{name}` of Keras 3.*Received"
-        for convert in (cls.from_keras, cls.from_rnn):
-            with pytest.raises(ValueError, match=message):
-                convert(given)
+        with pytest.raises(ValueError, match=message):
+            cls.from_keras(given)
 
     def test_of_this_package_before_it_is_built(self):
         layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
@@ -382,11 +384,10 @@ class TestFromLayer:
         assert_same(taken.get_initial_state(1), layer.get_initial_state(1))
         assert_same(taken.states, layer.states)
 
-    @pytest.mark.parametrize("method", ["from_keras", "from_rnn", "from_lstm"])
-    def test_under_every_name_the_outputs_are_equal(self, method):
+    def test_the_outputs_are_equal(self):
         lstm = layers.LSTM(2)
         want = lstm(X)
-        taken = getattr(InitStateLSTM, method)(lstm, "trainable")
+        taken = InitStateLSTM.from_keras(lstm, "trainable")
         assert type(taken) is InitStateLSTM and taken.use_fused is False
         assert_same(taken(X), want)
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from keras_init_lstm import InitStateBidirectional, InitStateLSTM
-from keras_init_lstm.copies import copy_layer
+from keras_init_lstm._copies import copy_layer
 from models import SHAPE, normal
 from oracles import assert_same
 

@@ -3,10 +3,10 @@
 import doctest
 import importlib
 import pathlib
-import pkgutil
 import re
 import subprocess
 import sys
+import types
 import zipfile
 
 import keras
@@ -19,7 +19,7 @@ from oracles import to_numpy
 ROOT = pathlib.Path(__file__).parent.parent
 # What a program wrote is in benchmarks/results, and runs nothing.
 RESULTS = ROOT / "benchmarks" / "results"
-FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "keras_init_lstm"))]
+FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "docs"))]
 FOLDERS += [ROOT / "notebooks", RESULTS]
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -28,17 +28,31 @@ DOCUMENTS = {
 }
 WRITTEN = [name for name in DOCUMENTS if (ROOT / name).parent != RESULTS]
 README, GUIDE, MIGRATION = (
-    DOCUMENTS[name]
-    for name in ("README.md", "keras_init_lstm/GUIDE.md", "MIGRATION.md")
+    DOCUMENTS[name] for name in ("README.md", "docs/guide.md", "MIGRATION.md")
 )
 # What an older Keras, which `make versions` tests with, does not have.
-SINCE = {"load_keras2_model": (3, 14)}
+SINCE = {"keras2.load_model": (3, 14)}
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
+PACKAGE = ROOT / "keras_init_lstm"
 MODULES = [
-    module.name
-    for module in pkgutil.iter_modules(keras_init_lstm.__path__)
-    if not module.ispkg
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
 ]
+# The names of the package and of its public modules.
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (
+        keras_init_lstm,
+        *(getattr(keras_init_lstm, name) for name in keras_init_lstm.__all__),
+    )
+    if isinstance(module, types.ModuleType)
+    for name in module.__all__
+    if not isinstance(getattr(module, name), types.ModuleType)
+}
+EVERYTHING = "\n".join(
+    f"from {module} import *" for module in {name.rpartition(".")[0] for name in PUBLIC}
+)
 
 
 def blocks(text):
@@ -81,14 +95,15 @@ def test_docstrings(name):
     module = importlib.import_module(f"keras_init_lstm.{name}")
     names = {"keras": keras, "np": np, "keras_init_lstm": keras_init_lstm}
     result = doctest.testmod(module, extraglobs=names)
-    # That of `load_keras2_model` is of a file that is not here.
-    shown = name != "keras2" and ">>> " in pathlib.Path(module.__file__).read_text()
+    # That of `keras2.load_model` is of a file that is not here.
+    text = pathlib.Path(module.__file__).read_text()
+    shown = name != "keras2.load" and ">>> " in text
     assert bool(result.attempted) >= shown and not result.failed
 
 
 def test_every_public_name_has_an_example():
-    for name in keras_init_lstm.__all__:
-        assert ">>> " in getattr(keras_init_lstm, name).__doc__, name
+    for name, value in PUBLIC.items():
+        assert ">>> " in value.__doc__, name
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +168,8 @@ def test_no_block_is_skipped(name):
 
 
 def test_documents_with_code():
-    at_least = {"README.md": 3, "keras_init_lstm/GUIDE.md": 15, "MIGRATION.md": 5}
-    at_least["keras_init_lstm/README.md"] = 2
+    at_least = {"README.md": 3, "docs/guide.md": 15, "MIGRATION.md": 5}
+    at_least["docs/code.md"] = 2
     for name, count in at_least.items():
         assert len(python_of(DOCUMENTS[name])) >= count, name
 
@@ -194,7 +209,7 @@ CODE = re.findall(r"\| `(.*)` \|$", COMPARISON, re.MULTILINE)
 def test_every_capability_of_what_people_used_before(code):
     keras.utils.set_random_seed(1)
     scope = {"keras": keras, "np": np}
-    exec(f"from keras_init_lstm import *\n{SETUP}", scope)
+    exec(f"{EVERYTHING}\n{SETUP}", scope)
     outputs = to_numpy(eval(code, scope))
     assert outputs.shape[0] == 4
     # All rows are given the same sequence, so that only their start can differ.
@@ -212,7 +227,7 @@ def prepared(tmp_path, monkeypatch):
     """The names that the examples of the errors use."""
     monkeypatch.chdir(tmp_path)
     scope = {"keras": keras, "np": np}
-    exec(f"from keras_init_lstm import *\n{PREPARED}", scope)
+    exec(f"{EVERYTHING}\n{PREPARED}", scope)
     return scope
 
 
@@ -234,9 +249,10 @@ def test_ten_errors_are_under_troubleshooting():
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_test_that_is_named_is_there(name):
     named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", DOCUMENTS[name]))
-    assert name != "keras_init_lstm/GUIDE.md" or len(named) >= 10
+    assert name != "docs/guide.md" or len(named) >= 10
     for file, test in named:
-        text = (ROOT / "tests" / file).read_text()
+        (path,) = (ROOT / "tests").rglob(file)
+        text = path.read_text()
         assert re.search(rf"^ *(def|class) {test}\b" if test else "", text, re.M), test
 
 
@@ -251,16 +267,17 @@ def test_every_command_that_is_named_is_there(name):
 
 
 def test_every_public_name_is_in_what_users_read():
-    for name in keras_init_lstm.__all__:
+    for name in (name.rpartition(".")[2] for name in PUBLIC):
         assert re.search(rf"\b{name}\b", README + GUIDE + MIGRATION), name
 
 
 def test_every_module_is_on_the_map():
-    text = DOCUMENTS["keras_init_lstm/README.md"]
+    text = DOCUMENTS["docs/code.md"]
     for name in MODULES:
-        assert f"`{name}.py`" in text, name
-    for name in re.findall(r"`(\w+\.py)`", text):
-        assert (ROOT / "keras_init_lstm" / name).exists(), name
+        path = f"`{name.replace('.', '/')}.py`"
+        assert path in text or name.startswith("backend."), name
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        assert (PACKAGE / name).exists(), name
 
 
 def test_what_ci_runs_is_in_the_readme():

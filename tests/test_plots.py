@@ -20,8 +20,8 @@ from keras_init_lstm import (
     InitStateSimpleRNN,
     Sampled,
     Trainable,
-    plot_initial_state,
 )
+from keras_init_lstm.plots import plot_initial_state
 from models import BATCH, FEATURES, TIMESTEPS, PerRow, X, normal
 from oracles import assert_same, flat, owned_values, tiled_states, to_numpy
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_init_lstm import fused
 from keras_init_lstm.backend.base import Backend, NotFusedError, called_by
+from keras_init_lstm.loops import tensorflow as fused
 
 
 class _TensorFlow(Backend):

@@ -13,15 +13,14 @@ from keras_init_lstm import (
     InitStateLSTM,
     InitStateRNN,
     InitStateSimpleRNN,
-    LogInitialState,
-    ResetStates,
     Sampled,
     Trainable,
-    load_keras2_model,
-    plot_initial_state,
-    reset_states,
+    keras2,
     with_initial_state,
 )
+from keras_init_lstm.callbacks import LogInitialState
+from keras_init_lstm.plots import plot_initial_state
+from keras_init_lstm.streams import ResetStates, reset_states
 
 
 class Ones(InitialState):
@@ -86,8 +85,8 @@ reset_states(model)
 adopted = with_initial_state(model, "trainable", where="lstm")
 adopted = with_initial_state(adopted, Sampled(), lambda layer: layer.units == 64)
 adopted.predict(x)
-old = load_keras2_model("old.h5")
-taken: InitStateLSTM = InitStateLSTM.from_lstm(keras.layers.LSTM(4), "trainable")
+old = keras2.load_model("old.h5")
+taken: InitStateLSTM = InitStateLSTM.from_keras(keras.layers.LSTM(4), "trainable")
 taken = InitStateLSTM.from_keras(keras.layers.LSTM(4), use_fused="auto")
 figure = plot_initial_state(layer, x, sort=True)
 figure.savefig("initial_state.png")

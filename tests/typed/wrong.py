@@ -34,5 +34,5 @@ InitStateRNN(keras.layers.GRUCell(4), inital_state="trainable")  # error
 layer = InitStateLSTM(64, initial_state="trainable")
 layer.assign_initial_state()  # error
 layer.reset_states(state=None)  # error
-InitStateLSTM.from_lstm(keras.layers.LSTM(4), initial_state="trainble")  # error
+InitStateLSTM.from_keras(keras.layers.LSTM(4), initial_state="trainble")  # error
 with_initial_state(keras.Sequential(), "trainble")  # error

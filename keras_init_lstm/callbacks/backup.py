@@ -1,0 +1,428 @@
+"""A training run that is killed and started again ends as if nothing had happened."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_init_lstm._checks import described
+from keras_init_lstm._keras import (
+    begin_at_epoch,
+    build_metrics,
+    data_of_fit,
+    epoch_of_data,
+    layers_within,
+    set_epoch_of_data,
+)
+from keras_init_lstm.backend import backend
+from keras_init_lstm.layers._stream import CarriedState
+
+
+class ExactBackupAndRestore(keras.callbacks.Callback):
+    """Backs up training and restores it to the last bit, at any step.
+
+    A run of `fit()` that is killed at any moment and started again, by the same
+    program with the same arguments, ends with the weights, optimizer, metrics, random
+    streams and carried states of one left alone. `keras.callbacks.BackupAndRestore`
+    restores weights and optimizer, within an epoch to train on its first batches
+    again; and a kill while it writes over its backup leaves none. Here a backup takes
+    the place of the one before once it is whole and on disk.
+
+    Saved are all variables of the model, its optimizer and its metrics, with those of
+    seed generators and the states of stateful layers, and on PyTorch its global
+    generators. What other callbacks remember is not: an `EarlyStopping` starts counting
+    anew. Put this callback last in the list, for what others do to the model at the end
+    of an epoch is else not in the backup of `save_freq="epoch"`. The `History` holds
+    the epochs that end in the restored run.
+
+    In the epoch in which it was killed, `fit()` reads again, without training on them,
+    the batches that it has trained on. They must come in the same order, as from
+
+    - arrays and `PyDataset`, shuffled or not (shuffled arrays on TensorFlow only after
+      `keras.utils.set_random_seed`). What they draw from `random` and `np.random` is
+      drawn again. What a `PyDataset` keeps of one epoch for the next, such as an order
+      that it shuffles further, is lost. On JAX and PyTorch, leave `workers` of a
+      `PyDataset` at 1: with more, the order of an epoch depends on the epochs before;
+    - a `torch.utils.data.DataLoader` without a generator of its own;
+    - a `tf.data.Dataset` with the same order in each epoch, so with
+      `shuffle(..., seed=..., reshuffle_each_iteration=False)`;
+    - with `steps_per_epoch` and a number for `save_freq`, generators and datasets that
+      never end and give the same batches in each run, so with
+      `shuffle(..., seed=...).repeat()`. All batches so far are then read again. Not
+      on PyTorch, where `steps_per_epoch` must be left out.
+
+    Args:
+        backup_dir: Path of a local folder for this run alone.
+        save_freq: `"epoch"`, or the number of batches from one backup to the next.
+            Defaults to `"epoch"`.
+        delete_checkpoint: Whether the backup is deleted when training has finished.
+            Defaults to `True`.
+
+    Raises:
+        ValueError: If an argument is not as above, if the model is not built before
+            `fit()`, and where a restored run could not be exact: the backup is of
+            another model or of a Keras that orders the batches otherwise, the data end
+            before the batch where it goes on, or they go on from epoch to epoch and
+            are not as above.
+
+    Example:
+    >>> import tempfile
+    >>> from keras_init_lstm import callbacks
+    >>> folder = tempfile.mkdtemp()
+    >>> def run():  # What stands in the program that may be killed.
+    ...     model = keras.Sequential([
+    ...         keras.Input((3, 1)),
+    ...         keras_init_lstm.InitStateLSTM(4, initial_state="sampled"),
+    ...     ])
+    ...     model.compile(loss="mse")
+    ...     backup = callbacks.ExactBackupAndRestore(folder, save_freq=100)
+    ...     model.fit(
+    ...         np.ones((8, 3, 1)), np.ones((8, 4)), verbose=0, callbacks=[backup]
+    ...     )
+    >>> run()
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike[str],
+        save_freq: int | str = "epoch",
+        delete_checkpoint: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (isinstance(backup_dir, str | os.PathLike) and os.fspath(backup_dir)):
+            raise ValueError(
+                "Argument `backup_dir` must be the path of a folder. "
+                f"Received: {described(backup_dir)}"
+            )
+        whole = isinstance(save_freq, int) and not isinstance(save_freq, bool)
+        if not (save_freq == "epoch" or (whole and int(save_freq) > 0)):
+            raise ValueError(
+                'Argument `save_freq` must be "epoch" or a positive number of batches. '
+                f"Received: {described(save_freq)}"
+            )
+        self.backup_dir = backup_dir
+        self.save_freq = save_freq
+        self.delete_checkpoint = delete_checkpoint
+        self._path = pathlib.Path(backup_dir) / "latest.npz"
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self.model.built:
+            raise ValueError(
+                "The model must be built before `fit()`, so that a backup can be "
+                "restored: call it on a batch, or begin it with an `Input`. "
+                f"Received: {self.model.name}, which is not built"
+            )
+        self._since_backup = 0
+        # Where the batches come from, how many did so far, and from which random state.
+        self._source: Any = None
+        self._read = self._batch = 0
+        self._random: Any = None
+        self._data = data_of_fit()
+        self._undo_epoch: Callable[[], None] = lambda: None
+        # What is to be restored.
+        self._backup: _Backup | None = None
+        if self._path.exists():
+            self._backup = _Backup.read_from(self._path)
+            self._check_order(self._backup)
+            optimizer = self.model.optimizer
+            if optimizer is not None and not optimizer.built:
+                optimizer.build(self.model.trainable_variables)
+            self._assign(self._variables(), self._backup.variables)
+            model = self.model
+            self._undo_epoch = _before_next_training(
+                model, lambda: begin_at_epoch(model, None)
+            )
+            begin_at_epoch(model, self._backup.epoch)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # Otherwise the next `fit()` would begin there too.
+        self._undo_epoch()
+        self._went_on = self._read > self._batch
+        self._epoch, self._batch = epoch, 0
+        if self._backup is not None:
+            _set_random_state(self._backup.random, self._data)
+            if self._backup.batch == 0:
+                self._backup = None
+        self._random_at_epoch_begin = _random_state(self._data)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch > 0 and self._backup is None:
+            return
+        # On JAX, `self.model` is one that has been given its variables back, which a
+        # training step must not be.
+        model = self.model
+        train_function = model.train_function
+
+        # Called by `fit()` once, with what it would train on: the state, on JAX alone,
+        # and an iterator, or on PyTorch a list of batches.
+        def stand_in(*arguments: Any) -> Any:
+            restore()
+            *state, source = arguments
+            if batch == 0:
+                self._meet(source)
+            if self._backup is None:
+                return train_function(*arguments)
+            self._skip(model, source, self._backup)
+            return (self._backup.logs, *state) if state else self._backup.logs
+
+        def undo() -> None:
+            if model.train_function is stand_in:  # `compile()` may have reset it.
+                model.train_function = train_function
+
+        restore = _before_next_training(model, undo)
+        model.train_function = stand_in
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        batches = batch + 1 - self._batch
+        self._batch += batches
+        self._read += batches
+        if self._backup is not None:
+            # At the very point at which it was saved, so that what callbacks did before
+            # that is in it, and those that come after do theirs again.
+            if self._batch >= self._backup.batch:
+                self._restore(self._backup)
+                self._backup = None
+        elif self.save_freq != "epoch":
+            self._since_backup += batches
+            if self._since_backup >= int(self.save_freq):
+                self._save(self._epoch, self._batch, self._random, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._backup is not None:
+            raise ValueError(
+                f"The data of `fit()` end before the batch at which the backup in "
+                f"{self.backup_dir} goes on. Expected at least {self._backup.batch} "
+                f"batches, as before. Received: {self._batch}"
+            )
+        if self.save_freq == "epoch":
+            self._save(epoch + 1, 0, _random_state(self._data), logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._undo_epoch()
+        self._source = self._data = self._backup = None
+        if self.delete_checkpoint:
+            self._path.unlink(missing_ok=True)
+            _temporary(self._path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Something else is in it.
+                self._path.parent.rmdir()
+
+    def _check_order(self, backup: "_Backup") -> None:
+        """Raises a `ValueError` if the batches can't come in the order of `backup`."""
+        was_counted = backup.random["epoch_of_data"] is not None
+        is_counted = epoch_of_data(self._data) is not None
+        if self._data is None or was_counted != is_counted:
+            raise ValueError(
+                f"The backup in {self.backup_dir} can't be restored exactly: its "
+                "training must continue with the same version of Keras, and by the "
+                f"`fit()` of Keras. Received: Keras {keras.__version__}"
+            )
+
+    def _meet(self, source: Any) -> None:
+        """Takes note of what the first batch of an epoch comes from."""
+        if source is self._source:
+            if self.save_freq == "epoch":
+                raise ValueError(
+                    "Where the data of `fit(steps_per_epoch=...)` go on from epoch to "
+                    "epoch, argument `save_freq` must be a number of batches. "
+                    'Received: "epoch"'
+                )
+            return
+        if self._went_on:
+            raise ValueError(
+                "The data of `fit(steps_per_epoch=...)` must never end where they go "
+                "on from epoch to epoch: repeat them, or leave out `steps_per_epoch`. "
+                f"Received: data that ended after {self._read} batches"
+            )
+        self._source, self._read = source, 0
+        self._random = self._random_at_epoch_begin
+
+    def _skip(self, model: keras.Model, source: Any, backup: "_Backup") -> None:
+        """Reads what `fit()` would train on in one call."""
+        if isinstance(source, list):
+            return  # They have been read.
+        if self._batch == 0:
+            self._read = backup.read - backup.batch
+            for _ in range(self._read):
+                next(source)
+        batch = next(source)
+        for _ in range(model.steps_per_execution - 1):
+            next(source, None)
+        if len(model.metrics_variables) != len(backup.metrics):
+            # Which on TensorFlow are built when the training step is traced.
+            build_metrics(model, batch)
+
+    def _variables(self) -> list[keras.Variable]:
+        """All that training changes, but for metrics, which start anew each epoch."""
+        optimizer = self.model.optimizer
+        found = [*self.model.variables, *(optimizer.variables if optimizer else [])]
+        # The states of stateful layers, which not every backend has among the former.
+        for layer in layers_within(self.model):
+            for state in keras.tree.flatten(getattr(layer, "states", None)):
+                if isinstance(state, CarriedState):
+                    found += state.variables
+                elif isinstance(state, keras.Variable):
+                    found.append(state)
+        return list({id(variable): variable for variable in found}.values())
+
+    def _save(self, epoch: int, batch: int, random_state: Any, logs: Any) -> None:
+        self._since_backup = 0
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _Backup(
+            epoch=epoch,
+            batch=batch,
+            read=self._read,
+            random=random_state,
+            backend_random=backend.random_state(),
+            logs=logs,
+            variables=_to_numpy(self._variables()),
+            metrics=_to_numpy(self.model.metrics_variables),
+        ).write(self._path)
+
+    def _restore(self, backup: "_Backup") -> None:
+        self._assign(self._variables(), backup.variables)
+        self._assign(self.model.metrics_variables, backup.metrics)
+        backend.set_random_state(backup.backend_random)
+
+    def _assign(
+        self, variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]
+    ) -> None:
+        shapes = [tuple(variable.shape) for variable in variables]
+        if shapes != [array.shape for array in arrays]:
+            raise ValueError(
+                f"The backup in {self.backup_dir} is of another model, or of one that "
+                f"was compiled otherwise. Expected: {described(variables)}. "
+                f"Received: {described(arrays)}"
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+@dataclasses.dataclass
+class _Backup:
+    """What is saved: all that training changes, and the place where it goes on.
+
+    Args:
+        epoch: The epoch in which it goes on.
+        batch: The number of batches of that epoch that have been trained on.
+        read: The number of batches that came from the same iterator, maybe since
+            an earlier epoch.
+        random: The random state from which that iterator began.
+        backend_random: That of the backend now.
+        logs: What `fit()` logged last.
+        variables: The values of the variables.
+        metrics: Those of the metrics.
+    """
+
+    epoch: int
+    batch: int
+    read: int
+    random: Any
+    backend_random: Any
+    logs: Any
+    variables: list[np.ndarray]
+    metrics: list[np.ndarray]
+
+    def write(self, path: pathlib.Path) -> None:
+        """Writes all or nothing."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        lists = {name: fields.pop(name) for name in ("variables", "metrics")}
+        arrays = {
+            f"{name}/{index}": array
+            for name, of_name in lists.items()
+            for index, array in enumerate(of_name)
+        }
+        text = json.dumps(fields, default=lambda value: np.asarray(value).tolist())
+        temporary = _temporary(path)
+        with temporary.open("wb") as file:
+            np.savez(file, text=np.array(text), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        if os.name == "posix":  # Windows opens no folders.
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    @classmethod
+    def read_from(cls, path: pathlib.Path) -> "_Backup":
+        """Reads what `write` wrote."""
+        with np.load(path) as file:
+            fields = json.loads(file["text"].item())
+            for name in ("variables", "metrics"):
+                count = sum(key.startswith(f"{name}/") for key in file)
+                fields[name] = [file[f"{name}/{index}"] for index in range(count)]
+        return cls(**fields)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    # In the same folder, since between file systems nothing is replaced at once.
+    return path.with_suffix(".tmp")
+
+
+def _to_numpy(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    arrays = [ops.convert_to_numpy(variable) for variable in variables]
+    # NumPy's files don't know bfloat16, all of whose values float32 has.
+    return [a.astype("float32") if a.dtype.kind == "V" else a for a in arrays]
+
+
+def _before_next_training(
+    model: keras.Model, undo: Callable[[], None]
+) -> Callable[[], None]:
+    """Makes sure that a change of `model` is undone, whatever happens to `fit()`.
+
+    Keras does not tell a callback when an exception ends `fit()`. But `fit()` and
+    `train_on_batch()` begin with the public `make_train_function()`.
+
+    Args:
+        model: The model that is trained.
+        undo: Function that undoes the change. It may be called twice.
+
+    Returns:
+        Function that undoes the change now.
+    """
+    attributes = vars(model)
+    before = attributes.get("make_train_function")
+
+    def restore() -> None:
+        undo()
+        if attributes.get("make_train_function") is make_train_function:
+            del attributes["make_train_function"]
+            if before is not None:  # Of another callback like this one.
+                attributes["make_train_function"] = before
+
+    def make_train_function(*args: Any, **kwargs: Any) -> Any:
+        restore()
+        return model.make_train_function(*args, **kwargs)
+
+    attributes["make_train_function"] = make_train_function
+    return restore
+
+
+def _random_state(data: Any) -> dict[str, Any]:
+    """Returns the states of the generators from which data may draw their order."""
+    return {
+        "epoch_of_data": epoch_of_data(data),
+        "python": random.getstate(),
+        # The global one, which Keras uses.
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "backend": backend.random_state(),
+    }
+
+
+def _set_random_state(state: dict[str, Any], data: Any) -> None:
+    if state["epoch_of_data"] is not None:
+        set_epoch_of_data(data, state["epoch_of_data"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    backend.set_random_state(state["backend"])

@@ -1,0 +1,63 @@
+"""An initial state that training leaves as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from keras_init_lstm._types import (
+    Initializer,
+    LayerArguments,
+    Numbers,
+)
+from keras_init_lstm.initial_states.base import (
+    OwnedValue,
+    add_variable,
+    check_numbers,
+    numbers_or_initializer,
+    serialized,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class Fixed(OwnedValue):
+    """An initial state that training leaves as it is.
+
+    Owns a non-trainable `value` of shape `(units,)`, from which every row of
+    every batch starts. It is saved with the model's weights.
+
+    Args:
+        value: Number, array of shape `(units,)`, or Keras initializer (an
+            instance or its name). Defaults to `"zeros"`.
+        **kwargs: Base layer arguments: `name` and `dtype`.
+
+    Raises:
+        ValueError: If `value` is neither of these, or is not finite.
+
+    Example:
+    >>> start = keras_init_lstm.Fixed([0.5, 1.0])
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=[start, None])
+    >>> h, c = layer.get_initial_state(batch_size=3)
+    >>> keras.ops.convert_to_numpy(h).tolist()
+    [[0.5, 1.0], [0.5, 1.0], [0.5, 1.0]]
+    """
+
+    def __init__(
+        self, value: Numbers | Initializer = "zeros", **kwargs: Unpack[LayerArguments]
+    ) -> None:
+        super().__init__(**kwargs)
+        self._argument = numbers_or_initializer(value, "value")
+
+    def check(self, units: int) -> None:
+        check_numbers(self, "value", self._argument, units)
+
+    def build(self, state_shape: tuple[int]) -> None:
+        super().build(state_shape)
+        self.value = add_variable(self, "value", self._argument, trainable=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "value": serialized(self._argument)}

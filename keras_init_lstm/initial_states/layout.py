@@ -1,0 +1,169 @@
+"""How the states of a cell are named, sized and nested."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_init_lstm._checks import check_shape, described, shape_text, with_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One state of a cell, such as the hidden state h of an LSTM.
+
+    Args:
+        name: Of the attribute of the layer that owns its initial state: `h0`.
+        units: Its size: the state of a batch is `(batch, units)`.
+    """
+
+    name: str
+    units: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StateLayout:
+    """The states of a cell in order, and how they are nested in its `state_size`.
+
+    Args:
+        states: One `State` for each.
+        state_size: Integers, nested as the cell takes and returns its states.
+        single: Whether the cell has one state, and speaks of it without a list.
+
+    Example:
+    >>> from keras_init_lstm.initial_states.layout import StateLayout
+    >>> cells = [keras.layers.LSTMCell(4), keras.layers.GRUCell(3)]
+    >>> layout = StateLayout.of(keras.layers.RNN(cells))
+    >>> [(state.name, state.units) for state in layout.states]
+    [('cell0_h0', 4), ('cell0_c0', 4), ('cell1_h0', 3)]
+    >>> layout.unpack([[1, 2], 3], "states")
+    [1, 2, 3]
+    >>> layout.pack([1, 2, 3])
+    [[1, 2], 3]
+    """
+
+    states: tuple[State, ...]
+    state_size: Any
+    single: bool
+
+    @classmethod
+    def of(cls, rnn: keras.layers.RNN) -> "StateLayout":
+        """The layout of the cell of a recurrent layer."""
+        units = map(int, keras.tree.flatten(rnn.state_size))
+        states = map(State, _state_names(rnn.cell), units)
+        return cls(tuple(states), _as_lists(rnn.state_size), rnn.single_state)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the states, in order."""
+        return tuple(state.name for state in self.states)
+
+    def pack(self, entries: Sequence[Any]) -> list[Any]:
+        """Nests one entry for each state as the cell's `state_size` is nested."""
+        remaining = iter(entries)
+        return keras.tree.map_structure(lambda _: next(remaining), self.state_size)
+
+    def unpack(
+        self, nested: Any, argument: str, one_for_all: bool = False
+    ) -> list[Any]:
+        """Returns one entry for each state, of what is nested as `state_size` is.
+
+        `None` may stand for all the states of a cell, and, with `one_for_all`, so may
+        any entry.
+
+        Raises:
+            ValueError: If it is nested otherwise, or if numbers in a list may be
+                meant for the states as well as for the units.
+        """
+
+        def entries(sizes: Any, given: Any) -> list[Any]:
+            if not isinstance(sizes, list):
+                return [given]
+            is_list = isinstance(given, (list, tuple))
+            if given is None or (one_for_all and not is_list):
+                return [given] * len(keras.tree.flatten(sizes))
+            if not is_list or len(given) != len(sizes):
+                raise ValueError(self._not_one_each(nested, argument, one_for_all))
+            if one_for_all and len(sizes) > 1 and _are_also_units(given, sizes):
+                raise ValueError(
+                    f"Argument `{argument}` may mean one number for each of the "
+                    f"{len(sizes)} states, or for each of the {len(sizes)} units. For "
+                    "the states pass [Fixed(...), Fixed(...)], for the units of every "
+                    f"state np.array([...]). Received: {argument}={described(nested)}"
+                )
+            return [
+                entry
+                for size, part in zip(sizes, given, strict=True)
+                for entry in entries(size, part)
+            ]
+
+        if self.single and not isinstance(nested, (list, tuple)):
+            return [nested]
+        return entries(self.state_size, nested)
+
+    def tensors(
+        self, nested: Any, batch_size: Any, at_run_time: bool = False
+    ) -> list[Any]:
+        """Returns the states that are given at a call, `None` for each that is not.
+
+        Args:
+            nested: Tensors `(batch, units)` or `None`, nested as `state_size` is.
+            batch_size: Integer, scalar integer tensor, or `None` if it is not known.
+            at_run_time: Whether what is not known of a shape is to be checked at run
+                time, by an error of the backend. Defaults to `False`.
+
+        Raises:
+            ValueError: If they are nested otherwise, or one is known to be of another
+                shape.
+        """
+        tensors = self.unpack(nested, "initial_state")
+        for index, state in enumerate(self.states):
+            if tensors[index] is not None:
+                shape = (batch_size, state.units)
+                expectation = (
+                    f"Argument `initial_state[{index}]` must be a tensor of shape "
+                    f"{shape_text(shape)}."
+                )
+                check_shape(tensors[index], shape, expectation)
+                if at_run_time:
+                    tensors[index] = with_shape(tensors[index], shape, expectation)
+        return tensors
+
+    def _not_one_each(self, nested: Any, argument: str, one_for_all: bool) -> str:
+        count = len(self.states)
+        which = "the one state" if count == 1 else f"each of the {count} states"
+        texts = [f"{state.name} ({state.units} units)" for state in self.states]
+        text = str(self.pack(texts))[1:-1].replace("'", "")
+        hint = " (for one value for each unit, pass an array)" if one_for_all else ""
+        return (
+            f"Argument `{argument}` must be a list with one entry for {which}: "
+            f"{text}{hint}. Received: {argument}={described(nested)}"
+        )
+
+
+def _as_lists(sizes: Any) -> Any:
+    # Keras has made a `TrackedList` of each, which is no list to JAX.
+    if isinstance(sizes, (list, tuple)):
+        return [_as_lists(size) for size in sizes]
+    return sizes
+
+
+def _are_also_units(given: Sequence[Any], sizes: Sequence[Any]) -> bool:
+    return all(
+        type(entry) in (int, float) and size == len(given)
+        for entry, size in zip(given, sizes, strict=True)
+    )
+
+
+def _state_names(cell: Any) -> tuple[str, ...]:
+    if isinstance(cell, keras.layers.StackedRNNCells):
+        return tuple(
+            f"cell{index}_{name}"
+            for index, inner in enumerate(cell.cells)
+            for name in _state_names(inner)
+        )
+    if isinstance(cell, keras.layers.LSTMCell):
+        return ("h0", "c0")
+    count = len(keras.tree.flatten(cell.state_size))
+    return ("h0",) if count == 1 else tuple(f"state{i}" for i in range(count))

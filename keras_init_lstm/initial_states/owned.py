@@ -1,0 +1,364 @@
+"""The initial states of one layer: built, and made into what a batch starts from."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_init_lstm._checks import (
+    array_of_shape,
+    check_shape,
+    described,
+    finite_array,
+    shape_of,
+    shape_text,
+    with_shape,
+)
+from keras_init_lstm._copies import build_inside
+from keras_init_lstm.initial_states.base import InitialState
+from keras_init_lstm.initial_states.fixed import Fixed
+from keras_init_lstm.initial_states.layout import State, StateLayout
+from keras_init_lstm.initial_states.sampled import Sampled
+from keras_init_lstm.initial_states.trainable import Trainable
+
+_NAMES = {"fixed": Fixed, "sampled": Sampled, "trainable": Trainable}
+
+
+def kind_of(entry: Any) -> InitialState | None:
+    """Returns the object that an entry of `initial_state` stands for.
+
+    Args:
+        entry: `None` or `"zeros"`, a number, an array of shape `(units,)`, one of
+            `"fixed"`, `"sampled"` and `"trainable"`, an `InitialState`, or the
+            serialized form of one.
+
+    Returns:
+        An `InitialState`, or `None` for what the cell starts from by itself.
+
+    Raises:
+        ValueError: If `entry` is none of these.
+    """
+    if isinstance(entry, dict) and "class_name" in entry:
+        entry = keras.saving.deserialize_keras_object(entry)
+    if isinstance(entry, str) and entry in _NAMES:
+        return _NAMES[entry]()
+    if entry is None or isinstance(entry, InitialState):
+        return entry
+    if isinstance(entry, str) and entry == "zeros":
+        return None
+    hint = ""
+    if isinstance(entry, (str, keras.initializers.Initializer)):
+        hint = (
+            " To start from a Keras initializer, pass `Trainable(initializer)`, which "
+            "is learned, or `Fixed(initializer)`, which is not."
+        )
+    try:
+        return Fixed(finite_array(entry, "initial_state"))
+    except ValueError as error:
+        raise ValueError(
+            "An entry of `initial_state` must be None, 'zeros', a finite number, a "
+            f"finite array of shape `(units,)`, one of {sorted(_NAMES)}, or an object "
+            "such as `Fixed(value)`, `Sampled(mean, stddev)` or "
+            f"`Trainable(initializer)`.{hint} Received: {described(entry)}"
+        ) from error
+
+
+def kinds_of(
+    layout: StateLayout, initial_state: Any, dtype: Any, trainable: bool
+) -> list[InitialState | None]:
+    """Returns what the argument `initial_state` of a layer stands for.
+
+    Args:
+        layout: The states of the layer's cell.
+        initial_state: One entry for all states, or a list nested as they are.
+        dtype: The dtype policy of the layer.
+        trainable: Whether the layer is.
+
+    Returns:
+        For each state a copy of its entry, or `None` for what the cell starts from by
+        itself.
+
+    Raises:
+        ValueError: If an entry is none, or does not fit the units of its state.
+    """
+    entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
+    kinds: list[InitialState | None] = []
+    for state, entry in zip(layout.states, entries, strict=True):
+        try:
+            kind = kind_of(entry)
+            if kind is not None:
+                # An encoder that is built is copied with its variables, whose paths
+                # must tell that of one state from that of another.
+                with keras.name_scope(state.name):
+                    kind = kind.copy(name=state.name, dtype=dtype)
+                kind.check(state.units)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Argument `initial_state`, for {state.name}: {error}"
+            ) from error
+        if kind is not None and not trainable:
+            kind.trainable = False
+        kinds.append(kind)
+    return kinds
+
+
+def _of_one_timestep(context: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda spec: keras.KerasTensor((*spec.shape[:1], *spec.shape[2:]), spec.dtype),
+        context,
+    )
+
+
+def _build_inside(kind: InitialState, context: Any, at_once: bool) -> None:
+    """Builds the layers inside of a kind that only its call builds."""
+
+    def call(context: Any) -> Any:
+        with keras.name_scope(kind.name):
+            if not kind.takes_context:
+                return kind.call(1)
+            kwargs = {"context": context}
+            return kind.call(ops.shape(keras.tree.flatten(context)[0])[0], **kwargs)
+
+    build_inside(kind, call, context, at_once)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnedStates:
+    """What a layer owns of the states of its cell.
+
+    Args:
+        layout: The states.
+        kinds: For each an `InitialState`, or `None` for what the cell starts from by
+            itself: zeros, unless it has a `get_initial_state()` of its own.
+        of_cell: Function of the batch size that returns that, for all states.
+    """
+
+    layout: StateLayout
+    kinds: Sequence[InitialState | None]
+    of_cell: Callable[[Any], Sequence[Any]]
+
+    def __iter__(self) -> Iterator[tuple[State, InitialState | None]]:
+        return zip(self.layout.states, self.kinds, strict=True)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether a state is computed from a context."""
+        return any(kind is not None and kind.takes_context for kind in self.kinds)
+
+    def check_context(
+        self,
+        context: Any,
+        rows: Sequence[Any],
+        explicit: Sequence[Any] | None,
+        name: str,
+    ) -> None:
+        """Raises a `ValueError` if a context is missing, superfluous or does not fit.
+
+        Args:
+            context: A tensor `(batch, ...)`, a structure of them, or `None`.
+            rows: The batch size and the number of timesteps of the sequences: for each
+                an integer, or anything else where it is not known.
+            explicit: For each state what is taken in place of the owned one, or `None`.
+            name: That of the layer.
+        """
+        if context is not None and not self.takes_context:
+            raise ValueError(
+                "Argument `context` is for a layer with a `Conditional` initial state, "
+                f"and {name} has none. Received: context={described(context)}"
+            )
+        pairs = zip(self.kinds, explicit or [None] * len(self.kinds), strict=True)
+        if context is None and any(
+            kind is not None and kind.takes_context and tensor is None
+            for kind, tensor in pairs
+        ):
+            raise ValueError(
+                f"Argument `context` is missing: an initial state of {name} is "
+                "computed from it. Expected: a tensor of shape (batch, ...), or a "
+                "structure of them. Call the layer with `context=...`, in a Functional "
+                "model. The wrappers of Keras pass none on: in place of Bidirectional "
+                "use InitStateBidirectional, in place of TimeDistributed fold the "
+                "timesteps into the batch. Received: context=None"
+            )
+        if context is None:
+            return  # The call has states in place of those that are computed from it.
+        if not (keras.tree.is_nested(context) or hasattr(context, "shape")):
+            raise ValueError(
+                "Argument `context` must be a tensor of shape (batch, ...), or a "
+                f"structure of them. Received: context={described(context)}"
+            )
+        expectation = (
+            "Argument `context` must have one row for each sequence of the "
+            f"batch: shape {shape_text(rows[:1])[:-1]} ...)."
+        )
+        axes = rows[:1]
+        if any(kind is not None and kind.over_time for kind in self.kinds):
+            axes = rows[:2]
+            expectation = (
+                "Argument `context` must have a time axis, as of an initial state "
+                f"with `over_time=True`: shape {shape_text(axes)[:-1]}, ...)."
+            )
+        for leaf in keras.tree.flatten(context):
+            shape = shape_of(leaf)
+            if shape or len(axes) > 1:
+                shape = shape or ()
+                check_shape(
+                    leaf, (*axes, *[None] * (len(shape) - len(axes))), expectation
+                )
+
+    def build(self, context: Any = None, at_once: bool = False) -> None:
+        """Builds what is not; what takes a context, once one is known.
+
+        Args:
+            context: `KerasTensor`s in the structure of the context, or `None`.
+            at_once: Whether the layers inside of a kind must be built too. If not,
+                those that only its call builds, by code that only runs eagerly, are
+                left to that. Defaults to `False`.
+        """
+        for state, kind in self:
+            if kind is None or (kind.takes_context and context is None):
+                continue
+            given = _of_one_timestep(context) if kind.over_time else context
+            if kind.built and not at_once:
+                continue
+            if not kind.built:
+                shapes = []
+                if kind.takes_context:
+                    shapes = [keras.tree.map_structure(lambda spec: spec.shape, given)]
+                kind.build((state.units,), *shapes)
+            _build_inside(kind, given, at_once)
+
+    def for_batch(
+        self,
+        batch_size: Any,
+        training: bool = False,
+        context: Any = None,
+        explicit: Sequence[Any] | None = None,
+        first_timestep: int = 0,
+    ) -> list[Any]:
+        """Returns what the sequences of a batch start from.
+
+        Args:
+            batch_size: Integer, or scalar integer tensor.
+            training: Python boolean, whether the layer is called in training mode.
+            context: What the layer is called with.
+            explicit: For each state a tensor that is taken in place of the owned state,
+                or `None`. Defaults to `None`.
+            first_timestep: Which timestep is read first, 0 or -1. Defaults to 0.
+
+        Returns:
+            A tensor `(batch_size, units)` for each state.
+        """
+        states = list(explicit or [None] * len(self.kinds))
+        pairs = list(zip(self.kinds, states, strict=True))
+        if any(kind is None and state is None for kind, state in pairs):
+            # At once, since a cell makes all of its states in one call.
+            of_cell = self.of_cell(batch_size)
+        # An encoder may refuse the context, which must happen before anything is drawn.
+        for index in sorted(range(len(pairs)), key=self._draws):
+            kind, state = pairs[index]
+            if state is not None:
+                continue
+            if kind is None:
+                states[index] = of_cell[index]
+            else:
+                at_first = context
+                if kind.over_time:
+                    at_first = keras.tree.map_structure(
+                        lambda leaf: ops.convert_to_tensor(leaf)[:, first_timestep],
+                        context,
+                    )
+                states[index] = self._of_kind(index, batch_size, training, at_first)
+        return states
+
+    def for_restarts(
+        self,
+        states: Sequence[Any],
+        batch_size: Any,
+        timesteps: Any,
+        training: bool = False,
+        context: Any = None,
+    ) -> list[Any]:
+        """Returns what rows restart from within a batch.
+
+        Args:
+            states: What `for_batch()` returned.
+            batch_size: This, `training` and `context` as of `for_batch()`.
+            timesteps: Integer, or scalar integer tensor.
+            training: As above.
+            context: As above.
+
+        Returns:
+            For each state a tensor `(batch_size, units)`, or `(batch_size, timesteps,
+            units)` where that differs from timestep to timestep.
+        """
+        restarts = list(states)
+        for index, (_, kind) in enumerate(self):
+            if kind is not None:
+                kwargs = {"context": context} if kind.takes_context else {}
+                differing: Any = kind.by_timestep(
+                    batch_size, timesteps, training=training, **kwargs
+                )
+                restarts[index] = states[index] if differing is None else differing
+        return restarts
+
+    def _draws(self, index: int) -> bool:
+        kind = self.kinds[index]
+        return kind is not None and not kind.takes_context
+
+    def _of_kind(
+        self, index: int, batch_size: Any, training: bool, context: Any
+    ) -> Any:
+        kind: Any = self.kinds[index]
+        if not kind.takes_context:
+            return kind.call(batch_size, training=training)
+        state = self.layout.states[index]
+        return with_shape(
+            kind.call(batch_size, training=training, context=context),
+            (batch_size, state.units),
+            "Argument `context` must have one row for each sequence of the batch, so "
+            f"that {state.name} is (batch, {state.units}).",
+        )
+
+    def preview(self, index: int, batch_size: int) -> Any:
+        """Returns what state `index` of a stream shows before that has begun."""
+        kind = self.kinds[index]
+        if kind is None:
+            return self.of_cell(batch_size)[index]
+        return kind.preview(batch_size)
+
+    def assign(self, states: Sequence[Any], dtype: str) -> None:
+        """Overwrites the values that are owned, unless one is refused.
+
+        Args:
+            states: For each state an array `(units,)` or `(batch, units)`, or `None`.
+            dtype: That of the variables.
+
+        Raises:
+            ValueError: If an array is of another shape or not finite, or if there is
+                no value to overwrite. Nothing is then changed.
+        """
+        assignments = []
+        for index, (state, kind) in enumerate(self):
+            if states[index] is None:
+                continue
+            variable = getattr(kind, "value", None)
+            if variable is None:
+                reason = f" {kind._missing('value')}." if kind else ""
+                raise ValueError(
+                    f"Argument `states[{index}]` must be None, since the layer owns no "
+                    f"value of {state.name} to assign to.{reason} "
+                    "`initial_state='fixed'` and other kinds own one. "
+                    f"Received: {described(states[index])}"
+                )
+            array = array_of_shape(
+                states[index],
+                f"states[{index}]",
+                dtype,
+                (state.units,),
+                (None, state.units),
+            )
+            assignments.append((variable, array if array.ndim == 1 else array.mean(0)))
+        for variable, value in assignments:
+            variable.assign(value)

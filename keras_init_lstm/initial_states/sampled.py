@@ -1,0 +1,227 @@
+"""Initial states that are drawn at random."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import keras
+from keras import ops
+
+from keras_init_lstm._checks import described, finite_array, one_of
+from keras_init_lstm._types import LayerArguments, Numbers
+from keras_init_lstm.backend import backend
+from keras_init_lstm.initial_states.base import (
+    InitialState,
+    add_variable,
+    check_numbers,
+    refuse_number,
+    serialized,
+    tile,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
+
+# What `keras.random.truncated_normal` draws, a standard normal cut at two
+# standard deviations, has the variance 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).
+_TRUNCATED_STDDEV = math.sqrt(
+    1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+)
+
+# Each draws `(batch, units)` values with mean 0 and standard deviation 1.
+_STANDARD_DRAWS = {
+    "normal": keras.random.normal,
+    "truncated_normal": lambda *args, **kwargs: (
+        keras.random.truncated_normal(*args, **kwargs) / _TRUNCATED_STDDEV
+    ),
+    "uniform": lambda *args, **kwargs: keras.random.uniform(
+        *args, minval=-math.sqrt(3), maxval=math.sqrt(3), **kwargs
+    ),
+}
+
+
+class SeedGenerator(keras.random.SeedGenerator):
+    """One that draws for each replica of a distribution strategy something else."""
+
+    def next(self, ordered: bool = True) -> Any:
+        seed, replica = super().next(ordered), backend.replica_id()
+        if isinstance(replica, int) and replica == 0:
+            return seed
+        return seed + ops.cast(ops.stack([replica, 0]), seed.dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class Sampled(InitialState):
+    """An initial state drawn at random: for each row, at each call, its own draw.
+
+    Owns `mean` and `stddev`, each of shape `(units,)`. With `learned=True` both
+    are learned by the reparameterisation `mean + stddev * noise` of [Kingma and
+    Welling, 2014](https://arxiv.org/abs/1312.6114). Noisy initial states as a
+    regulariser are treated in [Zimmermann, Tietz and Grothmann,
+    2012](https://doi.org/10.1007/978-3-642-35289-8_37).
+
+    Args:
+        mean: Number or array of shape `(units,)`. Defaults to `0.0`.
+        stddev: Non-negative number or array of shape `(units,)`, the standard
+            deviation. Defaults to `0.1`: the hidden state of an LSTM lies between -1
+            and 1.
+        distribution: One of `"normal"`, `"truncated_normal"` (a normal
+            distribution cut at two of its standard deviations and widened so that
+            `stddev` is that of the draws) and `"uniform"`. Defaults to `"normal"`.
+        learned: Boolean, whether `mean` and `stddev` are learned; `stddev` is
+            then kept non-negative by a constraint. Defaults to `False`.
+        at_inference: What a row starts from when the layer is not training:
+            `"mean"`, or `"sample"` for a draw. Defaults to `"mean"`.
+        seed: Python integer that makes the draws reproducible. The states of one
+            layer draw independently of each other also when they share a seed; two
+            layers with the same seed draw the same, as with `Dropout`, and so do the
+            two directions of a `Bidirectional`. The replicas of a
+            `tf.distribute.Strategy` draw independently, and so do the processes of
+            `torch.distributed`, such as with `DistributedDataParallel`. Defaults to
+            `None`.
+        **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
+
+    Raises:
+        ValueError: If `mean` or `stddev` is not a number or an array, or is not
+            finite, if `stddev` is negative, or if `distribution`, `learned`,
+            `at_inference` or `seed` is not one of the values above.
+
+    Example:
+    >>> layer = keras_init_lstm.InitStateLSTM(
+    ...     64, initial_state=[Sampled(0.5, 0.1, seed=1), Sampled(0.2, 0.3, seed=1)]
+    ... )
+    >>> outputs = layer(np.zeros((8, 5, 3)), training=True)
+    >>> h, c = layer.get_initial_state(batch_size=8)
+    >>> float(h[0, 0]), float(c[0, 0])
+    (0.5, 0.20000000298023224)
+    """
+
+    mean: keras.Variable
+    _read_once = frozenset({"learned", "seed"})
+
+    def __init__(
+        self,
+        mean: Numbers = 0.0,
+        stddev: Numbers = 0.1,
+        distribution: Distribution = "normal",
+        learned: bool = False,
+        at_inference: Literal["mean", "sample"] = "mean",
+        seed: int | None = None,
+        **kwargs: Unpack[LayerArguments],
+    ) -> None:
+        super().__init__(**kwargs)
+        self._mean = finite_array(mean, "mean")
+        self._stddev = finite_array(stddev, "stddev")
+        if (self._stddev < 0).any():
+            raise ValueError(
+                "Argument `stddev` must not be negative. "
+                f"Received: stddev={described(stddev)}"
+            )
+        one_of(learned, "learned", (True, False))
+        if not (seed is None or isinstance(seed, int)):
+            raise ValueError(
+                "Argument `seed` must be an integer or None. "
+                f"Received: seed={described(seed)}"
+            )
+        self.distribution = distribution
+        self.learned = learned
+        self.at_inference = at_inference
+        self.seed = seed
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_number(self, name, value)
+        if name == "distribution":
+            one_of(value, name, _STANDARD_DRAWS)
+        if name == "at_inference":
+            one_of(value, name, ("mean", "sample"))
+        super().__setattr__(name, value)
+
+    def copy(self, **kwargs: Any) -> Self:
+        copied = super().copy(**kwargs)
+        # Both may have been set since.
+        copied.distribution = self.distribution
+        copied.at_inference = self.at_inference
+        return copied
+
+    def check(self, units: int) -> None:
+        check_numbers(self, "mean", self._mean, units)
+        check_numbers(self, "stddev", self._stddev, units)
+
+    def build(self, state_shape: tuple[int]) -> None:
+        super().build(state_shape)
+        self.mean = self.value = add_variable(
+            self, "mean", self._mean, trainable=self.learned
+        )
+        self.stddev = add_variable(
+            self,
+            "stddev",
+            self._stddev,
+            trainable=self.learned,
+            constraint="non_neg" if self.learned else None,
+        )
+        seed = self.seed
+        if seed is not None:
+            # The name keeps h0 and c0 apart when they were given the same seed.
+            seed = random.Random(f"{seed} {self.name}").getrandbits(31)
+        self.seed_generator = SeedGenerator(seed)
+
+    def call(self, batch_size: Any, training: bool = False) -> Any:
+        if not (training or self.at_inference == "sample"):
+            return tile(self.mean, batch_size)
+        if not training and backend.traces_for_onnx():
+            raise ValueError(
+                "An ONNX file can't draw an initial state: it would hold one draw, or "
+                "an operation that no runtime knows. Set the attribute `at_inference` "
+                f"of the initial state {self.name} to 'mean' before the export. "
+                "Received: at_inference='sample'"
+            )
+        backend.check_runs_once(
+            f"The sampled initial state {self.name}", "it would be drawn anew"
+        )
+        noise = _STANDARD_DRAWS[self.distribution](
+            (batch_size, self.units),
+            dtype=self.variable_dtype,
+            seed=self.seed_generator,
+        )
+        return self.mean + self.stddev * noise
+
+    def by_timestep(
+        self,
+        batch_size: Any,
+        timesteps: Any,
+        training: bool = False,
+        context: Any = None,
+    ) -> Any:
+        if not (training or self.at_inference == "sample"):
+            return None
+        draws = self.call(batch_size * timesteps, training)
+        return ops.reshape(draws, (batch_size, timesteps, self.units))
+
+    # Keras saves the weights of a layer but not its seed generator, so that a run
+    # resumed from a checkpoint would not draw what the unbroken run draws.
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        if self.built:
+            store["seed_generator_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        store = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
+        seed_generator_state = store.pop("seed_generator_state", None)
+        super().load_own_variables(store)
+        if seed_generator_state is not None:
+            self.seed_generator.state.assign(seed_generator_state)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "mean": serialized(self._mean),
+            "stddev": serialized(self._stddev),
+            "distribution": self.distribution,
+            "learned": self.learned,
+            "at_inference": self.at_inference,
+            "seed": self.seed,
+        }

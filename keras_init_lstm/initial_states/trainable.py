@@ -1,0 +1,86 @@
+"""An initial state that is learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from keras_init_lstm._types import (
+    Constraint,
+    Initializer,
+    LayerArguments,
+    Numbers,
+    Regularizer,
+)
+from keras_init_lstm.initial_states.base import (
+    OwnedValue,
+    add_variable,
+    check_numbers,
+    numbers_or_initializer,
+    serialized,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class Trainable(OwnedValue):
+    """An initial state that is learned with the other weights.
+
+    Owns a trainable `value` of shape `(units,)`, from which every row of every
+    batch starts; its gradient is the sum of the gradients of the rows. Learning
+    the initial state of a recurrent network is treated in [Forcada and Carrasco,
+    1995](https://doi.org/10.1162/neco.1995.7.5.923).
+
+    Args:
+        initializer: Keras initializer (an instance or its name), number, or array
+            of shape `(units,)` that learning starts from. Defaults to `"zeros"`.
+        regularizer: Keras regularizer of the value. Defaults to `None`.
+        constraint: Keras constraint of the value. Defaults to `None`.
+        **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
+
+    Raises:
+        ValueError: If `initializer` is neither of these, or is not finite.
+
+    Example:
+    >>> start = keras_init_lstm.Trainable(regularizer="l2")
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=start)
+    >>> outputs = layer(np.zeros((8, 5, 3)))
+    >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables[-2:]]
+    ['h0/value', 'c0/value']
+    """
+
+    def __init__(
+        self,
+        initializer: Numbers | Initializer = "zeros",
+        regularizer: Regularizer = None,
+        constraint: Constraint = None,
+        **kwargs: Unpack[LayerArguments],
+    ) -> None:
+        super().__init__(**kwargs)
+        self._argument = numbers_or_initializer(initializer, "initializer")
+        self.regularizer = keras.regularizers.get(regularizer)
+        self.constraint = keras.constraints.get(constraint)
+
+    def check(self, units: int) -> None:
+        check_numbers(self, "initializer", self._argument, units)
+
+    def build(self, state_shape: tuple[int]) -> None:
+        super().build(state_shape)
+        self.value = add_variable(
+            self,
+            "value",
+            self._argument,
+            regularizer=self.regularizer,
+            constraint=self.constraint,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "initializer": serialized(self._argument),
+            "regularizer": keras.regularizers.serialize(self.regularizer),
+            "constraint": keras.constraints.serialize(self.constraint),
+        }

@@ -1,0 +1,177 @@
+"""Models from files that Keras 2 wrote."""
+
+import json
+import pathlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_init_lstm._keras import LISTS_OF_LAYERS, layer_and_reason
+from keras_init_lstm.keras2.config import for_keras3
+
+
+def load_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
+    """Loads a recurrent model from a `.h5` or `.keras` file that Keras 2 wrote.
+
+    `keras.models.load_model()` refuses most of them, for arguments that Keras 3 has
+    dropped, and takes some for what they were not. This loads a copy of the file that
+    says the same to Keras 3, and needs no `tf_keras`: the model predicts what it did
+    in Keras 2. A model that would not is refused.
+
+    Args:
+        path: The file, which is left as it is.
+        **kwargs: Those of `keras.models.load_model()`, such as `custom_objects`.
+
+    Returns:
+        A model of Keras 3 that is not compiled. Operations on tensors, such as
+        `h * 2.0`, masks, and the `hard_sigmoid` of Keras 2 are made of layers and a
+        function of this package: import it before you load a file of such a model. The
+        same holds for recurrent layers beside masks from Keras 3.16 on, whose own do
+        not hand a mask to the next layer.
+
+    Raises:
+        ValueError: If Keras is older than 3.14; if `path` is not that of a whole model
+            of Keras 2; if a layer is of
+            a class that Keras 3 does not have, or is one of `Lambda`, or an operation
+            on tensors that is not known here; if it takes constants, or ragged or
+            sparse tensors, or has `time_major=True`; or if Keras refuses the rest. The
+            message names the layer and what to do.
+
+    Example:
+    >>> model = keras_init_lstm.keras2.load_model("old.h5")  # doctest: +SKIP
+    >>> learning = keras_init_lstm.with_initial_state(
+    ...     model, "trainable"
+    ... )  # doctest: +SKIP
+    """
+    if kwargs.pop("compile", False):
+        raise ValueError(
+            "Argument `compile` must be False: an optimizer of Keras 2 is not loaded. "
+            "Compile the model that is returned. Received: compile=True"
+        )
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14):
+        raise ValueError(
+            "`keras2.load_model()` needs Keras 3.14: older ones do otherwise with "
+            f"masks. Received: Keras {keras.__version__}"
+        )
+    path = pathlib.Path(path)
+    custom_objects = kwargs.pop("custom_objects", None) or {}
+    order = _OrderOfTheFile()
+    with tempfile.TemporaryDirectory() as folder:
+        copied = _copy(
+            path, pathlib.Path(folder), lambda text: for_keras3(text, custom_objects)
+        )
+        try:
+            return keras.models.load_model(
+                copied,
+                compile=False,
+                custom_objects={**order.custom_objects, **custom_objects},
+                **kwargs,
+            )
+        except Exception as error:
+            name, reason = layer_and_reason(error)
+            layer = f"the layer {name} of " if name else ""
+            raise ValueError(
+                f"Keras {keras.__version__} does not load {layer}the file {path}. Load "
+                "it with the package tf_keras, change what is not of Keras 3, and save "
+                f"it again: {reason}"
+            ) from error
+        finally:
+            order.restore()
+
+
+def _copy(
+    path: pathlib.Path, folder: pathlib.Path, rewrite: Callable[[str | bytes], str]
+) -> pathlib.Path:
+    """Copies the file with its configuration rewritten, and returns the new path."""
+
+    def refused(received: str) -> ValueError:
+        return ValueError(
+            "Argument `path` must be the path of a .h5 or .keras file with a whole "
+            f"model of Keras 2. Received: path={path}, {received}"
+        )
+
+    def check_version(version: Any) -> None:
+        version = version.decode() if isinstance(version, bytes) else str(version)
+        if not version.startswith("2."):
+            raise refused(
+                f"a file of Keras {version}. Of Keras 3, `keras.models.load_model()` "
+                "loads it"
+            )
+
+    if path.is_dir():
+        raise refused(
+            "a folder. If it is a SavedModel, load it with the package tf_keras, and "
+            "save it as .h5"
+        )
+    if not path.exists():
+        raise refused("which does not exist")
+    # By its content: Keras 2 also wrote HDF5 to files named .keras, or anything else.
+    if zipfile.is_zipfile(path):
+        copied = folder / "model.keras"
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(copied, "w") as new:
+            if not {"config.json", "metadata.json"} <= set(old.namelist()):
+                raise refused("an archive without a model")
+            check_version(json.loads(old.read("metadata.json"))["keras_version"])
+            for name in old.namelist():
+                data = old.read(name)
+                new.writestr(name, rewrite(data) if name == "config.json" else data)
+        return copied
+    with path.open("rb") as opened:
+        if opened.read(8) != b"\x89HDF\r\n\x1a\n":
+            raise refused("which is of another format")
+    # Keras reads such files with it, and installs it, but only where needed.
+    import h5py  # type: ignore[import-untyped]
+
+    copied = folder / "model.h5"
+    shutil.copyfile(path, copied)
+    with h5py.File(copied, "r+") as file:
+        if "model_config" not in file.attrs:
+            raise refused(
+                "which holds weights alone, or is not of Keras. Build the model in "
+                "Keras 3, and call its `load_weights()`"
+            )
+        check_version(file.attrs.get("keras_version"))
+        file.attrs["model_config"] = rewrite(file.attrs["model_config"])
+    return copied
+
+
+class _OrderOfTheFile:
+    """Keeps the layers of Functional models in the order of their file for a while.
+
+    Keras finds the weights of a layer by its place in that order. Left to itself,
+    Keras 3, which counts masks among the nodes, may have another one, and would give
+    layers of the same shape each other's weights.
+    """
+
+    def __init__(self) -> None:
+        self._natural: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        sort = self._sort
+
+        class Functional:
+            @classmethod
+            def from_config(cls, config: Any, custom_objects: Any = None) -> Any:
+                names = [layer["name"] for layer in config["layers"]]
+                model = keras.Model.from_config(config, custom_objects)
+                sort(model, names)
+                return model
+
+        self.custom_objects = {"Functional": Functional, "Model": Functional}
+
+    def _sort(self, model: keras.Model, names: list[str]) -> None:
+        # The lists themselves are left as they are: TensorFlow writes no checkpoint of
+        # a list that was changed.
+        natural = {name: vars(model)[name] for name in LISTS_OF_LAYERS}
+        self._natural.append((vars(model), natural))
+        for name, layers in natural.items():
+            vars(model)[name] = sorted(
+                layers,
+                key=lambda each: names.index(each.name) if each.name in names else -1,
+            )
+
+    def restore(self) -> None:
+        for attributes, natural in self._natural:
+            attributes.update(natural)

@@ -1,0 +1,15 @@
+"""Recurrent layers that own their initial state: a file for each, as in Keras."""
+
+from keras_init_lstm.layers.bidirectional import InitStateBidirectional
+from keras_init_lstm.layers.gru import InitStateGRU
+from keras_init_lstm.layers.lstm import InitStateLSTM
+from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.layers.simple_rnn import InitStateSimpleRNN
+
+__all__ = [
+    "InitStateBidirectional",
+    "InitStateGRU",
+    "InitStateLSTM",
+    "InitStateRNN",
+    "InitStateSimpleRNN",
+]

@@ -1,0 +1,191 @@
+"""`LSTM` that owns its initial state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import keras
+
+from keras_init_lstm._types import (
+    Activation,
+    Constraint,
+    Initializer,
+    LSTMArguments,
+    Regularizer,
+    UseCudnn,
+)
+from keras_init_lstm.initial_states.base import InitialState
+from keras_init_lstm.layers._cudnn import MayUseCudnn
+from keras_init_lstm.layers._use_fused import MayUseFused, check_use_fused
+from keras_init_lstm.layers.rnn import InitialStateArgument
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
+    """Long short-term memory layer that owns its initial state.
+
+    It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
+    and a cell state c that the layer owns and repeats for each row of the batch,
+
+        InitStateLSTM(...)(x) == LSTM(...)(x, initial_state=[h0, c0])
+
+    with h0 and c0 the owned states tiled to `(batch, units)`. Without
+    `initial_state` it has the weights, the outputs and the summary of an `LSTM`.
+
+    Args:
+        units: Positive integer, dimensionality of the output space.
+        activation: This and all that follow up to `use_cudnn` as in
+            `keras.layers.LSTM`.
+        initial_state: What each sequence starts from. One entry, used for both
+            states (each then owns its own variables), or a list of two, for h and
+            c. An entry is one of:
+
+            - `None` or `"zeros"`: zeros, as in `LSTM`.
+            - A number or an array of shape `(units,)`: `Fixed` at that value.
+            - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
+            - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, which is
+              copied as it was made: without what it has learned, which `from_keras()`
+              takes over. The layer's own are in `layer.initial_state`.
+
+            Defaults to `None`.
+        use_fused: Whether to run the fused loop of `keras_init_lstm.fused`, which
+            gives the same results and gradients on the CPU with TensorFlow, faster.
+            `"auto"` takes it where it can and is known to win; `False` never; `True`
+            always, with an error where it cannot. See "Fused loop" below. Defaults to
+            `"auto"`.
+        **kwargs: Base layer arguments, such as `name` and `dtype`, and
+            `implementation` and `zero_output_for_mask`.
+
+    Call arguments:
+        Those of `InitStateRNN`. A list of two tensors `(batch, units)` as
+        `initial_state` is used in place of the owned states, for this call; `None`, or
+        `None` as an entry, keeps the owned.
+
+    Input shape:
+        `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
+        call; a stateful layer needs to know its batch size.
+
+    Output shape:
+        `(batch, timesteps, units)` with `return_sequences=True`, else
+        `(batch, units)`; with `return_state=True` followed by the last h and c,
+        each `(batch, units)`. The dtype is the layer's `compute_dtype`.
+
+    Raises:
+        ValueError: If `initial_state` is not as above, does not fit `units`, or is
+            not finite; if a state given at a call is not `(batch, units)`; if a
+            batch does not have the size of the stream that the layer carries.
+
+    Stateful streams:
+        With `stateful=True` the states are carried from call to call. After
+        construction and after a reset, every row starts from the owned initial
+        state, which gets its gradient from that call (`LSTM` in Keras 3 only ever
+        returns to zeros). `reset_states(states=[h, c])` starts from given states,
+        as it did in Keras 2. A state given at a call replaces the carried one, and
+        the stream goes on from the result. The carried states are not saved with
+        the model.
+
+    Fused loop:
+        It is for the backend TensorFlow on the CPU, for tanh and sigmoid as
+        activations, without `unroll` and `use_cudnn=True`, in training without
+        `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
+        `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
+        runs; also with a cell that you replace or change, in forward-mode
+        differentiation, and while `tf.debugging` checks every operation.
+        `"auto"` also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a
+        number of timesteps that is unknown in a graph; and new sizes of layers once 64
+        are compiled in a process, as in a long search, since XLA never lets go of what
+        it has compiled, some 5 MiB for each. A SavedModel, TFLite or ONNX file holds
+        a plain LSTM. So does, for inference, the graph of a `tf.function` of one's own,
+        which may be exported: TensorFlow swaps that for the fused loop when it runs it
+        in this process, except where a gradient is taken, under `jit_compile=True`, in
+        `tf.data`, or without its optimizer of graphs. Each number of timesteps
+        is compiled once in a graph; batch sizes, and in eager calls the timesteps
+        too, are rounded up to few, so that little is compiled. Results are those of
+        Keras's loop to float rounding, of gates in absolute terms: one that is nearly
+        closed, at 6e-6, is so to 1e-7. `InitStateGRU` and `InitStateSimpleRNN` have it
+        too; of a SimpleRNN with dropout, which draws at inference as well, Keras's own
+        loop runs where a graph may be an export.
+
+    References:
+        [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)
+        for the LSTM.
+
+    Example:
+    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
+    >>> tuple(layer(np.zeros((32, 10, 8))).shape)
+    (32, 4)
+    >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables[-2:]]
+    ['h0/value', 'c0/value']
+    """
+
+    keras_layer = keras.layers.LSTM
+    # `None` if it is not owned. The type does not say so, or each `layer.h0.value` in
+    # a user's code would need a check.
+    h0: InitialState
+    c0: InitialState
+
+    def __init__(
+        self,
+        units: int,
+        activation: Activation = "tanh",
+        recurrent_activation: Activation = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        recurrent_initializer: Initializer = "orthogonal",
+        bias_initializer: Initializer = "zeros",
+        unit_forget_bias: bool = True,
+        kernel_regularizer: Regularizer = None,
+        recurrent_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        recurrent_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        use_cudnn: UseCudnn = "auto",
+        *,
+        initial_state: InitialStateArgument = None,
+        use_fused: bool | Literal["auto"] = "auto",
+        **kwargs: Unpack[LSTMArguments],
+    ) -> None:
+        check_use_fused(use_fused)
+        keras.layers.LSTM.__init__(
+            self,
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            unit_forget_bias=unit_forget_bias,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            seed=seed,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            go_backwards=go_backwards,
+            stateful=stateful,
+            unroll=unroll,
+            use_cudnn=use_cudnn,
+            **kwargs,
+        )
+        self._make_owned_states(initial_state)
+        self.use_fused = use_fused

@@ -1,0 +1,528 @@
+"""A faster loop for the CPU: few large products around a small compiled loop.
+
+The layers of Keras run a loop of TensorFlow operations, with several small products
+and their gradients at each timestep. Here one product does for all timesteps what
+does not depend on the state: the kernel before the loop, the gradients of the weights
+and of the input after it. What is left in the loop is compiled by XLA.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from keras_init_lstm.backend.base import Restarts
+from keras_init_lstm.loops.cells import FusedCell
+
+# Between these numbers of elements of a state, a batch is run in blocks of rows at the
+# same time, since XLA uses one core for the gates. At inference of larger ones its
+# products alone keep the cores busy.
+_FEWEST_FOR_BLOCKS, _MOST_FOR_BLOCKS = 1 << 11, 1 << 15
+_MOST_BLOCKS = 4
+# If all outputs have this number of elements, TensorFlow puts time in front, and not
+# XLA, since it uses all cores for it.
+_MOST_FOR_XLA = 1 << 19
+_USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
+# XLA never lets go of what it has compiled, some 5 MiB for each size of a layer.
+_MOST_SIZES = 64
+
+# The mask of a batch and its reset mask, booleans `(batch, timesteps)` or `None`.
+Marks: TypeAlias = tuple[Any, ...]
+
+_sizes: set[tuple[FusedCell, int, int]] = set()
+
+_ROWS = np.array([1, 2, 3, *(n << k for k in range(28) for n in (4, 5, 6, 7))], "int32")
+
+
+def has_room_for(cell: FusedCell, features: int, units: int) -> bool:
+    """Whether a layer of this size is compiled, or may be without using much memory."""
+    return (cell, features, units) in _sizes or len(_sizes) < _MOST_SIZES
+
+
+def run(
+    cell: FusedCell,
+    sequences: tf.Tensor,
+    restarts: Restarts,
+    states: Sequence[tf.Tensor],
+    kernel: tf.Tensor,
+    recurrent_kernel: tf.Tensor,
+    bias: tf.Tensor | None,
+    training: bool,
+    return_sequences: bool,
+    differentiable: bool = True,
+) -> list[tf.Tensor]:
+    """Runs a cell over a batch of sequences, on the CPU.
+
+    Args:
+        cell: Which cell it is.
+        sequences: A tensor `(batch, timesteps, features)`.
+        restarts: The mask, a boolean tensor `(batch, timesteps)` that is `False` where
+            the states are to stay as they are, or `None`; and where rows restart.
+        states: The initial states, each `(batch, units)`.
+        kernel: `(features, gates * units)`, this and the next two as Keras has them.
+        recurrent_kernel: `(units, gates * units)`.
+        bias: `(gates * units,)`, of a GRU with `reset_after` `(2, gates * units)`, or
+            `None` for zeros.
+        training: Python boolean, whether to keep what the gradient needs. Without,
+            it is right too, but runs the loop twice.
+        return_sequences: Python boolean.
+        differentiable: Python boolean, whether there may be a gradient at all. With
+            one, TensorFlow keeps the graph of each trace for good.
+
+    Returns:
+        The last states, each `(batch, units)`; before them, with `return_sequences`,
+        the output after each timestep, `(batch, timesteps, units)`.
+
+    Example:
+    >>> from keras_init_lstm import fused_cells, fused_loop
+    >>> cell = keras.layers.SimpleRNNCell(4)
+    >>> cell.build((None, 3))
+    >>> weights = [weight.value for weight in cell.weights]
+    >>> x, zeros = tf.ones((2, 5, 3)), tf.zeros((2, 4))
+    >>> simple = fused_cells.FusedSimpleRNN()
+    >>> options = {"training": False, "return_sequences": True}
+    >>> no = fused_loop.Restarts(mask=None)
+    >>> hs, h = fused_loop.run(simple, x, no, [zeros], *weights, **options)
+    >>> tuple(hs.shape), tuple(h.shape)
+    ((2, 5, 4), (2, 4))
+    """
+    units = recurrent_kernel.shape[0]
+    batch_size, timesteps, features = sequences.shape
+    _sizes.add((cell, features, units))
+    if bias is None:
+        bias = tf.zeros(cell.bias_shape(units), sequences.dtype)
+    size = (batch_size or _USUAL_BATCH_SIZE) * units
+    in_graph, blocks = tf.inside_function(), 1
+    most = float("inf") if training else _MOST_FOR_BLOCKS
+    if in_graph and _FEWEST_FOR_BLOCKS <= size < most:
+        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        blocks = min(threads or os.cpu_count() or 1, _MOST_BLOCKS)
+    time_first = in_graph and size * (timesteps or 1) >= _MOST_FOR_XLA
+    if batch_size is None:
+        batch_size = tf.shape(sequences)[0]
+    else:
+        blocks = max(1, min(blocks, batch_size // 8))
+    rows = rounded_up(-(-batch_size // blocks))
+    missing = rows * blocks - batch_size
+    may_be_padded = not (isinstance(missing, int) and missing == 0)
+
+    def split(tensor: tf.Tensor) -> list[tf.Tensor]:
+        if may_be_padded:
+            tensor = tf.pad(tensor, [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1))
+        if blocks == 1:
+            return [tensor]
+        return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
+
+    mask, reset_mask, starts = restarts
+    program = _Program(
+        cell,
+        features,
+        units,
+        training,
+        return_sequences,
+        time_first,
+        ranks=tuple(start.shape.rank for start in starts),
+    )
+    marks = zip(
+        [None] * blocks if mask is None else split(mask),
+        [None] * blocks if reset_mask is None else split(reset_mask),
+        strict=True,
+    )
+    of_blocks = zip(marks, *map(split, [sequences, *states, *starts]), strict=True)
+    weights = (kernel, recurrent_kernel, bias)
+    results = [
+        _block(program, differentiable, of_rows, [*inputs, *weights])
+        for of_rows, *inputs in of_blocks
+    ]
+    outputs = [
+        parts[0] if blocks == 1 else tf.concat(parts, 0)
+        for parts in zip(*results, strict=True)
+    ]
+    if may_be_padded:
+        outputs = [tensor[:batch_size] for tensor in outputs]
+    # The compiled function forgets what is known of the shapes.
+    shapes = [[sequences.shape[0], units]] * cell.states
+    if return_sequences:
+        shapes.insert(0, [*sequences.shape[:2], units])
+    return list(map(tf.ensure_shape, outputs, shapes))
+
+
+def rounded_up(rows: Any) -> Any:
+    """The next of 1..8, 10, 12, 14, 16, 20, ...: each size is compiled once.
+
+    With four sizes in each octave, batches of any size need few compilations, and
+    less than a quarter of the rows is added (none to a power of two). Takes an
+    integer, a tensor, or `None` for an unknown number.
+    """
+    if rows is None:
+        return None
+    if isinstance(rows, int):
+        return int(_ROWS[np.searchsorted(_ROWS, rows)])
+    return tf.gather(_ROWS, tf.searchsorted(_ROWS, [rows])[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What is compiled for layers of one size, whatever their batches.
+
+    Attributes:
+        training: Whether what the gradient needs is returned too.
+        sequences: Whether all outputs are returned, besides the last states.
+        time_first: Whether sequences come and go with time in front.
+        ranks: Of what rows restart from, for each state. TensorFlow would make a trace
+            for a rank that it does not know, when it has seen both.
+    """
+
+    cell: FusedCell
+    features: int
+    units: int
+    training: bool
+    sequences: bool
+    time_first: bool
+    ranks: tuple[int, ...]
+
+    @property
+    def is_kept_outside(self) -> bool:
+        """Whether the caller has the input and all outputs as the gradient needs them.
+
+        XLA would copy an input that it returns, and an output that it returns twice.
+        """
+        return self.time_first and self.sequences
+
+
+def _block(
+    program: _Program,
+    differentiable: bool,
+    marks: Marks,
+    inputs: Sequence[tf.Tensor],
+) -> list[tf.Tensor]:
+    """Runs rows that XLA runs together.
+
+    The inputs are x, the states, what rows restart from if they do, and the weights.
+    """
+    # A gradient reads from its own graph and from the graph of the loop. A branch of
+    # `tf.cond` may have its inputs from a third one, around it.
+    marks, inputs = tuple(_read(marks)), _read(inputs)
+    if program.time_first:
+        marks, inputs = _with_time_first(marks, inputs)
+
+    @tf.custom_gradient
+    def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        # A tape of the caller would otherwise differentiate the compiled function.
+        stopped = [tf.stop_gradient(tensor) for tensor in inputs]
+        outputs, saved = _compiled_forward(program, marks, stopped)
+        # So would one around a `tf.function`: to be differentiated twice, it wants the
+        # gradient of all that its own gradient reads.
+        saved = [tf.stop_gradient(tensor) for tensor in saved]
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            # A `tf.function` has a graph for each order of the gradient, and each can
+            # read from the one before alone: not from the graph of the loop. A branch
+            # of `tf.cond` gives its gradient what operations read, and not what only a
+            # compiled function does.
+            marks_read, inputs_read = tuple(_read(marks)), _read(stopped)
+            saved_read = _read(saved) if program.training else []
+
+            @tf.custom_gradient
+            def first(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+                upstream = [
+                    tf.stop_gradient(tensor) for tensor in tensors[len(inputs) :]
+                ]
+                kept = saved_read
+                if not program.training:
+                    again = dataclasses.replace(program, training=True)
+                    _, kept = _compiled_forward(again, marks_read, inputs_read)
+                gradients = _backward(program, marks_read, inputs_read, kept, upstream)
+                return gradients, functools.partial(
+                    _second, program, marks_read, tensors
+                )
+
+            return first(*map(tf.identity, inputs), *upstream)
+
+        return outputs, gradient
+
+    if differentiable:
+        outputs = run(*inputs)
+    else:
+        outputs, _ = _compiled_forward(program, marks, inputs)
+    if program.sequences and program.time_first:
+        outputs = [_swapped(outputs[0]), *outputs[1:]]
+    return outputs
+
+
+def _read(tensors: Sequence[Any]) -> list[Any]:
+    """The same tensors, in a graph as outputs of its own operations."""
+    if not tf.inside_function():
+        return [*tensors]
+    return [None if t is None else tf.identity(t) for t in tensors]
+
+
+def _compiled_forward(
+    program: _Program, marks: Marks, inputs: Sequence[tf.Tensor]
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    outputs, kept = _compiled(_forward, program)(marks, *inputs)
+    if program.training and program.is_kept_outside:
+        kept = [inputs[0], outputs[0], *kept]
+    return outputs, kept
+
+
+@functools.cache
+def _compiled(function: Callable, program: _Program) -> Any:
+    """One function for each size of a layer, so that all its batches share a trace."""
+    compiled = tf.function(
+        functools.partial(function, program),
+        jit_compile=True,
+        autograph=False,
+        reduce_retracing=True,
+    )
+    # With and without a mask, and until TensorFlow sees that batch and timesteps vary,
+    # it is traced some six times, of which the user would be warned.
+    compiled._omit_frequent_tracing_warning = True
+    return compiled
+
+
+def _forward(
+    program: _Program,
+    marks: Marks,
+    *inputs: Any,
+    loop: Callable | None = None,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Runs all timesteps, with the inputs of `_block()`.
+
+    Returns:
+        All outputs, if they are wanted, and the last states. And what the gradient
+        needs, with time in front: the inputs and all outputs, unless they are kept
+        outside, and what the cell keeps.
+    """
+    cell, loop = program.cell, loop or _loop
+    if not program.time_first:
+        marks, inputs = _with_time_first(marks, inputs)
+    x, *states, kernel, recurrent_kernel, bias = inputs
+    states, starts = states[: cell.states], states[cell.states :]
+    starts_at = [s if s.shape.rank == 2 else _tensor_array(s) for s in starts]
+    timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
+    units = recurrent_kernel.shape[0]
+    scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
+    recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
+    z = tf.matmul(tf.reshape(x, [-1, features]), kernel * scales)
+    z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
+    masks, resets = map(_columns, marks)
+    # An array for each: in eager mode to write into one changes it.
+    arrays = [
+        tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
+        for _ in range(cell.kept if program.training else program.sequences)
+    ]
+
+    # What is carried and returned is written to memory at each timestep. XLA would
+    # otherwise compute some gates along with all that is made of them, which is slower.
+    written = [] if program.training else [tf.zeros_like(states[0])] * cell.written
+    first_array = cell.states + len(written)
+
+    def step(t: Any, *carried: Any) -> tuple:
+        states, (z, *arrays) = [*carried[: cell.states]], carried[first_array:]
+        if resets is not None:
+            states = _restarted(resets.read(t), starts_at, states, t)
+        # The bias is added here, since of sums made before the loop XLA would keep both
+        # the products and the sums in memory.
+        new_states, kept = cell.step(z.read(t), states, recurrent_kernel, bias)
+        if masks is not None:
+            keep = masks.read(t)
+            pairs = zip(new_states, states, strict=True)
+            new_states = [tf.where(keep, new, old) for new, old in pairs]
+        if program.training:
+            # The first overwrites the input that was just read, which saves an array.
+            z = z.write(t, kept[0])
+        pairs = zip(arrays, (new_states[0], *kept[1:]), strict=False)
+        arrays = [array.write(t, tensor) for array, tensor in pairs]
+        return *new_states, *kept[1 : 1 + len(written)], z, *arrays
+
+    results = loop(timesteps, step, (*states, *written, z, *arrays))
+    outputs = [*results[: cell.states]]
+    z, *arrays = results[first_array:]
+    stacked = [array.stack() for array in arrays]
+    if program.sequences:
+        hs = stacked[0] if program.time_first else _swapped(stacked[0])
+        outputs = [hs, *outputs]
+    if not program.training:
+        return outputs, [*results[cell.states : first_array]]
+    kept = [] if program.is_kept_outside else [x, stacked[0]]
+    return outputs, [*kept, z.stack(), *stacked[1:]]
+
+
+def _backward(
+    program: _Program,
+    marks: Marks,
+    inputs: list[tf.Tensor],
+    kept: list[tf.Tensor],
+    upstream: list[tf.Tensor],
+) -> list[tf.Tensor]:
+    """The gradients of the inputs: x, the states and starts, and the weights."""
+    _, *states, kernel, recurrent_kernel, _ = inputs
+    states, starts = states[: program.cell.states], states[program.cell.states :]
+    x, hs, *kept = kept
+    loop = _compiled(_backward_loop, dataclasses.replace(program, training=True))
+    dz, *dstates = loop(marks, recurrent_kernel, kept, starts, *upstream)
+    # Not compiled: XLA's products are slower where the left factor is transposed.
+    dx = tf.reshape(tf.matmul(dz, kernel, transpose_b=True), tf.shape(x))
+    if not program.time_first:
+        dx = _swapped(dx)
+    before = tf.concat([states[0][None], hs[:-1]], 0)
+    if starts:
+        # What the recurrent kernel is multiplied with where a row restarts.
+        if not program.time_first:
+            marks, starts = _with_time_first(marks, starts)
+        _, reset_mask = marks
+        before = tf.where(reset_mask[:, :, None], starts[0], before)
+    x, before, *kept = (
+        tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (x, before, *kept)
+    )
+    dkernel = tf.matmul(x, dz, transpose_a=True)
+    of_recurrent = program.cell.of_recurrent_weights(before, dz, kept)
+    return [dx, *dstates, dkernel, *of_recurrent]
+
+
+def _backward_loop(
+    program: _Program,
+    marks: Marks,
+    recurrent_kernel: tf.Tensor,
+    kept: list[tf.Tensor],
+    starts: list[tf.Tensor],
+    *upstream: tf.Tensor,
+) -> list[tf.Tensor]:
+    """The gradients of the gates, all rows one after another, of states and starts."""
+    dhs, gradients = None, list(upstream)
+    if program.sequences:
+        dhs = gradients.pop(0)
+    if not program.time_first:
+        marks, dhs = _with_time_first(marks)[0], _swapped(dhs)
+    dhs = None if dhs is None else _tensor_array(dhs)
+    masks, resets = map(_columns, marks)
+    timesteps, width = kept[0].shape[0] or tf.shape(kept[0])[0], kept[0].shape[2]
+    dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=kept[0].shape[1:])
+    arrays = list(map(_tensor_array, kept))
+    transposed = tf.transpose(recurrent_kernel)
+    count = program.cell.states
+    of_starts = [
+        tf.zeros_like(start)
+        if start.shape.rank == 2
+        else tf.TensorArray(start.dtype, timesteps, element_shape=upstream[-1].shape)
+        for start in starts
+    ]
+
+    def step(k: Any, *carried: Any) -> tuple:
+        t = timesteps - 1 - k
+        gradients, (*of_starts, dz) = [*carried[:count]], carried[count:]
+        if dhs is not None:
+            gradients[0] += dhs.read(t)
+        residuals = [array.read(t) for array in arrays]
+        dgates, before = program.cell.backward(gradients, residuals, transposed)
+        if masks is not None:
+            keep = masks.read(t)
+            dgates = tf.where(keep, dgates, tf.zeros_like(dgates))
+            pairs = zip(before, gradients, strict=True)
+            before = [tf.where(keep, new, old) for new, old in pairs]
+        if resets is not None:
+            reset, none = resets.read(t), tf.zeros_like(before[0])
+            of_pieces = [tf.where(reset, gradient, none) for gradient in before]
+            before = [tf.where(reset, none, gradient) for gradient in before]
+            of_starts = [
+                total.write(t, gradient)
+                if isinstance(total, tf.TensorArray)
+                else total + gradient
+                for total, gradient in zip(of_starts, of_pieces, strict=True)
+            ]
+        return *before, *of_starts, dz.write(t, dgates)
+
+    results = _loop(timesteps, step, (*gradients, *of_starts, dz))
+    *gradients, dz = [
+        tensor.stack() if isinstance(tensor, tf.TensorArray) else tensor
+        for tensor in results
+    ]
+    if not program.time_first:
+        _, gradients = _with_time_first((), gradients)
+    return [tf.reshape(dz, [-1, width]), *gradients]
+
+
+def _second(
+    program: _Program,
+    marks: Marks,
+    tensors: tuple[tf.Tensor, ...],
+    *upstream: tf.Tensor,
+) -> list[tf.Tensor]:
+    """The gradient of the gradient: not compiled, by TensorFlow alone."""
+    program = dataclasses.replace(program, training=False)
+    # `tape.jacobian()` of an eager gradient can't differentiate a loop of TensorFlow.
+    loop = _loop if tf.is_symbolic_tensor(tensors[0]) else _unrolled
+    # One tensor may be several of them, as what rows both start and restart from; a
+    # tape would give each of these the gradients of all.
+    tensors = tuple(map(tf.identity, tensors))
+    # The others are the gradients of what `_forward()` returns.
+    inputs = tensors[: -program.cell.states - program.sequences]
+    with tf.GradientTape() as outer:
+        outer.watch(tensors)
+        with tf.GradientTape() as inner:
+            inner.watch(inputs)
+            outputs, _ = _forward(program, marks, *inputs, loop=loop)
+        gradients = inner.gradient(outputs, inputs, tensors[len(inputs) :])
+    return outer.gradient(
+        gradients, tensors, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+
+
+def _swapped(tensor: tf.Tensor | None) -> Any:
+    """With batch and time in the place of each other."""
+    if tensor is None:
+        return None
+    return tf.transpose(tensor, [1, 0, *range(2, tensor.shape.rank)])
+
+
+def _with_time_first(
+    marks: Marks, tensors: Sequence[tf.Tensor] = ()
+) -> tuple[Marks, Any]:
+    """Swaps batch and time of all that has both, and leaves states and weights."""
+    swapped = [_swapped(t) if t.shape.rank == 3 else t for t in tensors]
+    return tuple(map(_swapped, marks)), swapped
+
+
+def _columns(mark: tf.Tensor | None) -> tf.TensorArray | None:
+    """Of a mark with time in front, for each timestep a column `(rows, 1)`."""
+    return None if mark is None else _tensor_array(mark[:, :, None])
+
+
+def _restarted(
+    reset: tf.Tensor, starts: Sequence[Any], states: Sequence[tf.Tensor], t: Any
+) -> list[tf.Tensor]:
+    """The states before timestep `t` of rows that may restart there."""
+    return [
+        tf.where(reset, s.read(t) if isinstance(s, tf.TensorArray) else s, state)
+        for s, state in zip(starts, states, strict=True)
+    ]
+
+
+def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:
+    array = tf.TensorArray(
+        tensor.dtype,
+        tensor.shape[0] or tf.shape(tensor)[0],
+        element_shape=tensor.shape[1:],
+        clear_after_read=False,
+    )
+    return array.unstack(tensor)
+
+
+def _loop(timesteps: Any, step: Callable, carried: tuple) -> Sequence:
+    return tf.while_loop(
+        lambda t, *_: t < timesteps,
+        lambda t, *carried: (t + 1, *step(t, *carried)),
+        (tf.constant(0), *carried),
+        maximum_iterations=timesteps,
+    )[1:]
+
+
+def _unrolled(timesteps: int, step: Callable, carried: tuple) -> Sequence:
+    for t in range(timesteps):
+        carried = step(t, *carried)
+    return carried

@@ -1,0 +1,24 @@
+"""Models that carry their states from call to call."""
+
+from keras_init_lstm.streams.packing import pack
+from keras_init_lstm.streams.stateful import as_stateful, as_stateless
+from keras_init_lstm.streams.states import (
+    ResetStates,
+    get_states,
+    reset_states,
+    set_states,
+)
+from keras_init_lstm.streams.step_model import with_states_as_inputs
+from keras_init_lstm.streams.store import StreamStore
+
+__all__ = [
+    "ResetStates",
+    "StreamStore",
+    "as_stateful",
+    "as_stateless",
+    "get_states",
+    "pack",
+    "reset_states",
+    "set_states",
+    "with_states_as_inputs",
+]

@@ -1,0 +1,189 @@
+"""Copies of a model for streams, and back: other batch sizes, stateful or not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_init_lstm._checks import check_positive_integer, described
+from keras_init_lstm._copies import (
+    arguments_of,
+    copy_layer,
+    hand_over,
+    inner_layers,
+    make_anew,
+)
+from keras_init_lstm._keras import layers_within
+from keras_init_lstm.layers.rnn import InitStateRNN
+
+
+def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
+    """Returns a copy of a model for streams, whose recurrent layers are stateful.
+
+    Trained on batches of whole sequences, a model then reads `batch_size` streams
+    chunk by chunk, such as one stream, timestep by timestep, as its values come in.
+
+    Args:
+        model: A Sequential or Functional model, built, with recurrent layers of this
+            package or of Keras, in nested models too. It is left as it is. For chunks
+            of any length, its inputs must have an unknown number of timesteps.
+        batch_size: Positive integer, the number of streams.
+
+    Returns:
+        A model of the same class and name with the weights of `model`, that shares
+        nothing with it. A compiled model is compiled likewise, with an optimizer that
+        starts anew. All streams start from the initial states. What stands in a
+        `TimeDistributed` reads a whole sequence at each timestep, and carries nothing.
+
+    Raises:
+        ValueError: If `model` is not such a model, or if it can't be a stream: a
+            `Bidirectional` layer, or one with `go_backwards=True`, reads the future;
+            and what the code of a subclass makes can't be rewritten.
+
+    Example:
+    >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
+    >>> model = keras.Sequential([keras.Input((None, 3)), lstm, keras.layers.Dense(1)])
+    >>> online = keras_init_lstm.streams.as_stateful(model, batch_size=1)
+    >>> x = np.ones((1, 5, 3))
+    >>> for t in range(5):
+    ...     prediction = online(x[:, t : t + 1])
+    >>> bool(np.allclose(prediction, model(x), atol=1e-6))
+    True
+    """
+    check_positive_integer(batch_size, "batch_size")
+    return _copied(model, int(batch_size), stateful=True)
+
+
+def as_stateless(model: keras.Model) -> keras.Model:
+    """Returns a copy of a model for batches of any size, that carries no state.
+
+    Args:
+        model: A Sequential or Functional model, built, with recurrent layers of this
+            package or of Keras, in nested models and in `Bidirectional` too. It is
+            left as it is.
+
+    Returns:
+        A model of the same class and name with the weights of `model`, that shares
+        nothing with it. A compiled model is compiled likewise, with an optimizer that
+        starts anew.
+
+    Raises:
+        ValueError: If `model` is not such a model, or has a stateful layer that the
+            code of a subclass makes, and which can't be rewritten.
+
+    Example:
+    >>> lstm = keras_init_lstm.InitStateLSTM(4, stateful=True)
+    >>> stream = keras.Sequential([keras.Input((None, 3), batch_size=1), lstm])
+    >>> model = keras_init_lstm.streams.as_stateless(stream)
+    >>> model.predict(np.ones((32, 5, 3)), verbose=0).shape
+    (32, 4)
+    """
+    return _copied(model, None, stateful=False)
+
+
+def check_reads_forwards(model: Any) -> None:
+    """Raises a `ValueError` if a model is none that can be made a stream."""
+    _check_model(model)
+    _check(model, stateful=True)
+
+
+def _copied(
+    model: Any,
+    batch_size: int | None,
+    stateful: bool,
+) -> keras.Model:
+    _check_model(model)
+    unchanged = _check(model, stateful)
+
+    def with_batch_size(tensor: Any) -> Any:
+        shape = (batch_size, *tensor.shape[1:])
+        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
+
+    def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
+        if isinstance(layer, keras.layers.RNN) and id(layer) not in unchanged:
+            return unbuilt(layer, stateful=stateful)
+        return make_anew(layer, copy_inner, with_batch_size)
+
+    copied = copy_layer(model, make)
+    # Only now are they built, for the new batch size.
+    for layer, ours in zip(_recurrent(model), _recurrent(copied), strict=True):
+        hand_over_weights(layer, ours)
+    return copied
+
+
+def _check_model(model: Any) -> None:
+    if not (isinstance(model, keras.Model) and inner_layers(model) is not None):
+        raise ValueError(
+            "Argument `model` must be a Sequential or Functional model of Keras 3. "
+            f"Received: {described(model)}"
+        )
+    if not model.built:
+        raise ValueError(
+            "Argument `model` must be built: give it an `Input`, or call it once. "
+            f"Received: {described(model)}"
+        )
+
+
+def _check(layer: Any, stateful: bool) -> set[int]:
+    """Raises a `ValueError` if a layer, or one inside of it, can't be made so.
+
+    Returns:
+        The identities of the layers that are to stay as they are.
+    """
+    if isinstance(layer, keras.layers.RNN):
+        if stateful and layer.go_backwards:
+            raise _reads_the_future(layer)
+        return set()
+    if stateful and isinstance(layer, keras.layers.Bidirectional):
+        raise _reads_the_future(layer)
+    if stateful and isinstance(layer, keras.layers.TimeDistributed):
+        return set(map(id, layers_within(layer)))
+    inner = inner_layers(layer)
+    if inner is not None:
+        return {each for one in inner for each in _check(one, stateful)}
+    for each in _recurrent(layer):
+        if each.stateful != stateful:
+            raise ValueError(
+                f"The layer {each.name} is made by the code of the class "
+                f"{type(layer).__name__} (of {layer.name}), which cannot be rewritten. "
+                f"Write `stateful={stateful}` in its constructor"
+            )
+    return set()
+
+
+def _reads_the_future(layer: keras.layers.Layer) -> ValueError:
+    return ValueError(
+        f"The layer {layer.name} (of class {type(layer).__name__}) reads sequences "
+        "from their ends, and so the future of a stream, which is not there yet: a "
+        "model with it can't be stateful. Leave it out, or read whole sequences"
+    )
+
+
+def _recurrent(layer: Any) -> list[Any]:
+    return [x for x in layers_within(layer) if isinstance(x, keras.layers.RNN)]
+
+
+def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
+    """Returns a recurrent layer of the same arguments, but for these.
+
+    It is of the same class, or of that of this package which takes its place.
+    """
+    arguments = {**arguments_of(layer), **kwargs}
+    if cls is not None and not isinstance(layer, InitStateRNN):
+        arguments = {**cls._exact_arguments, **arguments}
+    if "cell" in arguments:
+        arguments["cell"] = copy_layer(layer.cell)
+    if isinstance(layer, InitStateRNN):
+        arguments["initial_state"] = layer._layout.pack(layer.initial_state)
+    return (cls or type(layer))(**arguments)
+
+
+def hand_over_weights(layer: Any, ours: Any) -> None:
+    """Gives a recurrent layer, once it is built, the weights of another, frozen too."""
+    hand_over(layer.cell, ours.cell)
+    if isinstance(layer, InitStateRNN):
+        for source, target in zip(layer.initial_state, ours.initial_state, strict=True):
+            if source is not None and source.built:
+                hand_over(source, target)
+    for source, target in zip(layers_within(layer), layers_within(ours), strict=True):
+        target.trainable = source.trainable

@@ -1,0 +1,265 @@
+"""The streams of all layers of a model: reset, read and restored."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_init_lstm._checks import array_of_shape, check_layer, described, shape_of
+from keras_init_lstm._keras import layers_within
+from keras_init_lstm.backend import backend
+from keras_init_lstm.initial_states.layout import StateLayout
+from keras_init_lstm.layers._stream import CarriedState, CarriesStream, rows_as_mask
+
+
+def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
+    """Resets every stateful layer of a model, as Keras 2's `Model.reset_states()` did.
+
+    Layers of nested models and of wrappers such as `Bidirectional` are found too.
+    An `InitStateLSTM` returns to the initial state it owns, a layer of Keras to
+    zeros.
+
+    Args:
+        model: A Keras model or layer.
+        rows: Which rows of the batch: integers, or booleans `(batch,)`. The others
+            are carried on. Defaults to `None`, all.
+
+    Raises:
+        ValueError: If `model` is not a model or layer of Keras 3, or if `rows` are not
+            of the batch of each stream. All streams are then as before.
+
+    Example:
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=0.5, stateful=True)
+    >>> model = keras.Sequential([keras.Input((3, 1), batch_size=2), layer])
+    >>> outputs = model(np.ones((2, 3, 1)))
+    >>> keras_init_lstm.streams.reset_states(model, rows=[1])
+    >>> layer.states[0].numpy()[1].tolist()
+    [0.5, 0.5]
+    >>> keras_init_lstm.streams.reset_states(model)
+    >>> layer.states[0].numpy().tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    check_layer(model, "model")
+    backend.write_back(model)
+    layers = [
+        layer
+        for layer in layers_within(model)
+        if getattr(layer, "stateful", False) and hasattr(layer, "reset_state")
+    ]
+    if rows is None:
+        for layer in layers:
+            if type(layer).reset_state is not keras.layers.RNN.reset_state:
+                layer.reset_state()
+            elif layer.states is not None:
+                # Keras's own fails where states are nested, as of stacked cells.
+                for state in keras.tree.flatten(layer.states):
+                    state.assign(ops.zeros_like(state.value))
+        return
+    recurrent = _recurrent_layers(model).values()
+    for layer in layers:
+        if not isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+            raise ValueError(
+                f"Argument `rows` is for recurrent layers, and {layer.name} (of class "
+                f"{type(layer).__name__}) can only be reset as a whole. "
+                f"Received: rows={described(rows)}"
+            )
+    # All are checked before any is changed.
+    masks = [rows_as_mask(rows, _states_of(layer)[0].shape[0]) for layer in recurrent]
+    for layer, mask in zip(recurrent, masks, strict=True):
+        if isinstance(layer, CarriesStream):
+            layer.reset_states(rows=mask)
+            continue
+        for state in _states_of(layer):
+            array = np.array(ops.convert_to_numpy(state))
+            array[mask] = 0
+            state.assign(array)
+
+
+def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """Returns what the streams of a model carry, to save, move and restore it.
+
+    Args:
+        model: A Keras model or layer whose stateful layers are built, of this package
+            or of Keras.
+
+    Returns:
+        A dictionary of arrays `(batch, units)`, one for each state, by the path of its
+        layer within the model and its name, such as `"lstm/h0"`. A row that starts
+        from the owned initial state at the next call is NaN, of which a layer of Keras
+        has none.
+
+    Raises:
+        ValueError: If `model` is not a model or layer of Keras 3, or if a stateful
+            layer is not built.
+
+    Example:
+    >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True, name="lstm")
+    >>> model = keras.Sequential([keras.Input((3, 1), batch_size=2), layer])
+    >>> outputs = model(np.ones((2, 3, 1)))
+    >>> states = keras_init_lstm.streams.get_states(model)
+    >>> {name: array.shape for name, array in states.items()}
+    {'lstm/h0': (2, 4), 'lstm/c0': (2, 4)}
+    >>> keras_init_lstm.streams.reset_states(model)
+    >>> keras_init_lstm.streams.set_states(model, states)
+
+    They fit into a file: `np.savez("stream.npz", **states)`, and back from
+    `np.load("stream.npz")`.
+    """
+    check_layer(model, "model")
+    backend.write_back(model)
+    return {
+        name: _carried(state)
+        for path, layer in _recurrent_layers(model).items()
+        for name, state in _named_states(path, layer)
+    }
+
+
+def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
+    """Lets the streams of a model go on from what `get_states()` returned.
+
+    Args:
+        model: The model, or one of the same layers.
+        states: A dictionary of arrays `(batch, units)`, as of `get_states()`, or the
+            `.npz` file that `numpy.load()` returns. NaN throughout a row lets it start
+            afresh.
+
+    Raises:
+        ValueError: If `model` is not a model or layer of Keras 3, if the names are not
+            those of its states, or if an array is not of the shape of its state, or
+            not finite. All streams are then as before.
+
+    Example:
+    >>> layer = keras_init_lstm.InitStateLSTM(2, stateful=True, name="lstm")
+    >>> model = keras.Sequential([keras.Input((3, 1), batch_size=1), layer])
+    >>> states = {"lstm/h0": [[0.5, 0.25]], "lstm/c0": np.full((1, 2), np.nan)}
+    >>> keras_init_lstm.streams.set_states(model, states)
+    >>> [state.numpy().tolist() for state in layer.states]
+    [[[0.5, 0.25]], [[0.0, 0.0]]]
+    """
+    check_layer(model, "model")
+    backend.write_back(model)
+    layers = _recurrent_layers(model)
+    of_layers = [_named_states(path, layer) for path, layer in layers.items()]
+    names = {name for named in of_layers for name, _ in named}
+    if not isinstance(states, Mapping) or set(states) != names:
+        raise ValueError(
+            "Argument `states` must be a dictionary with an array for each of "
+            f"{sorted(names)}. Received: "
+            f"{sorted(states) if isinstance(states, Mapping) else described(states)}"
+        )
+    arrays = [
+        [_given(states[name], name, state) for name, state in named]
+        for named in of_layers
+    ]
+    for layer, values in zip(layers.values(), arrays, strict=True):
+        if isinstance(layer, CarriesStream):
+            layer._stream_of(len(values[0])).carry(values)
+            continue
+        for state, value in zip(_states_of(layer), values, strict=True):
+            state.assign(np.nan_to_num(value))
+
+
+class ResetStates(keras.callbacks.Callback):
+    """Resets every stateful layer at the start of each epoch and each evaluation.
+
+    Each epoch of `fit()` then reads its stream from the start, each run of
+    `evaluate()`, the validation in `fit()` included, reads its own, and so does
+    each `predict()` that is given the callback.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3, 1), batch_size=2),
+    ...     keras_init_lstm.InitStateLSTM(4, initial_state="trainable", stateful=True),
+    ... ])
+    >>> model.compile(loss="mse")
+    >>> x, y = np.ones((8, 3, 1)), np.ones((8, 4))
+    >>> history = model.fit(
+    ...     x, y, batch_size=2, shuffle=False, verbose=0,
+    ...     callbacks=[keras_init_lstm.streams.ResetStates()],
+    ... )
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        reset_states(self.model)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        reset_states(self.model)
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        reset_states(self.model)
+
+
+def _recurrent_layers(model: keras.layers.Layer) -> dict[str, keras.layers.RNN]:
+    """The stateful layers of a model, by their paths within it."""
+    return by_paths(
+        model,
+        [
+            layer
+            for layer in layers_within(model)
+            if isinstance(layer, keras.layers.RNN) and layer.stateful
+        ],
+    )
+
+
+def by_paths(
+    model: keras.layers.Layer, layers: Iterable[keras.layers.RNN]
+) -> dict[str, keras.layers.RNN]:
+    """Layers of a model by their paths within it."""
+    found: dict[str, keras.layers.RNN] = {}
+    for layer in layers:
+        path = path_within(model, layer)
+        # Nothing forbids two layers of one name in nested models, or in one of the
+        # user's own.
+        taken = sum(other.split("#")[0] == path for other in found)
+        found[f"{path}#{taken}" if taken else path] = layer
+    return found
+
+
+def path_within(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
+    """The path of a layer within a model, whose own name may change."""
+    path: str = layer.path or layer.name
+    return path.removeprefix(f"{model.name}/")
+
+
+def _states_of(layer: keras.layers.RNN) -> list[Any]:
+    states = keras.tree.flatten(layer.states)
+    if any(state is None for state in states):
+        raise ValueError(
+            f"The stateful layer {layer.name} has no states before it is built: call "
+            "the model, or give it an Input with a `batch_size`"
+        )
+    return states
+
+
+def _named_states(path: str, layer: keras.layers.RNN) -> list[tuple[str, Any]]:
+    names, states = StateLayout.of(layer).names, _states_of(layer)
+    if len(names) != len(states):
+        # A `ConvLSTM1D` of Keras tells of one of its two.
+        names = tuple(f"state{index}" for index in range(len(states)))
+    pairs = zip(names, states, strict=True)
+    return [(f"{path}/{name}", state) for name, state in pairs]
+
+
+def _carried(state: Any) -> np.ndarray:
+    if isinstance(state, CarriedState):
+        array = state.carried()
+    else:
+        array = np.array(ops.convert_to_numpy(state))
+    # No file of NumPy holds it.
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array
+
+
+def _given(value: Any, name: str, state: Any) -> np.ndarray:
+    """A state that was given, checked, NaN in the rows that are to start afresh."""
+    shape, array, fresh = tuple(state.shape), value, None
+    if shape_of(value) == shape and np.asarray(value).dtype.kind == "f":
+        array = np.array(value)
+        fresh = np.isnan(array).all(axis=tuple(range(1, len(shape))))
+        array[fresh] = 0
+    dtype = keras.backend.standardize_dtype(state.dtype)
+    array = array_of_shape(array, f"states[{name!r}]", dtype, shape)
+    if fresh is not None:
+        array[fresh] = np.nan
+    return array

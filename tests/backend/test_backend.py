@@ -1,0 +1,134 @@
+"""Which backends the package runs on, and what it imports of them."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_init_lstm
+from backends import BACKEND, in_a_fresh_process
+from keras_init_lstm.backend import backend
+
+PACKAGE = Path(keras_init_lstm.__file__).parent
+FRAMEWORKS = {"tensorflow", "jax", "torch"}
+ALLOWED = {
+    "backend/tensorflow.py": {"tensorflow"},
+    "callbacks/log.py": {"tensorflow"},
+    "loops/cells.py": {"tensorflow"},
+    "loops/tensorflow.py": {"tensorflow"},
+    "loops/tensorflow_export.py": {"tensorflow"},
+    "loops/tensorflow_loop.py": {"tensorflow"},
+    "backend/jax.py": {"jax"},
+    "backend/torch.py": {"torch"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_a_framework_is_imported_in_its_own_files_alone():
+    files = {
+        path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")
+    }
+    assert ALLOWED.keys() <= files.keys()
+    for name, path in files.items():
+        frameworks = FRAMEWORKS.intersection(imported(path))
+        assert frameworks <= ALLOWED.get(name, set()), name
+
+
+def test_no_other_framework_is_loaded_with_the_package():
+    script = (
+        "import sys, keras; before = set(sys.modules); import keras_init_lstm;"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not (FRAMEWORKS - {BACKEND}).intersection(done.stdout.split())
+
+
+def test_another_backend_is_refused():
+    # With a stand-in for the other backend, whose packages need not be installed.
+    script = (
+        "import keras; keras.backend.backend = lambda: 'numpy'; import keras_init_lstm"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (
+        "ImportError: keras_init_lstm works with the TensorFlow, JAX and PyTorch"
+        in done.stderr
+    )
+    assert "Received: the backend 'numpy'" in done.stderr
+
+
+@pytest.mark.parametrize("use_fused", ["auto", False])
+def test_the_fused_loop_is_of_tensorflow(use_fused):
+    layer = keras_init_lstm.InitStateLSTM(2, use_fused=use_fused)
+    assert tuple(layer(np.ones((2, 10, 3))).shape) == (2, 2)
+    layer = keras_init_lstm.InitStateLSTM(2, use_fused=True)
+    if BACKEND == "tensorflow":
+        assert tuple(layer(np.ones((2, 10, 3))).shape) == (2, 2)
+    else:
+        with pytest.raises(
+            ValueError, match=f"not support the backend {BACKEND}.*auto"
+        ):
+            layer(np.ones((2, 10, 3)))
+
+
+def test_what_is_symbolic():
+    assert backend.is_symbolic(keras.Input((3,)))
+    for known in (np.ones(3), keras.ops.ones(3), 1.0, "text", None):
+        assert not backend.is_symbolic(known)
+
+
+def test_float64():
+    script = """
+import keras, numpy as np, keras_init_lstm
+layer = keras_init_lstm.InitStateLSTM(2, initial_state=1 / 3, dtype="float64")
+h, c = layer.get_initial_state(1)
+assert float(h[0, 0]) == 1 / 3
+print(keras.backend.standardize_dtype(layer(np.ones((2, 5, 3))).dtype))
+"""
+    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
+    assert in_a_fresh_process(script, environment=environment) == "float64\n"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is there"
+)
+def test_the_log_says_that_it_needs_tensorflow():
+    layer = keras_init_lstm.InitStateLSTM(2, initial_state="trainable")
+    model = keras.Sequential([layer])
+    model.compile("sgd", "mse")
+    log = keras_init_lstm.callbacks.LogInitialState("logs")
+    with pytest.raises(ImportError, match="writes with TensorFlow: pip install"):
+        model.fit(np.ones((2, 5, 3)), np.ones((2, 2)), callbacks=[log], verbose=0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_without_what_pytorch_keeps_private_a_stream_runs():
+    script = """
+import sys
+import keras, numpy as np, torch
+assert torch._subclasses.FakeTensor
+sys.modules["torch._subclasses"] = None
+del torch._C._functorch.is_functorch_wrapped_tensor, torch._C._current_graph_task_id
+import keras_init_lstm
+layer = keras_init_lstm.InitStateLSTM(2, initial_state="trainable", stateful=True)
+layer(np.ones((1, 3, 2))).sum().backward()
+carried = keras.ops.convert_to_numpy(layer.states[0])
+print(bool((carried != 0).all()), layer.h0.value.value.grad is not None)
+"""
+    assert in_a_fresh_process(script).split() == ["True", "True"]

@@ -1,0 +1,284 @@
+"""The evidence compares what it says, on data that tell nothing beforehand."""
+
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from scipy import stats
+
+import evidence
+import evidence_models
+import evidence_report
+import evidence_tasks
+from evidence_models import LAST_VALUE, NEEDS, Trainer, build, kinds_of, mean
+from evidence_tasks import TASKS
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+BY_NAME = {task.name: task for task in TASKS}
+TRAINED = [
+    (task.name, kind) for task in TASKS for kind in kinds_of(task) if kind != LAST_VALUE
+]
+SETTINGS = evidence.QUICK | {"share": 0.05, "rates": [0.01, 0.03]}
+
+
+@pytest.fixture
+def two_kinds(monkeypatch):
+    monkeypatch.setattr(evidence, "kinds_of", lambda _: ["zeros", LAST_VALUE])
+
+
+class TestTasks:
+    @pytest.mark.parametrize("name", BY_NAME)
+    def test_the_seed_alone_decides_on_the_parts(self, name):
+        split = BY_NAME[name].split
+        for part, again in zip(split(3, "few"), split(3, "few"), strict=True):
+            np.testing.assert_array_equal(part.inputs, again.inputs)
+            np.testing.assert_array_equal(part.targets, again.targets)
+        assert len(split(3, "few")[0]) < len(split(3, "many")[0])
+
+    @pytest.mark.parametrize("name", ["chicks", "power", "vowels", "digits", "sea"])
+    def test_no_sequence_is_in_two_parts(self, name):
+        parts = BY_NAME[name].split(0, "many")
+        rows = [{row.tobytes() for row in part.targets} for part in parts]
+        # A few images of digits are there twice.
+        same = len(set.union(*rows)) / sum(map(len, rows))
+        assert same == 1 if name != "digits" else same > 0.99
+
+    @pytest.mark.parametrize("name", ["chicks", "power", "vowels", "digits"])
+    def test_what_is_read_is_the_target_before(self, name):
+        for part in BY_NAME[name].split(0, "few"):
+            scale = 16 if name == "digits" else 1
+            assert not part.inputs[:, 0].any()
+            np.testing.assert_allclose(
+                part.inputs[:, 1:] * scale, part.targets[:, :-1], atol=1e-6
+            )
+
+    def test_characters_go_on_where_the_past_ends(self):
+        test = BY_NAME["text"].split(0, "few")[2]
+        np.testing.assert_array_equal(test.inputs[:, 1:], test.targets[:, :-1, 0])
+        whole = np.concatenate([test.known["past"], test.inputs], axis=1)
+        text = evidence_tasks.text()[1].astype("uint8").tobytes()
+        rows = [row.astype("uint8").tobytes() for row in whole[:20]]
+        assert all(row in text for row in rows)
+
+    def test_a_country_is_the_same_in_all_parts(self):
+        train, validation, test = BY_NAME["countries"].split(0, "few")
+        for part in (train, validation):
+            for identity, features in zip(
+                part.known["identity"], part.known["features"], strict=True
+            ):
+                (row,) = np.flatnonzero(test.known["identity"] == identity)
+                np.testing.assert_array_equal(features, test.known["features"][row])
+        # The past ends where the sequence begins.
+        np.testing.assert_array_equal(test.known["past"][:, -1, 1], test.last[:, 0, 0])
+
+
+class TestModels:
+    @pytest.mark.parametrize(("name", "kind"), TRAINED)
+    def test_no_prediction_is_made_from_what_comes_later(self, name, kind):
+        task = BY_NAME[name]
+        data = task.split(0, "few")[0][np.arange(task.batch_size) % 8]
+        model = build(task, kind, 5, data, seed=1, use_fused=False)
+        needs = NEEDS.get(kind)
+        known = [data.known[needs]] if needs else []
+
+        def outputs(inputs):
+            if kind.startswith("carried"):
+                model.get_layer("lstm").reset_state()
+            return keras.ops.convert_to_numpy(model([inputs, *known]))
+
+        changed = data.inputs.copy()
+        changed[:, 5:] += 1
+        before, after = outputs(data.inputs), outputs(changed)
+        assert before.shape[:2] == data.targets.shape[:2]
+        np.testing.assert_array_equal(before[:, :5], after[:, :5])
+        assert (before[:, 5] != after[:, 5]).any()
+
+    @pytest.mark.parametrize(
+        ("name", "kind"), [pair for pair in TRAINED if NEEDS.get(pair[1])]
+    )
+    def test_what_is_known_is_read(self, name, kind):
+        task = BY_NAME[name]
+        data = task.split(0, "few")[0][np.arange(8)]
+        model = build(task, kind, 5, data, seed=1, use_fused=False)
+        rng = np.random.default_rng(0)
+        model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+        known = data.known[NEEDS[kind]]
+        other = (known + 1) % 2 if known.dtype.kind == "i" else known + 1
+        first, second = (
+            keras.ops.convert_to_numpy(model([data.inputs, k])[:, 0])
+            for k in (known, other.astype(known.dtype))
+        )
+        assert (first != second).any()
+
+
+class TestTrainer:
+    def test_a_training_does_not_depend_on_those_before(self):
+        task = BY_NAME["chicks"]
+        train, validation, _ = task.split(0, "few")
+        trainer = Trainer(task, "sampled", 4, train, use_fused=False)
+        first = trainer.fit(train, validation, 1, 0.03, steps=20)
+        assert mean(trainer.losses(validation), validation) == pytest.approx(first)
+        weights = trainer.model.get_weights()
+        trainer.fit(train, validation, 2, 0.1, steps=20)
+        assert trainer.fit(train, validation, 1, 0.03, steps=20) == first
+        for value, again in zip(weights, trainer.model.get_weights(), strict=True):
+            np.testing.assert_array_equal(value, again)
+
+    def test_the_first_step_is_that_of_keras(self):
+        task = BY_NAME["chicks"]
+        train, _, _ = task.split(0, "few")
+        trainer = Trainer(task, "trainable", 4, train, use_fused=False)
+        alone = build(task, "trainable", 4, train, seed=0, use_fused=False)
+        alone.compile(
+            keras.optimizers.Adam(0.03, clipnorm=1.0),
+            lambda y, outputs: keras.ops.square(y - outputs),
+        )
+        alone.train_on_batch(train.inputs, train.targets, train.weights[..., None])
+        # Of steps that follow each other with a rate near zero, the first counts.
+        next(trainer.passes(train, seed=0, rate=0.03, steps=evidence_models.CHECKS))
+        for value, want in zip(
+            trainer.model.get_weights(), alone.get_weights(), strict=True
+        ):
+            np.testing.assert_allclose(value, want, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["power", "sea"])
+    def test_batches(self, name):
+        task = BY_NAME[name]
+        count = 5 * task.batch_size
+        rows = evidence_models.batches(task, count, seed=0, steps=15)
+        np.testing.assert_array_equal(np.bincount(rows.ravel()), [3] * count)
+        follows = (rows.ravel()[:count] == np.arange(count)).all()
+        assert follows == task.stream
+
+
+class TestRun:
+    def test_goes_on_where_it_was_killed(self, two_kinds, tmp_path):
+        def records():
+            return evidence.train_all(["chicks"], SETTINGS, tmp_path)
+
+        first = records()
+        assert {r["kind"] for r in first} == {"zeros", LAST_VALUE}
+        assert len(first) == 2 * SETTINGS["seeds"]
+        done = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        (lost,) = [path for path in done if "zeros" in path.name]
+        lost.rename(lost.with_suffix(".unfinished"))
+        assert records() == first
+        for path, when in done.items():
+            assert (path.stat().st_mtime_ns == when) == (path != lost)
+
+    def test_a_folder_of_other_settings_is_refused(self, tmp_path, capsys):
+        evidence.parse_args(["--output", str(tmp_path), "--work", str(tmp_path)])
+        with pytest.raises(SystemExit):
+            evidence.parse_args(
+                ["--quick", "--output", str(tmp_path), "--work", str(tmp_path)]
+            )
+        assert "other settings" in capsys.readouterr().err
+
+
+class TestReport:
+    @pytest.fixture
+    def records(self):
+        rng = np.random.default_rng(0)
+        return [
+            {
+                "task": task.name,
+                "units": units,
+                "size": size,
+                "kind": kind,
+                "seed": seed,
+                "rate": 0.01,
+                "loss": float(rng.lognormal(kind == "trainable", 0.1)),
+                "by_timestep": rng.lognormal(kind == "trainable", 0.1, 4).tolist(),
+            }
+            for task in TASKS
+            for kind in kinds_of(task)
+            for units in (4, 8)
+            for size in ("many", "few")
+            for seed in range(5)
+        ]
+
+    def test_files_hold_the_records(self, records, tmp_path):
+        path = tmp_path / "evidence.png"
+        text = evidence_report.save_report(path, records, SETTINGS)
+        assert path.with_suffix(".md").read_text() == text
+        kept = json.loads(path.with_suffix(".json").read_text())["records"]
+        for record, want in zip(kept, records, strict=True):
+            assert record["loss"] == pytest.approx(want["loss"], rel=1e-5)
+            assert record["by_timestep"] == pytest.approx(want["by_timestep"], rel=1e-5)
+            assert {**record, "loss": 0, "by_timestep": 0} == {
+                **want,
+                "loss": 0,
+                "by_timestep": 0,
+            }
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        for task in TASKS:
+            assert f"### {task.name}: 8 units, many sequences" in text
+
+    def test_intervals_are_those_of_a_paired_test(self, records):
+        losses = evidence_report.Losses(records)
+        line = next(
+            line
+            for line in evidence_report.table(losses, BY_NAME["power"], 8, "few").split(
+                "\n"
+            )
+            if line.startswith("| trainable |")
+        )
+        pairs = [
+            [
+                np.log(r["loss"])
+                for r in records
+                if (r["task"], r["units"], r["size"], r["kind"])
+                == ("power", 8, "few", kind)
+            ]
+            for kind in ("trainable", "zeros")
+        ]
+        low, high = stats.ttest_rel(*pairs).confidence_interval(0.95)
+        middle = np.mean(np.subtract(*pairs))
+        want = [f"{100 * np.expm1(x):+.1f}" for x in (middle, low, high)]
+        assert "{} % ({} to {})".format(*want) in line.split(" | ")[2]
+
+    def test_claims_are_counted(self, records):
+        losses = evidence_report.Losses(records)
+        by_claim = {
+            claim[1]: evidence_report.count(losses, claim)
+            for claim in evidence_report.CLAIMS
+        }
+        # A trainable start has e times the loss of all else, in 7 tasks by 4.
+        assert by_claim["a learned start lowers the loss early in a sequence"] == (
+            0,
+            28,
+            0,
+        )
+        assert by_claim["noise in the start regularises"] == (24, 0, 0)
+
+
+class TestResults:
+    """What is committed of the last full run, and what the documents say of it."""
+
+    def test_tables_are_of_the_records(self):
+        kept = json.loads((RESULTS / "evidence.json").read_text())
+        losses = evidence_report.Losses(kept["records"])
+        text = (RESULTS / "evidence.md").read_text()
+        names = {record["task"] for record in kept["records"]}
+        assert names == {*BY_NAME, evidence_report.ADAPTATION}
+        assert kept["settings"] == evidence.FULL
+        for table in (
+            evidence_report.summary(losses, names),
+            evidence_report.answers(losses),
+            evidence_report.table(losses, BY_NAME["vowels"], 16, "few"),
+            evidence_report.adaptation_table(losses, 64),
+        ):
+            assert table in text
+
+    def test_figures_of_the_documents_are_in_the_tables(self):
+        text = (RESULTS / "evidence.md").read_text()
+        root = RESULTS.parents[1]
+        readme = (root / "README.md").read_text()
+        documents = readme, (root / "benchmarks" / "README.md").read_text()
+        found = [re.findall(r"[+-][\d.]+ % \([^)]* to [^)]*\)", d) for d in documents]
+        assert len(found[0]) >= 12
+        for figures in found:
+            assert not [figure for figure in figures if figure not in text]

@@ -1,0 +1,101 @@
+"""The fuzzer: it finds a defect that is planted, and none where there is none."""
+
+import sys
+import warnings
+
+import pytest
+
+import fuzz
+from keras_init_lstm import initial_states
+from keras_init_lstm.initial_states.owned import OwnedStates
+from keras_init_lstm.layers.rnn import InitStateRNN
+
+pytestmark = pytest.mark.tensorflow
+
+
+def failures(seed):
+    return [what for what in fuzz.fuzz([seed]) if what.startswith("FAILED")]
+
+
+# Each takes a function of the package, and returns one with a defect.
+
+
+def a_little_off(tile):
+    return lambda *args: tile(*args) + 1e-3
+
+
+def raises(error):
+    def defect(check):
+        def checked(*args):
+            try:
+                return check(*args)
+            except ValueError as refusal:
+                raise error from refusal
+
+        return checked
+
+    return defect
+
+
+def silent(check):
+    def checked(*args):
+        try:
+            check(*args)
+        except ValueError:
+            return
+
+    return checked
+
+
+def warns(check):
+    def checked(*args):
+        warnings.warn("a warning", stacklevel=2)
+        return check(*args)
+
+    return checked
+
+
+def twice(states_of_call):
+    return lambda *args: (states_of_call(*args), states_of_call(*args))[1]
+
+
+def restarts_elsewhere(for_restarts):
+    def defect(*args):
+        return [start + 1e-2 for start in for_restarts(*args)]
+
+    return defect
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "defect", "kind"),
+    [
+        (initial_states, "tile", a_little_off, "another value"),
+        (InitStateRNN, "_check_call", raises(KeyError("x")), "another exception"),
+        (InitStateRNN, "_check_call", raises(TypeError("x")), "not name the argument"),
+        (InitStateRNN, "_check_call", warns, "a warning"),
+        (OwnedStates, "check_context", silent, "accepted what is wrong"),
+        (InitStateRNN, "_states_of_call", twice, "drew more or less than once"),
+        (OwnedStates, "for_restarts", restarts_elsewhere, "another value"),
+    ],
+)
+def test_finds_a_planted_defect(place, name, defect, kind, monkeypatch, capsys):
+    monkeypatch.setattr(place, name, defect(getattr(place, name)))
+    found = None
+    for seed in range(1000):
+        found = failures(seed)
+        if found and found[0].endswith(kind):
+            break
+    assert len(found) == 1
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command == f"python benchmarks/fuzz.py --seed {seed} --count 1"
+    assert failures(seed) == found
+    monkeypatch.undo()
+    assert not failures(seed)
+
+
+def test_is_silent_without(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", "--seed", "7", "--count", "20"])
+    with pytest.raises(SystemExit) as exited:
+        fuzz.main()
+    assert not exited.value.code
+    assert "    20 cases\n" in capsys.readouterr().out

@@ -1,0 +1,58 @@
+"""The benchmark of sequences and streams times what it says."""
+
+import ast
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sequences
+from keras_init_lstm.streams import pack
+from oracles import assert_same, to_numpy
+
+pytestmark = pytest.mark.tensorflow
+
+
+def test_lengths_are_those_of_the_functions_of_the_standard_library():
+    lengths = sequences.lengths_of_functions(1200)
+    text = (Path(sysconfig.get_paths()["stdlib"]) / "bisect.py").read_text()
+    of_bisect = [
+        len(ast.get_source_segment(text, node).splitlines())
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    joined = ",".join(map(str, lengths))
+    assert len(of_bisect) == 4 and ",".join(map(str, of_bisect)) in joined
+    assert min(lengths) >= 1 and max(lengths) <= sequences.ROW
+    assert len(lengths) == 1200
+
+
+def test_all_compute_the_same_and_the_table_shows_their_times(monkeypatch):
+    outputs = {}
+
+    def take_turns(runs, rounds):
+        for name, run in runs.items():
+            outputs[name] = run.do()
+        return 1, {name: [k + 1.0] * rounds for k, name in enumerate(runs)}
+
+    monkeypatch.setattr(sequences, "take_turns", take_turns)
+    monkeypatch.setattr(sequences, "waited_for", lambda call: sequences.Run(call))
+    runs, filled = sequences.short_sequences(3, training=False)
+    case = sequences.measure(runs, 3)
+    alone = np.concatenate([to_numpy(one)[0] for one in outputs[sequences.ALONE]])
+    lengths = sequences.lengths_of_functions(3)
+    padded = to_numpy(outputs[sequences.PADDED])
+    rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+    assert_same(np.concatenate(rows), alone, 1e-5)
+    _, mask, _ = pack([np.zeros(length) for length in lengths], sequences.ROW)
+    assert_same(to_numpy(outputs[sequences.PACKED])[mask], alone, 1e-5)
+    assert filled[sequences.PADDED] == pytest.approx(sum(lengths) / padded[..., 0].size)
+    text = sequences.table({"machine": {}, "filled": filled, "cases": {"x": case}})
+    assert f"| {sequences.ALONE} | 3e+03 | 3.00 (3.00 to 3.00) |" in text
+
+
+def test_the_streams_advance_alike():
+    runs = sequences.many_streams(1000, at_once=3)
+    for run in runs.values():
+        run.do()

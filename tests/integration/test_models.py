@@ -1,0 +1,338 @@
+"""The layers in models, as users build, train, save and load them."""
+
+import copy
+import json
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from keras import layers
+
+from backends import in_a_fresh_process, tf
+from keras_init_lstm import InitStateLSTM, Trainable
+from keras_init_lstm.streams import ResetStates
+from models import (
+    ARCHITECTURES,
+    BATCH,
+    CONTEXT,
+    DATA,
+    FEATURES,
+    MODES,
+    SHAPE,
+    STARTS,
+    TIMESTEPS,
+    UNITS,
+    WITH_XLA,
+    WRAPS,
+    X,
+    by_hand,
+    conditional,
+    functional,
+    models_to_save,
+    normal,
+    owning,
+    sampled,
+    trained,
+)
+from oracles import assert_same, flat, to_numpy
+from strategies import LAYERS, at_most, cases
+
+
+class TestTraining:
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_in_every_architecture(self, architecture):
+        got = trained(architecture(owning))
+        assert_same(got, trained(architecture(by_hand)), tolerance=1e-5)
+
+    @pytest.mark.parametrize("data", DATA)
+    @pytest.mark.parametrize("mode", MODES, ids=str)
+    def test_with_every_source_of_data_and_in_every_mode(self, data, mode):
+        got = trained(functional(owning), data, **mode)
+        assert_same(got, trained(functional(by_hand), data, **mode), tolerance=1e-5)
+
+    @pytest.mark.tensorflow
+    def test_in_a_loop_of_ones_own(self):
+        model, reference = functional(owning), functional(by_hand)
+        y = normal(BATCH, 1)
+        losses = []
+        for each in (model, reference):
+            optimizer = keras.optimizers.SGD(0.1)
+            optimizer.build(each.trainable_variables)
+
+            @tf.function
+            def step(each=each, optimizer=optimizer):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean((each(X, training=True) - y) ** 2)
+                gradients = tape.gradient(loss, each.trainable_variables)
+                optimizer.apply(gradients, each.trainable_variables)
+                return loss
+
+            losses.append([float(step()) for _ in range(3)])
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+        learned = model.layers[1].initial_state[1].value
+        assert (learned.numpy() != -0.5).all()
+        assert_same(learned, reference.layers[1].c0, tolerance=1e-6)
+
+    @pytest.mark.parametrize("kind", STARTS)
+    @pytest.mark.parametrize("mode", [{}, WITH_XLA], ids=str)
+    def test_every_kind_in_fit(self, kind, mode):
+        model = functional(
+            lambda units: InitStateLSTM(units, initial_state=STARTS[kind])
+        )
+        before = flat(model.layers[1].weights)
+        trained(model, **mode)
+        after = flat(model.layers[1].weights)
+        moved = [bool((a != b).any()) for a, b in zip(before, after, strict=True)]
+        assert moved[:3] == [True] * 3
+        assert set(moved[3:]) <= {kind == "trainable"}
+
+    def test_a_learned_distribution_in_fit(self):
+        entry = sampled(0.5, 1 / 64, learned=True, seed=1)
+        model = functional(lambda units: InitStateLSTM(units, initial_state=entry))
+        trained(model)
+        for state in model.layers[1].initial_state:
+            assert (to_numpy(state.mean) != 0.5).all()
+            assert (to_numpy(state.stddev) != 1 / 64).all()
+
+    @pytest.mark.parametrize("wrap", WRAPS)
+    @pytest.mark.parametrize("mode", MODES, ids=str)
+    def test_an_encoder_in_fit(self, wrap, mode):
+        model = conditional(WRAPS[wrap])
+        before = flat(model.weights)
+        model.compile(keras.optimizers.SGD(0.1), "mse", **mode)
+        losses = model.fit(
+            [X, CONTEXT], np.ones((BATCH, 1)), epochs=3, verbose=0
+        ).history["loss"]
+        assert losses[-1] < losses[0]
+        for old, new in zip(before, flat(model.weights), strict=True):
+            assert (old != new).any()
+        want = to_numpy(model([X, CONTEXT]))
+        assert_same(model.predict([X, CONTEXT], verbose=0), want, tolerance=1e-6)
+        got = model.predict([X[:3], CONTEXT[:3]], batch_size=2, verbose=0)
+        assert_same(got, want[:3], tolerance=1e-6)
+
+    def test_a_stateful_model_in_fit(self):
+        # With a learning rate only for the states: the loss of each epoch is then
+        # that of the stream from the states learned so far.
+        model = keras.Sequential(
+            [
+                keras.Input(SHAPE[1:], batch_size=BATCH),
+                InitStateLSTM(UNITS, initial_state="trainable", stateful=True),
+            ]
+        )
+        model.layers[0].cell.trainable = False
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        losses = model.fit(
+            normal(2 * BATCH, TIMESTEPS, FEATURES),
+            np.ones((2 * BATCH, UNITS)),
+            batch_size=BATCH,
+            shuffle=False,
+            epochs=20,
+            verbose=0,
+            callbacks=[ResetStates()],
+        ).history["loss"]
+        assert losses[-1] < losses[0]
+        assert (to_numpy(model.layers[0].initial_state[0].value) != 0).all()
+
+    @pytest.mark.parametrize("stateful", [False, True])
+    def test_a_run_interrupted_and_resumed_is_one_that_was_not(
+        self, tmp_path, stateful
+    ):
+        x, y = normal(2 * BATCH, TIMESTEPS, FEATURES), normal(2 * BATCH, UNITS)
+
+        class Interrupt(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == 2:
+                    raise KeyboardInterrupt
+
+        def run(*callbacks):
+            entry = sampled(learned=True, distribution="uniform")
+            model = keras.Sequential(
+                [
+                    keras.Input(SHAPE[1:], batch_size=BATCH),
+                    InitStateLSTM(UNITS, initial_state=entry, stateful=stateful),
+                ]
+            )
+            model.compile("adam", "mse")
+            if callbacks:
+                model.load_weights(tmp_path / "start.weights.h5")
+            else:
+                model.save_weights(tmp_path / "start.weights.h5")
+            model.fit(
+                x,
+                y,
+                batch_size=BATCH,
+                epochs=4,
+                shuffle=False,
+                verbose=0,
+                callbacks=[*callbacks, ResetStates()],
+            )
+            return model
+
+        unbroken = run()
+        backup = [keras.callbacks.BackupAndRestore(tmp_path / "backup")]
+        with pytest.raises(KeyboardInterrupt):
+            run(*backup, Interrupt())
+        resumed = run(*backup)
+        assert_same(resumed.weights, unbroken.weights)
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_time_distributed(kind):
+    layer = layers.TimeDistributed(InitStateLSTM(UNITS, initial_state=STARTS[kind]))
+    x = normal(BATCH, 3, TIMESTEPS, FEATURES)
+    outputs = layer(x)
+    slices = [layer.layer(x[:, i]) for i in range(3)]
+    assert_same(outputs, np.stack(flat(slices), axis=1))
+    assert layer(x, training=True).shape == (BATCH, 3, UNITS)
+
+
+class TestFiles:
+    @at_most(30)
+    @given(cases(layers=LAYERS))
+    def test_a_saved_file_gives_the_same_layer(self, tmp_path_factory, case):
+        folder = tmp_path_factory.mktemp("saved")
+        layer = case.layer()
+        for weight in layer.weights:
+            weight.assign(np.abs(np.random.normal(size=weight.shape)))
+        model = keras.Sequential([keras.Input(case.inputs.shape[1:]), layer])
+        model.save(folder / "model.keras")
+        loaded = keras.models.load_model(folder / "model.keras")
+        configs = [json.dumps(each.get_config()) for each in (loaded.layers[0], layer)]
+        assert configs[0] == configs[1]
+        clone = keras.models.clone_model(model)
+        model.save_weights(folder / "model.weights.h5")
+        clone.load_weights(folder / "model.weights.h5")
+        want = layer(case.inputs, mask=case.mask)
+        for each in (loaded, clone):
+            for a, b in zip(layer.weights, each.layers[0].weights, strict=True):
+                assert a.path.split("/")[-2:] == b.path.split("/")[-2:]
+                assert to_numpy(a).tobytes() == to_numpy(b).tobytes()
+            assert_same(each.layers[0](case.inputs, mask=case.mask), want)
+
+    @pytest.mark.parametrize("wrap", WRAPS)
+    def test_a_saved_encoder_is_the_same(self, wrap, tmp_path):
+        model = conditional(WRAPS[wrap])
+        for weight in model.weights:
+            weight.assign(np.random.normal(size=weight.shape))
+        model.save(tmp_path / "model.keras")
+        model.save_weights(tmp_path / "model.weights.h5")
+        clone = keras.models.clone_model(model)
+        clone.load_weights(tmp_path / "model.weights.h5")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        for each in (clone, loaded):
+            assert_same(each([X, CONTEXT]), model([X, CONTEXT]))
+            assert len(each.trainable_weights) == len(model.trainable_weights)
+        configs = [json.dumps(m.layers[2].get_config()) for m in (loaded, model)]
+        assert configs[0] == configs[1]
+
+    def test_in_a_fresh_process_without_custom_objects(self, tmp_path):
+        for name, (model, x) in models_to_save().items():
+            folder = tmp_path / name
+            folder.mkdir()
+            inputs = x if isinstance(x, list) else [x]
+            np.savez(folder / "inputs.npz", *inputs)
+            for weight in model.weights:
+                weight.assign(np.random.normal(size=weight.shape))
+            model.save(folder / "model.keras")
+            model.save_weights(folder / "model.weights.h5")
+            (folder / "model.json").write_text(model.to_json())
+            np.save(folder / "outputs.npy", to_numpy(model(x)).astype("float64"))
+        script = """
+import pathlib, sys
+import keras, keras_init_lstm, numpy as np
+for folder in map(pathlib.Path, sys.argv[1:]):
+    x = list(np.load(folder / "inputs.npz").values())
+    want = np.load(folder / "outputs.npy")
+    loaded = keras.models.load_model(folder / "model.keras")
+    restored = keras.models.model_from_json((folder / "model.json").read_text())
+    restored.load_weights(folder / "model.weights.h5")
+    for model in (loaded, restored):
+        got = keras.ops.convert_to_numpy(model(x if len(x) > 1 else x[0]))
+        np.testing.assert_array_equal(got.astype("float64"), want)
+    print(folder.name)
+"""
+        folders = sorted(tmp_path.iterdir())
+        printed = in_a_fresh_process(script, *folders)
+        assert printed.split() == [folder.name for folder in folders]
+
+    @pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been")
+    @pytest.mark.parametrize("kind", STARTS)
+    @pytest.mark.parametrize("built", [False, True])
+    def test_copies(self, kind, built, tmp_path):
+        layer = InitStateLSTM(UNITS, initial_state=STARTS[kind])
+        model = keras.Sequential([layer])
+        if built:
+            want = model(X)
+        model.save(tmp_path / "model.keras")
+        for each in (
+            keras.models.load_model(tmp_path / "model.keras"),
+            copy.deepcopy(model),
+            pickle.loads(pickle.dumps(model)),
+            keras.Sequential([copy.deepcopy(layer)]),
+        ):
+            got = each(X)
+            assert got.shape == (BATCH, UNITS)
+            if built and each.layers[0].name == layer.name:
+                each.set_weights(model.get_weights())
+                assert_same(each(X), want)
+
+    def test_a_weights_file_knows_the_states_by_name(self, tmp_path):
+        def model(h, c):
+            layer = InitStateLSTM(UNITS, initial_state=[h, c])
+            return keras.Sequential([keras.Input(SHAPE[1:]), layer])
+
+        model(Trainable("ones"), 5.0).save_weights(tmp_path / "model.weights.h5")
+        other = model(7.0, Trainable())
+        other.load_weights(tmp_path / "model.weights.h5")
+        states = other.layers[0].get_initial_state(1)
+        assert_same(states, [np.ones((1, UNITS), "f"), np.full((1, UNITS), 5, "f")])
+        for crossed in ((None, 7.0), (7.0, "sampled"), ("sampled", 7.0)):
+            model(7.0, None).save_weights(tmp_path / "model.weights.h5")
+            other = model(*crossed)
+            with pytest.raises(ValueError, match="could not be loaded|expected"):
+                other.load_weights(tmp_path / "model.weights.h5")
+
+    def test_a_weights_file_of_an_lstm_is_refused_and_not_half_loaded(self, tmp_path):
+        lstm = functional(lambda units: layers.LSTM(units))
+        lstm.save_weights(tmp_path / "lstm.weights.h5")
+        model = functional(InitStateLSTM)
+        with pytest.raises(ValueError, match="could not be loaded"):
+            model.load_weights(tmp_path / "lstm.weights.h5")
+
+    def test_a_loaded_model_goes_on_with_the_random_stream(self, tmp_path):
+        model, x = models_to_save()["stack"]
+        model(x, training=True)
+        model.save(tmp_path / "model.keras")
+        model.save_weights(tmp_path / "model.weights.h5")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        restored = keras.models.clone_model(model)
+        restored.load_weights(tmp_path / "model.weights.h5")
+        want = to_numpy(model(x, training=True))
+        assert_same(loaded(x, training=True), want)
+        assert_same(restored(x, training=True), want)
+        assert (to_numpy(model(x, training=True)) != want).any()
+
+
+@pytest.mark.tensorflow
+class TestFilesOfTensorFlow:
+    @pytest.mark.parametrize("stateful", [False, True])
+    def test_a_checkpoint_holds_every_state(self, tmp_path, stateful):
+        def new():
+            return keras.Sequential(
+                [
+                    keras.Input(SHAPE[1:], batch_size=BATCH),
+                    InitStateLSTM(UNITS, initial_state="trainable", stateful=stateful),
+                ]
+            )
+
+        model, other = new(), new()
+        for weight in model.weights:
+            weight.assign(np.random.normal(size=weight.shape))
+        model(X)
+        path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+        tf.train.Checkpoint(model=other).restore(path).assert_consumed()
+        assert_same(other.get_weights(), model.get_weights())
+        assert_same(other(X), model(X))

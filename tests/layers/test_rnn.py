@@ -1,0 +1,519 @@
+"""The one rule: what a layer makes of its sequences, and of its arguments."""
+
+import copy
+import dataclasses
+import itertools
+import json
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from backends import compiled, tf
+from keras_init_lstm import Fixed, InitStateLSTM, InitStateRNN
+from keras_init_lstm._keras import mask_of, rnn_hands_mask_on
+from keras_init_lstm.streams import as_stateful
+from models import BATCH, FEATURES, STARTS, UNITS, X, normal
+from oracles import (
+    HandedItsStates,
+    assert_same,
+    flat,
+    gradients,
+    nested,
+    reference_of,
+    scale_of,
+    to_numpy,
+)
+from strategies import ALL_KINDS, arrays, for_each_layer
+
+
+class TestTheOneRule:
+    @for_each_layer(ALL_KINDS)
+    def test_outputs_are_those_of_keras_with_the_tiled_state(self, case):
+        layer = case.layer()
+        states = case.states(layer)
+        want = case.call(case.reference(layer), initial_state=states)
+        if layer.takes_context:  # The product of the encoder is NumPy's in `states`.
+            assert_same(case.call(layer), want, case.tolerance)
+        else:
+            case.assert_same(case.call(layer), want)
+
+    @for_each_layer(("zeros", "fixed", "trainable"))
+    def test_also_in_training_with_dropout(self, case, data):
+        layer = case.layer()
+        reference = case.reference(layer)
+        states = case.states(layer)
+
+        def call(layer, **kwargs):
+            return case.call(layer, training=True, **kwargs)
+
+        if data.draw(st.booleans()):
+            call = compiled(call)
+        case.assert_same(call(layer), call(reference, initial_state=states))
+
+    @for_each_layer(["sampled"], dropout=False)
+    def test_in_training_with_the_states_drawn(self, case):
+        layer, twin = case.layer(), case.layer()
+        for entry, other in zip(layer.initial_state, twin.initial_state, strict=True):
+            other.seed_generator.state.assign(to_numpy(entry.seed_generator.state))
+        reference = case.reference(layer)
+        for _ in range(2):
+            states = twin.get_initial_state(case.batch, training=True)
+            got = case.call(layer, training=True)
+            case.assert_same(got, case.call(reference, initial_state=states))
+
+    @for_each_layer()
+    def test_an_explicit_state_wins_over_the_owned(self, case, data):
+        layer = case.layer()
+        owned = keras.tree.flatten(case.states(layer))
+        explicit = [
+            data.draw(st.none() | arrays(case.batch, units))
+            for units in layer.state_units
+        ]
+        expected = [
+            state if given is None else given
+            for given, state in zip(explicit, owned, strict=True)
+        ]
+        explicit, expected = nested(layer, explicit), nested(layer, expected)
+        want = case.call(case.reference(layer), initial_state=expected)
+        case.assert_same(case.call(layer, initial_state=explicit), want)
+        case.assert_same(layer(case.inputs, explicit, case.mask), want)
+
+    @for_each_layer()
+    def test_shapes_and_dtypes_are_known_before_the_call(self, case):
+        layer = case.layer()
+        reference = case.reference(layer)
+        timesteps = case.inputs.shape[1] if case.arguments["unroll"] else None
+        shape = (None, timesteps, case.inputs.shape[2])
+        assert layer.compute_output_shape(shape) == reference.compute_output_shape(
+            shape
+        )
+        symbolic = keras.KerasTensor(shape, dtype=layer.compute_dtype)
+        for got, want, real in zip(
+            keras.tree.flatten(layer(symbolic)),
+            keras.tree.flatten(reference(symbolic)),
+            flat(layer(case.inputs)),
+            strict=True,
+        ):
+            assert (got.shape, got.dtype) == (want.shape, want.dtype)
+            assert got.dtype == keras.backend.standardize_dtype(real.dtype)
+
+    def test_an_implicit_mask_is_the_explicit_one(self):
+        tokens = np.array([[1, 2, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0], [1, 1, 1, 1]])
+        embedding = keras.layers.Embedding(3, 2, mask_zero=True)
+        layer = InitStateLSTM(3, initial_state=[0.5, -0.5], return_sequences=True)
+        embedded = embedding(tokens)
+        got = layer(embedded)
+        assert_same(got, layer(keras.ops.copy(embedded), mask=tokens != 0))
+        if rnn_hands_mask_on():
+            assert_same(mask_of(got), tokens != 0)
+        else:
+            assert mask_of(got) is None
+
+    @for_each_layer()
+    def test_output_masks_are_those_of_keras(self, case):
+        layer = case.layer()
+        mask = None if case.mask is None else keras.ops.convert_to_tensor(case.mask)
+        got = keras.tree.flatten(layer.compute_mask(case.inputs, mask))
+        want = keras.tree.flatten(case.reference(layer).compute_mask(case.inputs, mask))
+        assert [id(m) for m in got] == [id(m) for m in want]
+
+
+def step_of_fit(case, layer, weights, **kwargs):
+    """What a step of `fit` takes from each weight: its gradient, with this optimizer.
+
+    But for a weight with a constraint, which holds after the step.
+    """
+    given = {"inputs": case.inputs}
+    if layer.takes_context:  # Keras 3.10 to 3.12 refuse an input that is not used.
+        given["context"] = case.context
+    if case.mask is not None:
+        given["mask"] = case.mask
+    symbolic = {
+        name: keras.Input(batch_shape=array.shape, dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    outputs = dataclasses.replace(case, **symbolic).call(layer)
+    model = keras.Model(symbolic, outputs)
+    loss = keras.losses.MeanSquaredError("sum")
+    model.compile(keras.optimizers.SGD(1.0), loss, **kwargs)
+    before = flat(weights)
+    y = np.zeros(outputs.shape)
+    # In the order of the rows: each has noise of its own.
+    model.fit(given, y, case.batch, shuffle=False, verbose=0)
+    return [old - new for old, new in zip(before, flat(weights), strict=True)]
+
+
+class TestGradientsOfFit:
+    @for_each_layer(
+        ("trainable", "sampled", "conditional"),
+        dtypes=["float32"],
+        dropout=False,
+        return_state=False,
+    )
+    def test_are_those_of_keras_with_states_tiled_by_hand(self, case, data):
+        layer = case.layer(stateful=data.draw(st.booleans()))
+        noise_of = case.layer()
+        for entry, other in zip(
+            layer.initial_state, noise_of.initial_state, strict=True
+        ):
+            if hasattr(entry, "seed_generator"):
+                other.seed_generator.state.assign(to_numpy(entry.seed_generator.state))
+                other.mean.assign(np.zeros(other.mean.shape))
+                other.stddev.assign(np.ones(other.stddev.shape))
+        context = {"context": case.context} if layer.takes_context else {}
+        noise = noise_of.get_initial_state(case.batch, training=True, **context)
+        by_hand = HandedItsStates(case.reference(layer), layer, flat(noise))
+        owned = [weight for entry in layer.initial_state for weight in entry.weights]
+        mode = {"run_eagerly": data.draw(st.booleans())}
+        got = step_of_fit(case, layer, layer.cell.weights + owned, **mode)
+        weights = by_hand.rnn.weights + keras.tree.flatten(by_hand.owned)
+        want = step_of_fit(case, by_hand, weights, **mode)
+        assert_same(got, want, tolerance=10 * case.tolerance * scale_of(want))
+
+
+@pytest.mark.tensorflow
+class TestGradientsOfTheTape:
+    @for_each_layer(("trainable", "conditional"), ("float32", "float64"))
+    def test_are_those_of_keras_with_the_tiled_state(self, case):
+        layer = case.layer()
+        for entry in layer.initial_state:
+            entry.set_weights([np.random.normal(size=w.shape) for w in entry.weights])
+        reference = case.reference(layer)
+        inputs = tf.constant(case.inputs, layer.compute_dtype)
+        states = keras.tree.map_structure(
+            lambda state: tf.constant(state, layer.compute_dtype), case.states(layer)
+        )
+        flat_states = keras.tree.flatten(states)
+        case = dataclasses.replace(case, inputs=inputs)
+        *got, of_owned = gradients(
+            lambda: case.call(layer, training=True),
+            [
+                inputs,
+                *(w.value for w in layer.cell.weights),
+                [[w.value for w in entry.weights] for entry in layer.initial_state],
+            ],
+        )
+        *want, of_states = gradients(
+            lambda: case.call(reference, training=True, initial_state=states),
+            [inputs, *(w.value for w in reference.cell.weights), flat_states],
+        )
+        for entry, state, of_state, mine in zip(
+            layer.initial_state, flat_states, flat(of_states), of_owned, strict=True
+        ):
+            got += [tf.cast(gradient, of_state.dtype) for gradient in mine]
+            if not entry.takes_context:
+                want.append(of_state.sum(axis=0))
+                continue
+            # The chain rule for a `Dense`, by hand.
+            if entry.encoder.activation is keras.activations.tanh:
+                of_state = of_state * (1 - to_numpy(state) ** 2)
+            want.append(case.context.T.astype(of_state.dtype) @ of_state)
+            if entry.encoder.use_bias:
+                want.append(of_state.sum(axis=0))
+        assert_same(got, want, tolerance=10 * case.tolerance * scale_of(want))
+
+    @for_each_layer(
+        ["trainable"],
+        dtypes=["float64"],
+        dropout=False,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+    )  # smooth, for the differences
+    def test_of_the_states_are_finite_differences(self, case):
+        layer = case.layer()
+
+        def loss():
+            return sum((o.astype("float64") ** 3).sum() for o in flat(case.call(layer)))
+
+        values = [entry.value for entry in layer.initial_state]
+        found = gradients(lambda: case.call(layer), [v.value for v in values])
+        step = 1e-6
+        for variable, gradient in zip(values, flat(found), strict=True):
+            for unit in range(len(gradient)):
+                change = step * np.eye(len(gradient))[unit]
+                start = to_numpy(variable)
+                variable.assign(start + change)
+                above = loss()
+                variable.assign(start - change)
+                below = loss()
+                variable.assign(start)
+                np.testing.assert_allclose(
+                    gradient[unit], (above - below) / (2 * step), rtol=1e-5, atol=1e-7
+                )
+
+    def test_mixed_precision_adds_up_in_float32(self):
+        # 4096 rows of 1 + 2**-8 add up to 4112; in bfloat16 the sum gets stuck.
+        layer = InitStateLSTM(1, initial_state="trainable", dtype="mixed_bfloat16")
+        with tf.GradientTape() as tape:
+            state = tf.cast(layer.get_initial_state(4096)[0], "float32")
+            loss = tf.reduce_sum(state * (1 + 2**-7))
+        gradient = tape.gradient(loss, layer.initial_state[0].value.value)
+        assert float(gradient[0]) == 4096 * (1 + 2**-7)
+
+
+# Where a piece begins with masked steps, the whole would repeat the output before
+# them, which the piece does not know; hence the zeros.
+IN_ORDER = {
+    "dropout": False,
+    "go_backwards": False,
+    "zero_output_for_mask": True,
+    "return_sequences": True,
+}
+
+
+class TestRowsAndSteps:
+    @for_each_layer(("fixed", "conditional"), dropout=False)
+    def test_rows_do_not_see_each_other(self, case, data):
+        layer = case.layer()
+        whole = flat(case.call(layer))
+        rows = data.draw(st.permutations(range(case.batch)))
+        cut = data.draw(st.integers(0, case.batch))
+        for part in (rows, rows[:cut], rows[cut:]):
+            if part:
+                got = case.rows(part).call(layer)
+                assert_same(got, [o[part] for o in whole], tolerance=case.tolerance)
+
+    @for_each_layer(**IN_ORDER, return_state=True)
+    def test_a_sequence_in_two_pieces_is_the_whole(self, case, data):
+        assume(not case.misplaces_zeros)
+        layer = case.layer()
+        outputs, *states = layer(case.inputs, mask=case.mask)
+        cut = data.draw(st.integers(0, case.inputs.shape[1]))
+        carried, pieces = None, []
+        for part in (slice(0, cut), slice(cut, None)):
+            if case.inputs[:, part].shape[1]:
+                mask = None if case.mask is None else case.mask[:, part]
+                piece, *carried = layer(
+                    case.inputs[:, part], initial_state=carried, mask=mask
+                )
+                pieces.append(piece)
+        got = [np.concatenate(flat(pieces), axis=1), *flat(carried)]
+        want = flat([outputs, *states])
+        assert_same(got, want, tolerance=case.tolerance * scale_of(want))
+
+    @for_each_layer(ALL_KINDS, **IN_ORDER, unroll=False)
+    def test_a_stateful_layer_fed_in_chunks_is_one_pass(self, case, data):
+        layer = case.layer()
+        stream = case.layer(stateful=True)
+        stream.set_weights(layer.get_weights())
+        call = stream
+        if data.draw(st.booleans()):
+            call = compiled(stream, reduce_retracing=True)
+        # Used in the first call only; what comes later must not matter.
+        contexts = iter([case.context])
+        timesteps = case.inputs.shape[1]
+        cuts = sorted(data.draw(st.sets(st.integers(1, timesteps))) | {0, timesteps})
+        pieces = []
+        for start, stop in itertools.pairwise(cuts):
+            kwargs = {}
+            if case.mask is not None:
+                kwargs["mask"] = case.mask[:, start:stop]
+            if stream.takes_context:
+                kwargs["context"] = next(contexts, case.context + 1)
+            piece = call(case.inputs[:, start:stop], **kwargs)
+            pieces.append(flat(piece)[0])
+        whole = flat(case.call(layer))[0]
+        assert_same(
+            np.concatenate(pieces, axis=1),
+            whole,
+            tolerance=case.tolerance * scale_of(whole),
+        )
+
+    @pytest.mark.tensorflow
+    @pytest.mark.parametrize("kind", STARTS)
+    @pytest.mark.parametrize("training", [False, True])
+    def test_traced_once_for_every_batch_and_time(self, kind, training):
+        layer = InitStateLSTM(UNITS, initial_state=STARTS[kind], return_sequences=True)
+        layer.build((None, None, FEATURES))
+        traces = []
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, FEATURES))])
+        def call(x):
+            traces.append(x.shape)
+            return layer(x, training=training)
+
+        for batch in (1, 2, 7):
+            for timesteps in (1, 2, 9):
+                x = normal(batch, timesteps, FEATURES)
+                outputs = call(x)
+                assert outputs.shape == (batch, timesteps, UNITS)
+                if not (training and kind == "sampled"):
+                    assert_same(outputs, layer(x), tolerance=1e-6)
+        assert len(traces) == 1
+
+
+class TestRefusedCalls:
+    @pytest.mark.parametrize("stateful", [False, True])
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 2), (3, 5, 3)])
+    def test_the_first_call_leaves_the_layer_as_it_was(self, shape, stateful):
+        layer = InitStateLSTM(2, stateful=stateful)
+        with pytest.raises(ValueError, match="ndim=3|`initial_state"):
+            layer(np.ones(shape), initial_state=[np.ones((4, 2))] * 2)
+        assert not layer.built
+        assert layer.states is None
+        assert layer(np.ones((2, 5, 3))).shape == (2, 2)
+
+    @pytest.mark.tensorflow
+    @pytest.mark.parametrize("stateful", [False, True])
+    @pytest.mark.parametrize("shape", [(4, 4), (8, 2), (1, 2), (2, 4), (1, 8), (4, 1)])
+    def test_a_state_whose_shape_is_known_at_run_time(self, shape, stateful):
+        layer = InitStateLSTM(UNITS, stateful=stateful)
+        layer(X)
+        carried = flat(layer.states or ())
+        unknown = tf.TensorSpec((None, None))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, FEATURES)), unknown])
+        def call(x, state):
+            return layer(x, initial_state=[state, None])
+
+        with pytest.raises(tf.errors.InvalidArgumentError, match="initial_state"):
+            call(X, np.ones(shape, "float32"))
+        assert_same(list(layer.states or ()), carried)
+        want = layer(X, initial_state=[np.ones((BATCH, UNITS)), None])
+        layer.reset_states([None, carried[1]] if stateful else None)
+        got = call(X, np.ones((BATCH, UNITS), "float32"))
+        assert_same(got, want, tolerance=1e-6)
+
+
+class TestConfig:
+    @for_each_layer(ALL_KINDS)
+    def test_from_config_is_the_inverse_of_get_config(self, case, data):
+        options = {"stateful": data.draw(st.booleans())}
+        if case.name in ("LSTM", "GRU"):
+            options |= {"use_cudnn": False, "implementation": 1}
+        layer = case.layer(**options)
+        for entry in filter(None, layer.initial_state):
+            entry.trainable = case.units % 2 == 0
+        config = layer.get_config()
+        restored = type(layer).from_config(copy.deepcopy(config))
+        assert json.dumps(restored.get_config()) == json.dumps(config)
+        assert getattr(restored, "use_cudnn", False) is False
+        assert getattr(restored.cell, "implementation", 1) == 1
+        restored.build(case.inputs.shape, context_shape=case.context.shape)
+        # Of a cell or an encoder that Keras has built, the path begins with its name.
+        assert [w.path.split("/")[-2:] for w in restored.trainable_weights] == [
+            w.path.split("/")[-2:] for w in layer.trainable_weights
+        ]
+        restored.set_weights(layer.get_weights())
+        assert_same(case.call(restored), case.call(layer))
+
+
+@keras.saving.register_keras_serializable("test_recurrent")
+class CellOfLayers(keras.layers.Layer):
+    """A cell of a user's own without a `build()`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.state_size = UNITS
+        self.of_inputs = keras.Sequential([keras.layers.Dense(UNITS)])
+        self.of_states = keras.layers.Dense(UNITS, use_bias=False)
+
+    def call(self, inputs, states, training=False):
+        h = keras.ops.tanh(self.of_inputs(inputs) + self.of_states(states[0]))
+        return h, [h]
+
+
+@pytest.mark.filterwarnings("ignore:.build... was called on")  # By Keras, loading it.
+def test_layers_inside_of_a_cell_have_weights_once_a_model_is_made(tmp_path):
+    layer = InitStateRNN(CellOfLayers(), initial_state=0.5)
+    model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+    assert len(model.weights) == 4
+    want = model(X)
+    assert len(model.weights) == 4
+    states = [np.full((BATCH, UNITS), 0.5, "float32")]
+    assert_same(want, keras.layers.RNN(layer.cell)(X, initial_state=states))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(loaded(X), want, tolerance=1e-6)
+    assert_same(as_stateful(model, BATCH)(X), want, tolerance=1e-6)
+
+
+class TestAttributesThatAreSet:
+    @pytest.mark.parametrize("one_by_one", [False, True])
+    def test_an_initial_state_before_the_layer_is_built(self, one_by_one, tmp_path):
+        layer = InitStateLSTM(UNITS, initial_state=["trainable", None])
+        if one_by_one:
+            layer.h0, layer.c0 = Fixed(0.5), "trainable"
+        else:
+            layer.initial_state = [Fixed(0.5), "trainable"]
+        model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+        layer.assign_initial_state([None, np.full(UNITS, -0.5)])
+        assert [v.path.split("/")[-2:] for v in layer.variables[-2:]] == [
+            ["h0", "value"],
+            ["c0", "value"],
+        ]
+        assert len(layer.trainable_weights) == 4 and len(layer.weights) == 5
+        states = [np.full((BATCH, UNITS), value, "float32") for value in (0.5, -0.5)]
+        want = reference_of(layer)(X, initial_state=states)
+        assert_same(model(X), want, tolerance=1e-6)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert_same(loaded(X), want, tolerance=1e-6)
+
+    def test_what_is_refused_changes_nothing(self):
+        layer = InitStateLSTM(UNITS, initial_state="trainable")
+        kinds = layer.initial_state
+        for name, value in [("h0", "no"), ("c0", [1.0] * 7), ("initial_state", [1])]:
+            with pytest.raises(ValueError, match="initial_state"):
+                setattr(layer, name, value)
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            layer.initial_state[0] = Fixed(1.0)
+        assert layer.initial_state == kinds and layer.h0 is kinds[0]
+        layer.build(X.shape)
+        for name in ("h0", "c0", "initial_state"):
+            with pytest.raises(ValueError, match=f"`{name}`.*is built.*Received"):
+                setattr(layer, name, 0.5)
+        assert layer.initial_state == kinds and layer.h0 is kinds[0]
+
+    def test_a_stream_that_is_switched_off_and_on(self):
+        layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+        first, second = flat(layer(X)), flat(layer(X))
+        layer.stateful = False
+        assert_same(layer(X), first)
+        assert layer(X[:1]).shape == (1, UNITS)
+        layer.reset_states()
+        layer.stateful = True
+        assert_same([layer(X), layer(X)], [*first, *second])
+        with pytest.raises(ValueError, match="`states` .*reset_states.*Received"):
+            layer.states = [X[:, 0, :UNITS]] * 2
+        layer = InitStateLSTM(UNITS)
+        layer(X)
+        with pytest.raises(ValueError, match="`stateful` .*as_stateful.*Received"):
+            layer.stateful = True
+
+    def test_in_the_nnx_mode_of_keras_a_layer_is_refused(self, monkeypatch):
+        monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
+        with pytest.raises(ValueError, match="NNX mode .*Received"):
+            InitStateLSTM(UNITS)
+
+
+class TestSituations:
+    """What people ask for, as the README shows it."""
+
+    def test_zeros_passed_explicitly(self):
+        layer = InitStateLSTM(UNITS, initial_state=["zeros", "zeros"])
+        got = layer(X)
+        zeros = np.zeros((BATCH, UNITS))
+        lstm = reference_of(layer)
+        assert_same(got, lstm(X))
+        assert_same(got, lstm(X, initial_state=[zeros, zeros]))
+        assert_same(got, layer(X, initial_state=[zeros, zeros]))
+
+    def test_final_states_of_an_encoder_start_a_decoder(self):
+        source, target = (keras.Input((None, FEATURES)) for _ in range(2))
+        encoder = keras.layers.LSTM(UNITS, return_state=True)
+        decoder = InitStateLSTM(UNITS, initial_state="trainable")
+        _, h, c = encoder(source)
+        model = keras.Model([source, target], decoder(target, initial_state=[h, c]))
+        got = model.predict([X, X[:, ::-1]], verbose=0)
+        _, h, c = encoder(X)
+        want = reference_of(decoder)(X[:, ::-1], initial_state=[h, c])
+        assert_same(got, want, tolerance=1e-6)
+        other = InitStateLSTM(UNITS, initial_state="trainable")
+        other.assign_initial_state([h, c])
+        tiled = [np.tile(np.mean(s, axis=0), (BATCH, 1)) for s in flat([h, c])]
+        got = other(X)
+        assert_same(got, reference_of(other)(X, initial_state=tiled), tolerance=1e-6)
