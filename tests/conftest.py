@@ -89,9 +89,9 @@ def seed():
 def room_for_sizes():
     """All tests together run more sizes of layers than a process compiles."""
     if keras.backend.backend() == "tensorflow":
-        from keras_init_lstm.loops import tensorflow_loop as fused_loop
+        from keras_init_lstm.loops import tensorflow_loop
 
-        fused_loop._sizes.clear()
+        tensorflow_loop._sizes.clear()
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def fused_adds_one(monkeypatch):
     """
     from keras_init_lstm.loops import tensorflow as fused
 
-    def run(*args, **kwargs):
-        return [output + 1 for output in real(*args, **kwargs)]
+    def run_loop(*args):
+        return [output + 1 for output in real(*args)]
 
-    real = fused.run
-    monkeypatch.setattr(fused, "run", run)
+    real = fused.run_loop
+    monkeypatch.setattr(fused, "run_loop", run_loop)

@@ -26,7 +26,7 @@ def called_by(*functions: str) -> bool:
 
 
 class NotFusedError(NotImplementedError):
-    """Raised where the faster loop is not to run, with the reason."""
+    """Raised where the fused loop is not to run, with the reason."""
 
 
 class Restarts(NamedTuple):
@@ -66,6 +66,10 @@ class Backend:
     def is_symbolic(self, value: Any) -> bool:
         """Whether `value` stands for a tensor whose values are not known now."""
         return isinstance(value, keras.KerasTensor)
+
+    def as_tensor(self, value: Any) -> Any:
+        """Returns the tensor of a tensor, an array or a variable."""
+        return keras.ops.convert_to_tensor(value)
 
     def with_shape(self, tensor: Any, shape: Sequence[Any], expectation: str) -> Any:
         """Returns `tensor`, checked at run time where its shape is not known before.
@@ -129,12 +133,6 @@ class Backend:
                 "is checkpointed"
             )
 
-    def check_fused(
-        self, layer: Any, sequences: Any, mask: Any, training: bool
-    ) -> None:
-        """Raises what `fused_inner_loop()` would, before anything is drawn."""
-        raise NotFusedError(f"the backend {keras.backend.backend()}")
-
     def traces_for_onnx(self) -> bool:
         """Whether a call is traced for an ONNX file, which holds less than a graph."""
         # Keras exports by functions that trace for other purposes too, and its
@@ -147,21 +145,3 @@ class Backend:
 
     def set_random_state(self, state: Any) -> None:
         """Lets those generators go on from what `random_state()` returned."""
-
-    def fused_inner_loop(
-        self,
-        layer: Any,
-        sequences: Any,
-        initial_state: Any,
-        mask: Any,
-        training: bool,
-        plain: Callable[..., Any],
-    ) -> tuple[Any, Any, list[Any]]:
-        """Runs a faster loop, with the arguments and results of `inner_loop`.
-
-        `mask` may be `Restarts`. `plain` is the `inner_loop` of Keras, likewise.
-
-        Raises:
-            NotFusedError: If there is none for this layer.
-        """
-        raise NotFusedError(f"the backend {keras.backend.backend()}")

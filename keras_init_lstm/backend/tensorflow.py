@@ -7,13 +7,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_init_lstm.backend.base import Backend, NotFusedError, called_by
-from keras_init_lstm.loops import tensorflow as fused
+from keras_init_lstm.backend.base import Backend, called_by
 
 
 class _TensorFlow(Backend):
     def is_symbolic(self, value: Any) -> bool:
         return tf.is_symbolic_tensor(value) or super().is_symbolic(value)
+
+    def as_tensor(self, value: Any) -> tf.Tensor:
+        # Keras's own takes a variable for a tensor, and leaves it as it is.
+        return tf.convert_to_tensor(value)
 
     def with_shape(
         self, tensor: tf.Tensor, shape: Sequence[Any], expectation: str
@@ -57,28 +60,8 @@ class _TensorFlow(Backend):
         # a stream on by one more batch.
         return called_by("tensorflow.python.ops.custom_gradient.inner")
 
-    def check_fused(
-        self, layer: Any, sequences: tf.Tensor, mask: Any, training: bool
-    ) -> None:
-        if self.traces_for_onnx():
-            raise NotFusedError("an export to ONNX")
-        fused.check_runs(layer, sequences, mask, training)
-
     def traces_for_onnx(self) -> bool:
         return tf.inside_function() and super().traces_for_onnx()
-
-    def fused_inner_loop(
-        self,
-        layer: Any,
-        sequences: tf.Tensor,
-        initial_state: Any,
-        mask: Any,
-        training: bool,
-        plain: Callable[..., Any],
-    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        if self.traces_for_onnx():
-            raise NotFusedError("an export to ONNX")
-        return fused.inner_loop(layer, sequences, initial_state, mask, training, plain)
 
 
 backend = _TensorFlow()

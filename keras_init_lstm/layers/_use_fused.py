@@ -1,13 +1,13 @@
-"""When a layer asks for the faster loop of `keras_init_lstm.fused`."""
+"""When a layer asks for a loop of `keras_init_lstm.loops`."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from keras_init_lstm import loops
 from keras_init_lstm._checks import one_of
-from keras_init_lstm.backend import NotFusedError, backend
+from keras_init_lstm.backend import NotFusedError
 from keras_init_lstm.layers.rnn import InitStateRNN
-from keras_init_lstm.loops.exact_cell import why_not_exact
 
 
 def check_use_fused(use_fused: Any) -> None:
@@ -35,8 +35,8 @@ class MayUseFused(InitStateRNN):
         if self.use_fused is True:
             # Not only in the loop: by then Keras has drawn for dropout.
             try:
-                self._check_exact()
-                backend.check_fused(self, sequences, mask, training)
+                self._check_inner_loop()
+                loops.check_runs(self, sequences, mask, training)
             except NotFusedError as reason:
                 raise self._not_fused(reason) from reason
         return super().call(
@@ -58,8 +58,8 @@ class MayUseFused(InitStateRNN):
         plain = super().inner_loop
         if self.use_fused:
             try:
-                self._check_exact()
-                return backend.fused_inner_loop(
+                self._check_inner_loop()
+                return loops.inner_loop(
                     self, sequences, initial_state, mask, training, plain
                 )
             except NotFusedError as reason:
@@ -67,15 +67,13 @@ class MayUseFused(InitStateRNN):
                     raise self._not_fused(reason) from reason
         return plain(sequences, initial_state, mask, training=training)
 
-    def _check_exact(self) -> None:
-        """Raises a `NotFusedError` if not Keras's own loop and cell were to run."""
+    def _check_inner_loop(self) -> None:
+        """Raises a `NotFusedError` if a loop other than Keras's own were to run."""
         # In a subclass with a second base class that may be another one.
         if super(InitStateRNN, self).inner_loop.__func__ is not (
             self.keras_layer.inner_loop
         ):
             raise NotFusedError("an `inner_loop()` that is not Keras's")
-        if reason := why_not_exact(self):
-            raise NotFusedError(reason)
 
     def _not_fused(self, reason: NotFusedError) -> ValueError:
         return ValueError(

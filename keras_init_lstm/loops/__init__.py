@@ -1,1 +1,262 @@
-"""Loops that are faster than Keras's own."""
+"""When a fused loop runs in place of Keras's loop, what goes in and what comes out.
+
+A backend's module is given a `Call` of plain tensors, and only runs a loop:
+
+- `check(call)` raises a `NotFusedError` where `run()` cannot run the call;
+- `why_slower(call)` says why Keras's loop is to be preferred, or returns `None`;
+- `run(call)` returns all outputs (`None` if they are not wanted), the last output and
+  the list of the last states;
+- `may_be_exported(call)` tells whether a file may be written of what is traced, which
+  then has to hold Keras's loop: `substitute()` puts that into the graph, and lets the
+  fused loop run in this process.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_init_lstm._checks import shape_of
+from keras_init_lstm._keras import infers_shapes
+from keras_init_lstm.backend import NotFusedError, Restarts, backend
+from keras_init_lstm.loops.call import Call
+from keras_init_lstm.loops.exact_cell import CELLS, why_not_exact
+
+_MODULES = {
+    "tensorflow": "keras_init_lstm.loops.tensorflow",
+    "torch": "keras_init_lstm.loops.torch",
+}
+
+
+def _loop_of_backend() -> Any:
+    name = keras.backend.backend()
+    if name not in _MODULES:
+        raise NotFusedError(f"the backend {name}")
+    return importlib.import_module(_MODULES[name])
+
+
+def check_runs(
+    layer: Any,
+    sequences: Any,
+    mask: Any,
+    training: bool,
+    states: Sequence[Any] = (),
+) -> None:
+    """Raises what `inner_loop()` would raise, before anything is drawn.
+
+    Args:
+        layer: As of `inner_loop()`, and so the next three; `mask` may not be
+            `Restarts`.
+        sequences: As above.
+        mask: As above.
+        training: As above.
+        states: What is known of the states that rows start and restart from.
+    """
+    _check_exact(layer)
+    _check(layer, _call(layer, sequences, states, Restarts(mask), training))
+
+
+def inner_loop(
+    layer: Any,
+    sequences: Any,
+    initial_state: Any,
+    mask: Any,
+    training: bool,
+    plain: Callable[..., Any],
+) -> tuple[Any, Any, list[Any]]:
+    """Does what the `inner_loop` of Keras does, by the loop of the backend.
+
+    Args:
+        layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`. Where its
+            `use_fused` is not True, the loop runs only where it is known to be faster.
+        sequences: A tensor `(batch, timesteps, features)`.
+        initial_state: The states, each `(batch, units)`, in a list or nested.
+        mask: A tensor `(batch, timesteps)`, a list of it, or `None`; or `Restarts`.
+        training: Python boolean.
+        plain: Keras's own `inner_loop`, for a graph that may be exported.
+
+    Returns:
+        The last output, all outputs, and the list of the last states.
+
+    Raises:
+        NotFusedError: If Keras's loop has to run, or is to be preferred.
+    """
+    _check_exact(layer)
+    states = keras.tree.flatten(initial_state)
+    call = _call(layer, sequences, states, Restarts.of(mask), training)
+    loop = _check(layer, call)
+    if not _may_be_exported(layer, loop, call):
+        return _run(layer, loop, call)
+
+    def fused(sequences: Any, states: Sequence[Any], restarts: Restarts) -> Any:
+        # In a function of its own, in which the weights are other tensors. Where a
+        # gradient is asked for, the plain loop runs.
+        call = _call(layer, sequences, states, restarts, training, differentiable=False)
+        return _run(layer, loop, call)
+
+    restarts = Restarts(call.mask, call.reset_mask, call.starts)
+    return loop.substitute(
+        plain, fused, layer.cell.weights, call.sequences, call.states, restarts
+    )
+
+
+def _check_exact(layer: Any) -> None:
+    reason = why_not_exact(layer)
+    if reason:
+        raise NotFusedError(reason)
+
+
+def _call(
+    layer: Any,
+    sequences: Any,
+    states: Sequence[Any],
+    restarts: Restarts,
+    training: bool,
+    differentiable: bool = True,
+) -> Call:
+    cell, tensor = layer.cell, backend.as_tensor
+    mask = next(iter(keras.tree.flatten(restarts.mask)), None)
+    return Call(
+        cell=CELLS[layer.keras_layer].name,
+        reset_after=bool(getattr(cell, "reset_after", False)),
+        sequences=tensor(sequences),
+        states=list(map(tensor, states)),
+        kernel=tensor(cell.kernel),
+        recurrent_kernel=tensor(cell.recurrent_kernel),
+        bias=tensor(cell.bias) if cell.use_bias else None,
+        mask=None if mask is None else tensor(mask),
+        reset_mask=restarts.reset_mask,
+        starts=restarts.starts,
+        training=bool(training),
+        wants_outputs=layer.return_sequences,
+        differentiable=differentiable,
+    )
+
+
+def _check(layer: Any, call: Call) -> Any:
+    """Returns the loop of the backend, unless a `NotFusedError` is to be raised."""
+    loop = _loop_of_backend()
+    for reason, applies in _refusals(layer, call):
+        if applies:
+            raise NotFusedError(reason)
+    loop.check(call)
+    if layer.use_fused is not True:
+        if infers_shapes():
+            raise NotFusedError("a call for the shapes alone")
+        reason = loop.why_slower(call)
+        if reason:
+            raise NotFusedError(reason)
+        if _draws_at_inference(layer) and _may_be_exported(layer, loop, call):
+            raise NotFusedError("draws at inference, in what may be an export")
+    return loop
+
+
+def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
+    """What no loop computes: each reason, and whether it applies."""
+    cell, sigmoid = layer.cell, keras.activations.sigmoid
+    dtype = keras.backend.standardize_dtype(call.sequences.dtype)
+    weights = [call.kernel, call.recurrent_kernel]
+    if call.bias is not None:
+        weights.append(call.bias)
+    drops = call.training and cell.dropout
+    yield (
+        "activations other than tanh and sigmoid",
+        cell.activation is not keras.activations.tanh
+        or getattr(cell, "recurrent_activation", sigmoid) is not sigmoid,
+    )
+    yield "unroll=True", layer.unroll
+    yield "use_cudnn=True", getattr(layer, "use_cudnn", False) is True
+    yield "recurrent_dropout", call.training and cell.recurrent_dropout
+    yield (
+        "dropout with implementation=1",
+        drops
+        and (
+            getattr(cell, "implementation", 2) == 1
+            or hasattr(cell, "dropout_mask_count")
+        ),
+    )
+    yield "dropout=1.0", drops and cell.dropout >= 1
+    yield f"inputs of dtype {dtype}", dtype != layer.compute_dtype
+    yield (
+        "weights that are not cast to the dtype of the layer",
+        any(
+            keras.backend.standardize_dtype(weight.dtype) != layer.compute_dtype
+            for weight in weights
+        ),
+    )
+    yield (
+        "a mask that is not known to be (batch, timesteps)",
+        call.mask is not None and not _fits(shape_of(call.mask), call.sequences),
+    )
+
+
+def _fits(shape: tuple[int | None, ...] | None, sequences: Any) -> bool:
+    if shape is None or len(shape) != 2:
+        return False
+    batch_size, timesteps = sequences.shape[:2]
+    # One row may stand for all.
+    fits = shape[0] in (1, batch_size) or None in (shape[0], batch_size)
+    return fits and shape[1] == timesteps
+
+
+def _draws_at_inference(layer: Any) -> bool:
+    cell = layer.cell
+    return isinstance(layer, keras.layers.SimpleRNN) and (
+        cell.dropout or cell.recurrent_dropout
+    )
+
+
+def _may_be_exported(layer: Any, loop: Any, call: Call) -> bool:
+    return layer.use_fused is not True and loop.may_be_exported(call)
+
+
+def _run(layer: Any, loop: Any, call: Call) -> tuple[Any, Any, list[Any]]:
+    cell, sequences, mask = layer.cell, call.sequences, call.mask
+    if call.training and cell.dropout:
+        sequences = sequences * cell.get_dropout_mask(sequences[:, 0])[:, None]
+    elif call.cell == "simple_rnn":
+        # Keras's SimpleRNN draws dropout masks at inference too; draw them here, so
+        # that later random numbers agree.
+        cell.get_dropout_mask(sequences[:, 0])
+        cell.get_recurrent_dropout_mask(call.states[0])
+    if mask is not None:
+        # One row may stand for all.
+        mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(sequences)[:2])
+    call = call.replace(sequences=sequences, mask=mask)
+    if layer.go_backwards:
+        call = call.with_each_sequence(lambda tensor: ops.flip(tensor, axis=1))
+    outputs, last_output, states = loop.run(call)
+    if outputs is None:
+        outputs = last_output[:, None]
+    if call.mask is None:
+        return last_output, outputs, states
+    # Keras puts out zeros at a masked timestep, or the output before it, if there is
+    # one since the row started or restarted.
+    shown = call.mask
+    if not layer.zero_output_for_mask:
+        shown = _has_read(call.mask, call.reset_mask)
+    if not call.wants_outputs:
+        shown = shown[:, -1:]
+    outputs = ops.where(shown[:, :, None], outputs, ops.zeros_like(outputs))
+    return outputs[:, -1], outputs, states
+
+
+def _has_read(mask: Any, reset_mask: Any) -> Any:
+    """Whether a timestep of its piece was read at each, `(batch, timesteps)`."""
+    mask = ops.cast(mask, "int32")
+    read = ops.cumsum(mask, axis=1)
+    if reset_mask is None:
+        return read > 0
+    # Of all pieces of all rows: what was read of the row before each began.
+    batch_size, timesteps = ops.shape(mask)
+    pieces = ops.cumsum(ops.cast(reset_mask, "int32"), axis=1)
+    pieces += ops.arange(batch_size, dtype="int32")[:, None] * (timesteps + 1)
+    before = ops.where(reset_mask, read - mask, ops.zeros_like(read))
+    of_pieces = ops.segment_max(
+        ops.reshape(before, (-1,)),
+        ops.reshape(pieces, (-1,)),
+        num_segments=batch_size * (timesteps + 1),
+    )
+    return read > ops.take(of_pieces, pieces)

@@ -22,15 +22,15 @@ class FusedCell:
             is computed as `s(z) = tanh(z / 2) / 2 + 1 / 2`, so that it is vectorised
             as the tanh is, and to halve the weights of its gate is exact.
         states: How many states there are; the first is the output.
-        kept: How many tensors `step()` keeps for `backward()`.
-        written: How many of these, after the first, are to be written to memory in any
-            case.
+        num_residuals: How many tensors `step()` returns for `backward()`.
+        num_materialized: How many of these, after the first, are written to memory at
+            inference too.
     """
 
     scales: ClassVar[tuple[float, ...]]
     states: ClassVar[int] = 1
-    kept: ClassVar[int] = 3
-    written: ClassVar[int] = 0
+    num_residuals: ClassVar[int] = 3
+    num_materialized: ClassVar[int] = 0
 
     def bias_shape(self, units: int) -> list[int]:
         return [len(self.scales) * units]
@@ -72,7 +72,7 @@ class FusedCell:
         """
         raise NotImplementedError
 
-    def of_recurrent_weights(
+    def recurrent_weight_gradients(
         self, before: tf.Tensor, dz: tf.Tensor, residuals: Tensors
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the gradients of the recurrent kernel and of the bias.
@@ -90,7 +90,7 @@ class FusedSimpleRNN(FusedCell):
     """`keras.layers.SimpleRNNCell` with tanh."""
 
     scales = (1.0,)
-    kept = 1
+    num_residuals = 1
 
     def step(
         self,
@@ -157,7 +157,7 @@ class FusedGRU(FusedCell):
     reset_after: bool = True
 
     scales = (0.5, 0.5, 1.0)
-    written = 2
+    num_materialized = 2
 
     def bias_shape(self, units: int) -> list[int]:
         return [2, 3 * units] if self.reset_after else [3 * units]
@@ -170,51 +170,57 @@ class FusedGRU(FusedCell):
         bias: tf.Tensor,
     ) -> tuple[Tensors, Tensors]:
         (h,), units = states, states[0].shape[1]
-        two = 2 * units  # The columns of both gates that are sigmoids.
+        sigmoids = 2 * units  # The columns of the update and the reset gate.
         if self.reset_after:
             inner = tf.matmul(h, recurrent_kernel) + bias[1]
             z = z + bias[0]
-            gates = z[:, :two] + inner[:, :two]
+            gates = z[:, :sigmoids] + inner[:, :sigmoids]
         else:
-            gates = z[:, :two] + tf.matmul(h, recurrent_kernel[:, :two]) + bias[:two]
+            gates = (
+                z[:, :sigmoids]
+                + tf.matmul(h, recurrent_kernel[:, :sigmoids])
+                + bias[:sigmoids]
+            )
         update, reset = tf.split(_sigmoid(tf.tanh(gates)), 2, axis=1)
         if self.reset_after:
-            reset_by = inner[:, two:]
-            candidate = tf.tanh(z[:, two:] + reset * reset_by)
+            gated_by_reset = inner[:, sigmoids:]
+            candidate = tf.tanh(z[:, sigmoids:] + reset * gated_by_reset)
         else:
-            reset_by = h
-            product = tf.matmul(reset * h, recurrent_kernel[:, two:])
-            candidate = tf.tanh(z[:, two:] + product + bias[two:])
+            gated_by_reset = h
+            product = tf.matmul(reset * h, recurrent_kernel[:, sigmoids:])
+            candidate = tf.tanh(z[:, sigmoids:] + product + bias[sigmoids:])
         new_h = update * h + (1 - update) * candidate
-        of_candidate = (1 - update) * (1 - candidate * candidate)
-        of_update = (h - candidate) * update * (1 - update)
-        of_reset = reset_by * reset * (1 - reset)
-        factors = tf.concat([of_update, of_reset, of_candidate], axis=1)
+        candidate_slope = (1 - update) * (1 - candidate * candidate)
+        update_slope = (h - candidate) * update * (1 - update)
+        reset_slope = gated_by_reset * reset * (1 - reset)
+        factors = tf.concat([update_slope, reset_slope, candidate_slope], axis=1)
         return (new_h,), (factors, update, reset)
 
     def backward(
         self, gradients: Tensors, residuals: Tensors, transposed: tf.Tensor
     ) -> tuple[tf.Tensor, Tensors]:
         (dh,), (factors, update, reset) = gradients, residuals
-        two = 2 * dh.shape[1]
-        of_update, of_reset, of_candidate = tf.split(factors, 3, axis=1)
-        dcandidate = dh * of_candidate
+        sigmoids = 2 * dh.shape[1]
+        update_slope, reset_slope, candidate_slope = tf.split(factors, 3, axis=1)
+        dcandidate = dh * candidate_slope
         if self.reset_after:
-            dz = tf.concat([dh * of_update, dcandidate * of_reset, dcandidate], axis=1)
-            dinner = tf.concat([dz[:, :two], dcandidate * reset], axis=1)
+            dz = tf.concat(
+                [dh * update_slope, dcandidate * reset_slope, dcandidate], axis=1
+            )
+            dinner = tf.concat([dz[:, :sigmoids], dcandidate * reset], axis=1)
             product = tf.matmul(dinner, transposed)
             return dz, (dh * update + product,)
-        dreset_h = tf.matmul(dcandidate, transposed[two:])
-        dgates = tf.concat([dh * of_update, dreset_h * of_reset], axis=1)
-        product = tf.matmul(dgates, transposed[:two])
+        dreset_h = tf.matmul(dcandidate, transposed[sigmoids:])
+        dgates = tf.concat([dh * update_slope, dreset_h * reset_slope], axis=1)
+        product = tf.matmul(dgates, transposed[:sigmoids])
         dz = tf.concat([dgates, dcandidate], axis=1)
         return dz, (dh * update + dreset_h * reset + product,)
 
-    def of_recurrent_weights(
+    def recurrent_weight_gradients(
         self, before: tf.Tensor, dz: tf.Tensor, residuals: Tensors
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        two, reset = 2 * before.shape[1], residuals[2]
-        dgates, dcandidate = dz[:, :two], dz[:, two:]
+        sigmoids, reset = 2 * before.shape[1], residuals[2]
+        dgates, dcandidate = dz[:, :sigmoids], dz[:, sigmoids:]
         if self.reset_after:
             dinner = tf.concat([dgates, dcandidate * reset], axis=1)
             dbias = tf.stack([_sum_of_rows(dz), _sum_of_rows(dinner)])

@@ -1,15 +1,25 @@
 """Whether a cell computes what the cell of Keras does that it seems to be."""
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import keras
 
 from keras_init_lstm._keras import has_replaced_methods
 
-_CELLS: dict[type, tuple[Any, int]] = {
-    keras.layers.LSTM: (keras.layers.LSTMCell, 4),
-    keras.layers.GRU: (keras.layers.GRUCell, 3),
-    keras.layers.SimpleRNN: (keras.layers.SimpleRNNCell, 1),
+
+class Cell(NamedTuple):
+    """A cell of Keras that a fused loop knows."""
+
+    name: Literal["lstm", "gru", "simple_rnn"]
+    keras_cell: Any
+    gates: int
+
+
+# By the layer of Keras that has it.
+CELLS: dict[type, Cell] = {
+    keras.layers.LSTM: Cell("lstm", keras.layers.LSTMCell, 4),
+    keras.layers.GRU: Cell("gru", keras.layers.GRUCell, 3),
+    keras.layers.SimpleRNN: Cell("simple_rnn", keras.layers.SimpleRNNCell, 1),
 }
 
 
@@ -22,7 +32,7 @@ def why_not_exact(layer: Any) -> str | None:
     Args:
         layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`, built.
     """
-    cell_class, gates = _CELLS[layer.keras_layer]
+    _, cell_class, gates = CELLS[layer.keras_layer]
     cell = layer.cell
     if type(cell) is not cell_class or has_replaced_methods(cell):
         return f"a cell that is not exactly a `keras.layers.{cell_class.__name__}`"

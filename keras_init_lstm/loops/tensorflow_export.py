@@ -1,4 +1,4 @@
-"""A loop in the graph of a user, in whose place another one runs in this process."""
+"""Keras's loop in a user's graph, for which Grappler substitutes the fused loop."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ import tensorflow as tf
 from keras_init_lstm.backend.base import Restarts
 
 
-def run(
+def substitute(
     plain: Callable[..., Any],
-    faster: Callable[..., Any],
+    fused: Callable[..., Any],
     weights: Sequence[keras.Variable],
     sequences: Any,
     initial_state: Sequence[Any],
     restarts: Restarts,
 ) -> Any:
-    """Puts a plain loop into the graph that is traced, and lets a faster one run.
+    """Puts a plain loop into the graph that is traced, and lets the fused one run.
 
     A traced `tf.function` may be run or written to a file, or one after the other, so
     that at the trace nothing tells which loop it has to hold. TensorFlow's optimizer of
@@ -30,7 +30,7 @@ def run(
     Args:
         plain: A function of sequences, the list of states, and a mask, `None` or
             `Restarts`. It may also read `weights`, and nothing else that is a tensor.
-        faster: Another one, always given `Restarts`, with results of the same
+        fused: Another one, always given `Restarts`, with results of the same
             structure and dtypes.
         weights: The variables that both read.
         sequences: A tensor `(batch, timesteps, features)`.
@@ -64,7 +64,7 @@ def run(
         },
     )
     def in_the_process(*tensors: tf.Tensor) -> Any:
-        return of_tensors(faster, *tensors)
+        return of_tensors(fused, *tensors)
 
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
     with tf.init_scope():

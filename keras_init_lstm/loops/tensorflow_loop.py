@@ -1,4 +1,4 @@
-"""A faster loop for the CPU: few large products around a small compiled loop.
+"""A fused loop for the CPU: few large products around a small compiled loop.
 
 The layers of Keras run a loop of TensorFlow operations, with several small products
 and their gradients at each timestep. Here one product does for all timesteps what
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from keras_init_lstm.backend.base import Restarts
+from keras_init_lstm.loops.call import Call
 from keras_init_lstm.loops.cells import FusedCell
 
 # Between these numbers of elements of a state, a batch is run in blocks of rows at the
@@ -31,7 +31,7 @@ _USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
 _MOST_SIZES = 64
 
 # The mask of a batch and its reset mask, booleans `(batch, timesteps)` or `None`.
-Marks: TypeAlias = tuple[Any, ...]
+Masks: TypeAlias = tuple[Any, ...]
 
 _sizes: set[tuple[FusedCell, int, int]] = set()
 
@@ -43,54 +43,39 @@ def has_room_for(cell: FusedCell, features: int, units: int) -> bool:
     return (cell, features, units) in _sizes or len(_sizes) < _MOST_SIZES
 
 
-def run(
-    cell: FusedCell,
-    sequences: tf.Tensor,
-    restarts: Restarts,
-    states: Sequence[tf.Tensor],
-    kernel: tf.Tensor,
-    recurrent_kernel: tf.Tensor,
-    bias: tf.Tensor | None,
-    training: bool,
-    return_sequences: bool,
-    differentiable: bool = True,
-) -> list[tf.Tensor]:
+def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
     """Runs a cell over a batch of sequences, on the CPU.
 
+    Without `training`, a gradient is right too, but runs the loop twice. With
+    `differentiable`, TensorFlow keeps the graph of each trace for good.
+
     Args:
-        cell: Which cell it is.
-        sequences: A tensor `(batch, timesteps, features)`.
-        restarts: The mask, a boolean tensor `(batch, timesteps)` that is `False` where
-            the states are to stay as they are, or `None`; and where rows restart.
-        states: The initial states, each `(batch, units)`.
-        kernel: `(features, gates * units)`, this and the next two as Keras has them.
-        recurrent_kernel: `(units, gates * units)`.
-        bias: `(gates * units,)`, of a GRU with `reset_after` `(2, gates * units)`, or
-            `None` for zeros.
-        training: Python boolean, whether to keep what the gradient needs. Without,
-            it is right too, but runs the loop twice.
-        return_sequences: Python boolean.
-        differentiable: Python boolean, whether there may be a gradient at all. With
-            one, TensorFlow keeps the graph of each trace for good.
+        cell: The cell of the call.
+        call: The call.
 
     Returns:
-        The last states, each `(batch, units)`; before them, with `return_sequences`,
-        the output after each timestep, `(batch, timesteps, units)`.
+        The last states, each `(batch, units)`; before them, if they are wanted, the
+        outputs `(batch, timesteps, units)`.
 
     Example:
-    >>> from keras_init_lstm import fused_cells, fused_loop
+    >>> from keras_init_lstm.loops import call, cells, tensorflow_loop
     >>> cell = keras.layers.SimpleRNNCell(4)
     >>> cell.build((None, 3))
     >>> weights = [weight.value for weight in cell.weights]
     >>> x, zeros = tf.ones((2, 5, 3)), tf.zeros((2, 4))
-    >>> simple = fused_cells.FusedSimpleRNN()
-    >>> options = {"training": False, "return_sequences": True}
-    >>> no = fused_loop.Restarts(mask=None)
-    >>> hs, h = fused_loop.run(simple, x, no, [zeros], *weights, **options)
+    >>> simple = call.Call("simple_rnn", x, [zeros], *weights)
+    >>> hs, h = tensorflow_loop.run_loop(cells.FusedSimpleRNN(), simple)
     >>> tuple(hs.shape), tuple(h.shape)
     ((2, 5, 4), (2, 4))
     """
-    units = recurrent_kernel.shape[0]
+    sequences, states, bias, starts = (
+        call.sequences,
+        call.states,
+        call.bias,
+        call.starts,
+    )
+    training = call.training
+    units = call.recurrent_kernel.shape[0]
     batch_size, timesteps, features = sequences.shape
     _sizes.add((cell, features, units))
     if bias is None:
@@ -117,25 +102,26 @@ def run(
             return [tensor]
         return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
 
-    mask, reset_mask, starts = restarts
     program = _Program(
         cell,
         features,
         units,
         training,
-        return_sequences,
+        call.wants_outputs,
         time_first,
         ranks=tuple(start.shape.rank for start in starts),
     )
-    marks = zip(
-        [None] * blocks if mask is None else split(mask),
-        [None] * blocks if reset_mask is None else split(reset_mask),
+    masks = zip(
+        *(
+            [None] * blocks if mask is None else split(mask)
+            for mask in (call.mask, call.reset_mask)
+        ),
         strict=True,
     )
-    of_blocks = zip(marks, *map(split, [sequences, *states, *starts]), strict=True)
-    weights = (kernel, recurrent_kernel, bias)
+    of_blocks = zip(masks, *map(split, [sequences, *states, *starts]), strict=True)
+    weights = (call.kernel, call.recurrent_kernel, bias)
     results = [
-        _block(program, differentiable, of_rows, [*inputs, *weights])
+        _block(program, call.differentiable, of_rows, [*inputs, *weights])
         for of_rows, *inputs in of_blocks
     ]
     outputs = [
@@ -146,7 +132,7 @@ def run(
         outputs = [tensor[:batch_size] for tensor in outputs]
     # The compiled function forgets what is known of the shapes.
     shapes = [[sequences.shape[0], units]] * cell.states
-    if return_sequences:
+    if call.wants_outputs:
         shapes.insert(0, [*sequences.shape[:2], units])
     return list(map(tf.ensure_shape, outputs, shapes))
 
@@ -186,7 +172,7 @@ class _Program:
     ranks: tuple[int, ...]
 
     @property
-    def is_kept_outside(self) -> bool:
+    def caller_keeps_input_and_outputs(self) -> bool:
         """Whether the caller has the input and all outputs as the gradient needs them.
 
         XLA would copy an input that it returns, and an output that it returns twice.
@@ -197,7 +183,7 @@ class _Program:
 def _block(
     program: _Program,
     differentiable: bool,
-    marks: Marks,
+    masks: Masks,
     inputs: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
     """Runs rows that XLA runs together.
@@ -206,15 +192,15 @@ def _block(
     """
     # A gradient reads from its own graph and from the graph of the loop. A branch of
     # `tf.cond` may have its inputs from a third one, around it.
-    marks, inputs = tuple(_read(marks)), _read(inputs)
+    masks, inputs = tuple(_read(masks)), _read(inputs)
     if program.time_first:
-        marks, inputs = _with_time_first(marks, inputs)
+        masks, inputs = _with_time_first(masks, inputs)
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         # A tape of the caller would otherwise differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
-        outputs, saved = _compiled_forward(program, marks, stopped)
+        outputs, saved = _compiled_forward(program, masks, stopped)
         # So would one around a `tf.function`: to be differentiated twice, it wants the
         # gradient of all that its own gradient reads.
         saved = [tf.stop_gradient(tensor) for tensor in saved]
@@ -224,7 +210,7 @@ def _block(
             # read from the one before alone: not from the graph of the loop. A branch
             # of `tf.cond` gives its gradient what operations read, and not what only a
             # compiled function does.
-            marks_read, inputs_read = tuple(_read(marks)), _read(stopped)
+            marks_read, inputs_read = tuple(_read(masks)), _read(stopped)
             saved_read = _read(saved) if program.training else []
 
             @tf.custom_gradient
@@ -232,13 +218,15 @@ def _block(
                 upstream = [
                     tf.stop_gradient(tensor) for tensor in tensors[len(inputs) :]
                 ]
-                kept = saved_read
+                residuals = saved_read
                 if not program.training:
                     again = dataclasses.replace(program, training=True)
-                    _, kept = _compiled_forward(again, marks_read, inputs_read)
-                gradients = _backward(program, marks_read, inputs_read, kept, upstream)
+                    _, residuals = _compiled_forward(again, marks_read, inputs_read)
+                gradients = _backward(
+                    program, marks_read, inputs_read, residuals, upstream
+                )
                 return gradients, functools.partial(
-                    _second, program, marks_read, tensors
+                    _double_backward, program, marks_read, tensors
                 )
 
             return first(*map(tf.identity, inputs), *upstream)
@@ -248,9 +236,9 @@ def _block(
     if differentiable:
         outputs = run(*inputs)
     else:
-        outputs, _ = _compiled_forward(program, marks, inputs)
+        outputs, _ = _compiled_forward(program, masks, inputs)
     if program.sequences and program.time_first:
-        outputs = [_swapped(outputs[0]), *outputs[1:]]
+        outputs = [_transpose_batch_time(outputs[0]), *outputs[1:]]
     return outputs
 
 
@@ -262,12 +250,12 @@ def _read(tensors: Sequence[Any]) -> list[Any]:
 
 
 def _compiled_forward(
-    program: _Program, marks: Marks, inputs: Sequence[tf.Tensor]
+    program: _Program, masks: Masks, inputs: Sequence[tf.Tensor]
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    outputs, kept = _compiled(_forward, program)(marks, *inputs)
-    if program.training and program.is_kept_outside:
-        kept = [inputs[0], outputs[0], *kept]
-    return outputs, kept
+    outputs, residuals = _compiled(_forward, program)(masks, *inputs)
+    if program.training and program.caller_keeps_input_and_outputs:
+        residuals = [inputs[0], outputs[0], *residuals]
+    return outputs, residuals
 
 
 @functools.cache
@@ -287,7 +275,7 @@ def _compiled(function: Callable, program: _Program) -> Any:
 
 def _forward(
     program: _Program,
-    marks: Marks,
+    masks: Masks,
     *inputs: Any,
     loop: Callable | None = None,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
@@ -295,12 +283,12 @@ def _forward(
 
     Returns:
         All outputs, if they are wanted, and the last states. And what the gradient
-        needs, with time in front: the inputs and all outputs, unless they are kept
-        outside, and what the cell keeps.
+        needs, with time in front: the inputs and all outputs, unless the caller has
+        them, and the residuals of the cell.
     """
     cell, loop = program.cell, loop or _loop
     if not program.time_first:
-        marks, inputs = _with_time_first(marks, inputs)
+        masks, inputs = _with_time_first(masks, inputs)
     x, *states, kernel, recurrent_kernel, bias = inputs
     states, starts = states[: cell.states], states[cell.states :]
     starts_at = [s if s.shape.rank == 2 else _tensor_array(s) for s in starts]
@@ -310,86 +298,88 @@ def _forward(
     recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
     z = tf.matmul(tf.reshape(x, [-1, features]), kernel * scales)
     z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
-    masks, resets = map(_columns, marks)
+    mask_at, reset_at = map(_columns, masks)
     # An array for each: in eager mode to write into one changes it.
     arrays = [
         tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
-        for _ in range(cell.kept if program.training else program.sequences)
+        for _ in range(cell.num_residuals if program.training else program.sequences)
     ]
 
     # What is carried and returned is written to memory at each timestep. XLA would
     # otherwise compute some gates along with all that is made of them, which is slower.
-    written = [] if program.training else [tf.zeros_like(states[0])] * cell.written
-    first_array = cell.states + len(written)
+    materialized = (
+        [] if program.training else [tf.zeros_like(states[0])] * cell.num_materialized
+    )
+    first_array = cell.states + len(materialized)
 
     def step(t: Any, *carried: Any) -> tuple:
         states, (z, *arrays) = [*carried[: cell.states]], carried[first_array:]
-        if resets is not None:
-            states = _restarted(resets.read(t), starts_at, states, t)
+        if reset_at is not None:
+            states = _restarted(reset_at.read(t), starts_at, states, t)
         # The bias is added here, since of sums made before the loop XLA would keep both
         # the products and the sums in memory.
-        new_states, kept = cell.step(z.read(t), states, recurrent_kernel, bias)
-        if masks is not None:
-            keep = masks.read(t)
+        new_states, residuals = cell.step(z.read(t), states, recurrent_kernel, bias)
+        if mask_at is not None:
+            keep = mask_at.read(t)
             pairs = zip(new_states, states, strict=True)
             new_states = [tf.where(keep, new, old) for new, old in pairs]
         if program.training:
             # The first overwrites the input that was just read, which saves an array.
-            z = z.write(t, kept[0])
-        pairs = zip(arrays, (new_states[0], *kept[1:]), strict=False)
+            z = z.write(t, residuals[0])
+        pairs = zip(arrays, (new_states[0], *residuals[1:]), strict=False)
         arrays = [array.write(t, tensor) for array, tensor in pairs]
-        return *new_states, *kept[1 : 1 + len(written)], z, *arrays
+        return *new_states, *residuals[1 : 1 + len(materialized)], z, *arrays
 
-    results = loop(timesteps, step, (*states, *written, z, *arrays))
+    results = loop(timesteps, step, (*states, *materialized, z, *arrays))
     outputs = [*results[: cell.states]]
     z, *arrays = results[first_array:]
     stacked = [array.stack() for array in arrays]
     if program.sequences:
-        hs = stacked[0] if program.time_first else _swapped(stacked[0])
+        hs = stacked[0] if program.time_first else _transpose_batch_time(stacked[0])
         outputs = [hs, *outputs]
     if not program.training:
         return outputs, [*results[cell.states : first_array]]
-    kept = [] if program.is_kept_outside else [x, stacked[0]]
-    return outputs, [*kept, z.stack(), *stacked[1:]]
+    residuals = [] if program.caller_keeps_input_and_outputs else [x, stacked[0]]
+    return outputs, [*residuals, z.stack(), *stacked[1:]]
 
 
 def _backward(
     program: _Program,
-    marks: Marks,
+    masks: Masks,
     inputs: list[tf.Tensor],
-    kept: list[tf.Tensor],
+    residuals: list[tf.Tensor],
     upstream: list[tf.Tensor],
 ) -> list[tf.Tensor]:
     """The gradients of the inputs: x, the states and starts, and the weights."""
     _, *states, kernel, recurrent_kernel, _ = inputs
     states, starts = states[: program.cell.states], states[program.cell.states :]
-    x, hs, *kept = kept
+    x, hs, *residuals = residuals
     loop = _compiled(_backward_loop, dataclasses.replace(program, training=True))
-    dz, *dstates = loop(marks, recurrent_kernel, kept, starts, *upstream)
+    dz, *dstates = loop(masks, recurrent_kernel, residuals, starts, *upstream)
     # Not compiled: XLA's products are slower where the left factor is transposed.
     dx = tf.reshape(tf.matmul(dz, kernel, transpose_b=True), tf.shape(x))
     if not program.time_first:
-        dx = _swapped(dx)
+        dx = _transpose_batch_time(dx)
     before = tf.concat([states[0][None], hs[:-1]], 0)
     if starts:
         # What the recurrent kernel is multiplied with where a row restarts.
         if not program.time_first:
-            marks, starts = _with_time_first(marks, starts)
-        _, reset_mask = marks
+            masks, starts = _with_time_first(masks, starts)
+        _, reset_mask = masks
         before = tf.where(reset_mask[:, :, None], starts[0], before)
-    x, before, *kept = (
-        tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (x, before, *kept)
+    x, before, *residuals = (
+        tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (x, before, *residuals)
     )
     dkernel = tf.matmul(x, dz, transpose_a=True)
-    of_recurrent = program.cell.of_recurrent_weights(before, dz, kept)
-    return [dx, *dstates, dkernel, *of_recurrent]
+    recurrent_gradients = program.cell.recurrent_weight_gradients(before, dz, residuals)
+    return [dx, *dstates, dkernel, *recurrent_gradients]
 
 
 def _backward_loop(
     program: _Program,
-    marks: Marks,
+    masks: Masks,
     recurrent_kernel: tf.Tensor,
-    kept: list[tf.Tensor],
+    residuals: list[tf.Tensor],
     starts: list[tf.Tensor],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
@@ -398,15 +388,20 @@ def _backward_loop(
     if program.sequences:
         dhs = gradients.pop(0)
     if not program.time_first:
-        marks, dhs = _with_time_first(marks)[0], _swapped(dhs)
+        masks, dhs = _with_time_first(masks)[0], _transpose_batch_time(dhs)
     dhs = None if dhs is None else _tensor_array(dhs)
-    masks, resets = map(_columns, marks)
-    timesteps, width = kept[0].shape[0] or tf.shape(kept[0])[0], kept[0].shape[2]
-    dz = tf.TensorArray(kept[0].dtype, timesteps, element_shape=kept[0].shape[1:])
-    arrays = list(map(_tensor_array, kept))
+    mask_at, reset_at = map(_columns, masks)
+    timesteps, width = (
+        residuals[0].shape[0] or tf.shape(residuals[0])[0],
+        residuals[0].shape[2],
+    )
+    dz = tf.TensorArray(
+        residuals[0].dtype, timesteps, element_shape=residuals[0].shape[1:]
+    )
+    arrays = list(map(_tensor_array, residuals))
     transposed = tf.transpose(recurrent_kernel)
     count = program.cell.states
-    of_starts = [
+    start_gradients = [
         tf.zeros_like(start)
         if start.shape.rank == 2
         else tf.TensorArray(start.dtype, timesteps, element_shape=upstream[-1].shape)
@@ -415,29 +410,29 @@ def _backward_loop(
 
     def step(k: Any, *carried: Any) -> tuple:
         t = timesteps - 1 - k
-        gradients, (*of_starts, dz) = [*carried[:count]], carried[count:]
+        gradients, (*start_gradients, dz) = [*carried[:count]], carried[count:]
         if dhs is not None:
             gradients[0] += dhs.read(t)
         residuals = [array.read(t) for array in arrays]
         dgates, before = program.cell.backward(gradients, residuals, transposed)
-        if masks is not None:
-            keep = masks.read(t)
+        if mask_at is not None:
+            keep = mask_at.read(t)
             dgates = tf.where(keep, dgates, tf.zeros_like(dgates))
             pairs = zip(before, gradients, strict=True)
             before = [tf.where(keep, new, old) for new, old in pairs]
-        if resets is not None:
-            reset, none = resets.read(t), tf.zeros_like(before[0])
+        if reset_at is not None:
+            reset, none = reset_at.read(t), tf.zeros_like(before[0])
             of_pieces = [tf.where(reset, gradient, none) for gradient in before]
             before = [tf.where(reset, none, gradient) for gradient in before]
-            of_starts = [
+            start_gradients = [
                 total.write(t, gradient)
                 if isinstance(total, tf.TensorArray)
                 else total + gradient
-                for total, gradient in zip(of_starts, of_pieces, strict=True)
+                for total, gradient in zip(start_gradients, of_pieces, strict=True)
             ]
-        return *before, *of_starts, dz.write(t, dgates)
+        return *before, *start_gradients, dz.write(t, dgates)
 
-    results = _loop(timesteps, step, (*gradients, *of_starts, dz))
+    results = _loop(timesteps, step, (*gradients, *start_gradients, dz))
     *gradients, dz = [
         tensor.stack() if isinstance(tensor, tf.TensorArray) else tensor
         for tensor in results
@@ -447,9 +442,9 @@ def _backward_loop(
     return [tf.reshape(dz, [-1, width]), *gradients]
 
 
-def _second(
+def _double_backward(
     program: _Program,
-    marks: Marks,
+    masks: Masks,
     tensors: tuple[tf.Tensor, ...],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
@@ -466,14 +461,14 @@ def _second(
         outer.watch(tensors)
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            outputs, _ = _forward(program, marks, *inputs, loop=loop)
+            outputs, _ = _forward(program, masks, *inputs, loop=loop)
         gradients = inner.gradient(outputs, inputs, tensors[len(inputs) :])
     return outer.gradient(
         gradients, tensors, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
 
 
-def _swapped(tensor: tf.Tensor | None) -> Any:
+def _transpose_batch_time(tensor: tf.Tensor | None) -> Any:
     """With batch and time in the place of each other."""
     if tensor is None:
         return None
@@ -481,16 +476,16 @@ def _swapped(tensor: tf.Tensor | None) -> Any:
 
 
 def _with_time_first(
-    marks: Marks, tensors: Sequence[tf.Tensor] = ()
-) -> tuple[Marks, Any]:
+    masks: Masks, tensors: Sequence[tf.Tensor] = ()
+) -> tuple[Masks, Any]:
     """Swaps batch and time of all that has both, and leaves states and weights."""
-    swapped = [_swapped(t) if t.shape.rank == 3 else t for t in tensors]
-    return tuple(map(_swapped, marks)), swapped
+    swapped = [_transpose_batch_time(t) if t.shape.rank == 3 else t for t in tensors]
+    return tuple(map(_transpose_batch_time, masks)), swapped
 
 
-def _columns(mark: tf.Tensor | None) -> tf.TensorArray | None:
-    """Of a mark with time in front, for each timestep a column `(rows, 1)`."""
-    return None if mark is None else _tensor_array(mark[:, :, None])
+def _columns(mask: tf.Tensor | None) -> tf.TensorArray | None:
+    """Of a mask with time in front, for each timestep a column `(rows, 1)`."""
+    return None if mask is None else _tensor_array(mask[:, :, None])
 
 
 def _restarted(

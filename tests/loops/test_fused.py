@@ -46,12 +46,12 @@ def taken(monkeypatch):
     """One entry for each time that the fused loop was called or traced."""
     calls = []
 
-    def run(cell, sequences, *args, **kwargs):
-        calls.append(sequences.shape)
-        return real(cell, sequences, *args, **kwargs)
+    def run_loop(cell, call):
+        calls.append(call.sequences.shape)
+        return real(cell, call)
 
-    real = fused.run
-    monkeypatch.setattr(fused, "run", run)
+    real = fused.run_loop
+    monkeypatch.setattr(fused, "run_loop", run_loop)
     return calls
 
 

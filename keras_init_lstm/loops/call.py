@@ -1,0 +1,66 @@
+"""What a backend's loop is given: plain tensors, and what is wanted of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a recurrent layer, without the layer.
+
+    The activations are tanh and, for the gates, sigmoid. All floating point tensors
+    have one dtype. The tensors are those of the backend that runs the loop.
+
+    Attributes:
+        cell: Which of Keras's cells it is.
+        sequences: Tensor `(batch, timesteps, features)`. Dropout is already applied,
+            and with `go_backwards` everything with a time axis is already reversed.
+        states: The states before the first timestep, each `(batch, units)`, h first.
+        kernel: Tensor `(features, gates * units)`, as Keras's cell holds it: the gates
+            of an LSTM are i, f, c, o; the gates of a GRU are z, r, h.
+        recurrent_kernel: Tensor `(units, gates * units)`.
+        bias: Tensor `(gates * units,)`, for a GRU with `reset_after` `(2, gates *
+            units)`, or `None`.
+        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is left out:
+            the states stay, and the output is h before it. Or `None`.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row returns to
+            `starts` before that timestep is read, or left out. Or `None`.
+        starts: For each state what the rows return to: a tensor `(batch, units)`, or
+            `(batch, timesteps, units)` where it differs between timesteps. Empty
+            without a `reset_mask`.
+        reset_after: For a GRU, whether the reset gate is applied after the product
+            with the recurrent kernel.
+        training: Whether the layer is called in training mode.
+        wants_outputs: Whether the outputs of all timesteps are wanted.
+        differentiable: Whether a gradient may be taken.
+    """
+
+    cell: Literal["lstm", "gru", "simple_rnn"]
+    sequences: Any
+    states: Sequence[Any]
+    kernel: Any
+    recurrent_kernel: Any
+    bias: Any = None
+    mask: Any = None
+    reset_mask: Any = None
+    starts: Sequence[Any] = ()
+    reset_after: bool = True
+    training: bool = False
+    wants_outputs: bool = True
+    differentiable: bool = True
+
+    def replace(self, **changes: Any) -> Call:
+        """Returns the call with other values of these attributes."""
+        return dataclasses.replace(self, **changes)
+
+    def with_each_sequence(self, change: Callable[[Any], Any]) -> Call:
+        """Returns the call with everything that has a time axis changed."""
+        return self.replace(
+            sequences=change(self.sequences),
+            mask=None if self.mask is None else change(self.mask),
+            reset_mask=None if self.reset_mask is None else change(self.reset_mask),
+            starts=[change(s) if len(s.shape) == 3 else s for s in self.starts],
+        )
