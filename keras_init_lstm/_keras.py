@@ -212,15 +212,16 @@ def in_stateless_scope() -> bool:
 class ReplacedVariable(keras.Variable):
     """A variable of PyTorch that takes a new tensor, where others are written into.
 
-    A backward pass that comes later still needs the tensor that was read before.
+    A backward pass that comes later still needs the tensor that was read before. A
+    subclass implements `copied()`.
     """
+
+    def copied(self, value: Any) -> Any:
+        """Returns a copy of a tensor that no gradient flows into."""
+        raise NotImplementedError
 
     def _initialize(self, value: Any) -> None:
         self._value = value
 
     def _direct_assign(self, value: Any) -> None:
-        import torch
-
-        # What is made in the inference mode of PyTorch can't be trained on later.
-        with torch.inference_mode(False):
-            self._value = value.detach().clone()
+        self._value = self.copied(value)

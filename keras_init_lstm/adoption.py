@@ -8,7 +8,6 @@ import keras
 from keras_init_lstm._checks import described, is_legacy
 from keras_init_lstm._copies import copy_layer, inner_layers, make_anew
 from keras_init_lstm._keras import layers_within
-from keras_init_lstm.keras2.layers import COUNTERPARTS
 from keras_init_lstm.layers.gru import InitStateGRU
 from keras_init_lstm.layers.lstm import InitStateLSTM
 from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
@@ -23,8 +22,12 @@ _FAMILY: tuple[type[InitStateRNN], ...] = (
 # What takes the place of a layer, by its exact class: a subclass may compute something
 # else, and is left alone.
 _OF_KERAS: dict[type, type[InitStateRNN]] = {cls.keras_layer: cls for cls in _FAMILY}
-_OF_KERAS |= COUNTERPARTS
-_REPLACED = {**_OF_KERAS, **{cls: cls for cls in _OF_KERAS.values()}}
+_REPLACED = {**_OF_KERAS, **{cls: cls for cls in _FAMILY}}
+
+
+def add_counterpart(layer: type, ours: type[InitStateRNN]) -> None:
+    """Lets a class of this package take the place of a further class of layers."""
+    _OF_KERAS[layer] = _REPLACED[layer] = _REPLACED[ours] = ours
 
 
 def counterpart_of(layer: keras.layers.RNN) -> type[InitStateRNN]:

@@ -13,6 +13,7 @@ from keras import layers
 
 from backends import RELEASE
 from keras_init_lstm import _keras
+from keras_init_lstm.backend import backend
 from oracles import assert_same, to_numpy
 
 
@@ -279,7 +280,7 @@ def test_a_scope_without_state_knows_the_one_outside():
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch alone")
 def test_a_variable_of_pytorch_can_take_a_new_tensor():
-    variable = _keras.ReplacedVariable("zeros", shape=(2,), trainable=False)
+    variable = backend.Variable("zeros", shape=(2,), trainable=False)
     before = variable.value
     variable.assign(np.ones(2))
     assert_same(before, np.zeros(2, "float32"))

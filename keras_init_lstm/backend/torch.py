@@ -38,8 +38,15 @@ def _backward_pass() -> int:
     return -1 if ask is None else ask()
 
 
+class _Variable(ReplacedVariable):
+    def copied(self, value: torch.Tensor) -> torch.Tensor:
+        # What is made in the inference mode of PyTorch can't be trained on later.
+        with torch.inference_mode(False):
+            return value.detach().clone()
+
+
 class _Torch(Backend):
-    Variable = ReplacedVariable
+    Variable = _Variable
 
     def only_traces(self, value: Any) -> bool:
         if torch.compiler.is_dynamo_compiling():

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_init_lstm._keras import mask_of
+from keras_init_lstm.adoption import add_counterpart
 from keras_init_lstm.layers.gru import InitStateGRU
 from keras_init_lstm.layers.lstm import InitStateLSTM
 from keras_init_lstm.layers.rnn import InitStateRNN
@@ -136,12 +137,11 @@ RECURRENT_AS_IN_KERAS2 = {
     )
 }
 # And the layers of this package that take their places.
-COUNTERPARTS = {
-    RECURRENT_AS_IN_KERAS2[cls.keras_layer.__name__]: _masked_as_in_keras2(
-        cls, _HandsMaskOn, f"{PACKAGE}.keras2"
+for _cls in (InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN):
+    add_counterpart(
+        RECURRENT_AS_IN_KERAS2[_cls.keras_layer.__name__],
+        _masked_as_in_keras2(_cls, _HandsMaskOn, f"{PACKAGE}.keras2"),
     )
-    for cls in (InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN)
-}
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")

@@ -99,111 +99,145 @@ def make_stepping(model: keras.Model, restarts: bool = False) -> Stepping:
 
     Args:
         model: A Sequential or Functional model that reads forwards.
-        restarts: Boolean, whether there is an input `(batch,)` too, after those of
-            `model`, `True` for rows that are to start from the initial states, which
-            are then those of layers of this package. Defaults to `False`.
+        restarts: Boolean, whether there is an input `(batch,)` too, after the inputs of
+            `model`, `True` for rows that are to start from the initial states. The
+            recurrent layers are then replaced by layers of this package. Defaults to
+            `False`.
 
     Raises:
         ValueError: If `model` is not such a model, or can't be a stream.
     """
     check_reads_forwards(model)
-    model = as_stateless(model)
-    layers: list[keras.layers.RNN] = []
-    states: list[Any] = []
-    new_states: list[Any] = []
-    masks: dict[int, Any] = {}
-    taken: dict[str, Any] = {}
+    builder = _StepBuilder(as_stateless(model), restarts)
+    return Stepping(builder.build(), builder.layers, builder.model)
 
-    def unique(name: str, operation: Any = None) -> str:
-        """The name, numbered if another operation has it."""
-        operation = operation or object()
-        numbered = (f"{name}_{k}" if k else name for k in itertools.count())
-        return next(n for n in numbered if taken.setdefault(n, operation) is operation)
 
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if inner_layers(operation) is not None and isinstance(operation, keras.Model):
-            return run(operation, args[0], **kwargs)
-        if isinstance(operation, keras.layers.RNN):
-            outputs = call_recurrent(operation, *args, **kwargs)
-        else:
-            # What is nested comes to stand beside what may have the same name.
-            operation.name = unique(operation.name, operation)
-            outputs = operation(*args, **kwargs)
-        if getattr(operation, "supports_masking", False):
-            pass_masks_on(operation, args[0], outputs)
-        return outputs
+class _StepBuilder:
+    """Calls the layers of a model on symbolic tensors, each with its states as inputs.
 
-    def call_recurrent(layer: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer in layers or args or kwargs.get("initial_state") is not None:
-            reason = "called twice" if layer in layers else "given its initial state"
-            raise ValueError(
-                f"The layer {layer.name} is {reason}, so that what it carries from "
-                "call to call is not its own: a model with it can't be a stream"
-            )
-        check_states(layer)
-        layers.append(layer)
-        # A new layer, since Keras counts the outputs of one by its first call.
-        cls = counterpart_of(layer) if restarts else None
-        ours = unbuilt(layer, cls, return_state=True, name=unique(layer.name))
-        layout = StateLayout.of(layer)
-        _, *specs = keras.tree.flatten(ours.compute_output_spec(sequences))
-        path = path_within(model, layer).replace("/", "_")
-        names = [unique(f"{path}_{name}") for name in layout.names]
-        given = [
-            keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=name)
-            for spec, name in zip(specs, names, strict=True)
-        ]
-        # Keras hands an implicit mask only to a layer called with a single tensor.
-        if kwargs.get("mask") is None:
-            kwargs["mask"] = masks.get(id(sequences))
-        if restarts:
-            kwargs["reset_mask"] = _also_first(kwargs.get("reset_mask"), restarting)
-        outputs, *new = keras.tree.flatten(
-            ours(sequences, initial_state=layout.pack(given), **kwargs)
+    Args:
+        model: A stateless Sequential or Functional model.
+        restarts: As of `make_stepping()`.
+
+    Attributes:
+        layers: The recurrent layers that have been called, in order.
+    """
+
+    def __init__(self, model: Any, restarts: bool) -> None:
+        self.model = model
+        self.layers: list[keras.layers.RNN] = []
+        self._states: list[Any] = []
+        self._new_states: list[Any] = []
+        self._names: dict[str, Any] = {}
+        # Keras keeps no mask with a symbolic tensor of a model that is called again, so
+        # the masks are computed here, for each tensor by its identity. The tensors are
+        # kept too: the identity of one that is gone may be given to another.
+        self._masks: dict[int, tuple[Any, Any]] = {}
+        given, _ = inputs_and_outputs(model)
+        self._inputs = keras.tree.map_structure(_like, given)
+        for tensor in keras.tree.flatten(self._inputs):
+            self._unique(tensor.name)
+        name = self._unique("restarts")
+        self._restarts = keras.Input((), dtype="bool", name=name) if restarts else None
+
+    def build(self) -> keras.Model:
+        """Returns the model, whose states are inputs and outputs."""
+        outputs = self._call_model(self.model, self._inputs)
+        restarts = [] if self._restarts is None else [self._restarts]
+        return keras.Model(
+            [*keras.tree.flatten(self._inputs), *restarts, *self._states],
+            [*keras.tree.flatten(outputs), *self._new_states],
+            name=self.model.name,
         )
-        hand_over_weights(layer, ours)
-        states.extend(given)
-        new_states.extend(
-            keras.layers.Identity(name=unique(f"{name}_out"))(state)
-            for state, name in zip(new, names, strict=True)
-        )
-        return [outputs, *new] if layer.return_state else outputs
 
-    def pass_masks_on(layer: Any, inputs: Any, outputs: Any) -> None:
-        given = keras.tree.map_structure(lambda t: masks.get(id(t)), inputs)
-        computed = keras.tree.flatten(layer.compute_mask(inputs, given))
-        for tensor, mask in zip(keras.tree.flatten(outputs), computed, strict=False):
-            if mask is not None:
-                masks[id(tensor)] = mask
-
-    def run(model: Any, inputs: Any, mask: Any = None, training: Any = None) -> Any:
+    def _call_model(
+        self, model: Any, inputs: Any, mask: Any = None, training: Any = None
+    ) -> Any:
         if training is not None:
             raise ValueError(
                 f"The model {model.name} is called with training={training} by one "
                 "that it is nested in: such a model can't be a stream"
             )
         if mask is not None:
-            given = zip(*map(keras.tree.flatten, (inputs, mask)), strict=True)
-            masks.update({id(tensor): each for tensor, each in given})
+            pairs = zip(*map(keras.tree.flatten, (inputs, mask)), strict=True)
+            for tensor, given in pairs:
+                self._masks[id(tensor)] = tensor, given
         if not isinstance(model, keras.Sequential):
-            return run_through(model, inputs, call)
+            return run_through(model, inputs, self._call)
         for layer in model.layers:
-            inputs = call(layer, inputs)
+            inputs = self._call(layer, inputs)
         return inputs
 
-    given, _ = inputs_and_outputs(model)
-    inputs = keras.tree.map_structure(_like, given)
-    for tensor in keras.tree.flatten(inputs):
-        unique(tensor.name)
-    restarting = keras.Input((), dtype="bool", name=unique("restarts"))
-    extra = [restarting] if restarts else []
-    outputs = run(model, inputs)
-    stepping = keras.Model(
-        [*keras.tree.flatten(inputs), *extra, *states],
-        [*keras.tree.flatten(outputs), *new_states],
-        name=model.name,
-    )
-    return Stepping(stepping, layers, model)
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if inner_layers(operation) is not None and isinstance(operation, keras.Model):
+            return self._call_model(operation, args[0], **kwargs)
+        if isinstance(operation, keras.layers.RNN):
+            outputs = self._call_recurrent(operation, *args, **kwargs)
+        else:
+            # The layers of nested models become layers of one model, in which no two
+            # may have the same name.
+            operation.name = self._unique(operation.name, operation)
+            outputs = operation(*args, **kwargs)
+        if getattr(operation, "supports_masking", False):
+            self._pass_masks_on(operation, args[0], outputs)
+        return outputs
+
+    def _call_recurrent(
+        self, layer: Any, sequences: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        called_twice = layer in self.layers
+        if called_twice or args or kwargs.get("initial_state") is not None:
+            reason = "called twice" if called_twice else "given its initial state"
+            raise ValueError(
+                f"The layer {layer.name} is {reason}, so that what it carries from "
+                "call to call is not its own: a model with it can't be a stream"
+            )
+        check_states(layer)
+        self.layers.append(layer)
+        # A new layer, since Keras counts the outputs of one by its first call.
+        cls = None if self._restarts is None else counterpart_of(layer)
+        ours = unbuilt(layer, cls, return_state=True, name=self._unique(layer.name))
+        layout = StateLayout.of(layer)
+        _, *specs = keras.tree.flatten(ours.compute_output_spec(sequences))
+        path = path_within(self.model, layer).replace("/", "_")
+        names = [self._unique(f"{path}_{name}") for name in layout.names]
+        states = [
+            keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=name)
+            for spec, name in zip(specs, names, strict=True)
+        ]
+        # Keras hands an implicit mask only to a layer called with a single tensor.
+        if kwargs.get("mask") is None:
+            kwargs["mask"] = self._mask_of(sequences)
+        if self._restarts is not None:
+            reset_mask = kwargs.get("reset_mask")
+            kwargs["reset_mask"] = _also_first(reset_mask, self._restarts)
+        outputs, *new_states = keras.tree.flatten(
+            ours(sequences, initial_state=layout.pack(states), **kwargs)
+        )
+        hand_over_weights(layer, ours)
+        self._states += states
+        self._new_states += [
+            keras.layers.Identity(name=self._unique(f"{name}_out"))(state)
+            for state, name in zip(new_states, names, strict=True)
+        ]
+        return [outputs, *new_states] if layer.return_state else outputs
+
+    def _pass_masks_on(self, layer: Any, inputs: Any, outputs: Any) -> None:
+        masks = keras.tree.map_structure(self._mask_of, inputs)
+        computed = keras.tree.flatten(layer.compute_mask(inputs, masks))
+        for tensor, mask in zip(keras.tree.flatten(outputs), computed, strict=False):
+            if mask is not None:
+                self._masks[id(tensor)] = tensor, mask
+
+    def _mask_of(self, tensor: Any) -> Any:
+        _, mask = self._masks.get(id(tensor), (None, None))
+        return mask
+
+    def _unique(self, name: str, owner: Any = None) -> str:
+        """The name, numbered if another owner has it."""
+        owner = owner or object()
+        numbered = (f"{name}_{k}" if k else name for k in itertools.count())
+        return next(n for n in numbered if self._names.setdefault(n, owner) is owner)
 
 
 def check_states(layer: keras.layers.RNN) -> None:
