@@ -21,6 +21,9 @@ if BACKEND == "tensorflow":
 else:
     tf = None  # Whatever uses it is marked `tensorflow`, and is skipped.
 
+# Whether the backend has a fused loop.
+FUSES = BACKEND in ("tensorflow", "torch")
+
 # JAX has float64 only behind a switch that changes its other defaults too.
 WIDEST = "float32" if BACKEND == "jax" else "float64"
 FLOAT64 = pytest.param(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import keras_init_lstm
 import models
-from backends import BACKEND, WIDEST
+from backends import BACKEND, FUSES, WIDEST
 from keras_init_lstm import Conditional, Fixed, Trainable
 from oracles import ACTIVATIONS, TOLERANCES, assert_same, flat, tiled_states
 
@@ -268,10 +268,13 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
         **fixed,
     }
     if name in FUSIBLE:
-        is_fused = draw(st.booleans()) and BACKEND == "tensorflow"
+        is_fused = draw(st.booleans()) and FUSES
         arguments.setdefault("use_fused", is_fused)
     if name == "GRU":
         arguments["reset_after"] = draw(st.booleans())
+        if BACKEND == "torch" and arguments.get("use_fused"):
+            # PyTorch has no kernel for the other one.
+            arguments["reset_after"] = True
     if name in ("GRU", "stacked") and BACKEND == "jax":
         # Without a bias, a GRU of Keras makes float32 of what has 16 bits.
         arguments["use_bias"] |= arguments["dtype"].startswith("mixed")
@@ -300,11 +303,7 @@ def for_each_layer(*args, **kwargs):
 
     def decorate(test):
         takes_data = "data" in inspect.signature(test).parameters
-        of_tensorflow = [pytest.mark.tensorflow]
-        names = [
-            pytest.param(name, marks=of_tensorflow * name.startswith("fused"), id=name)
-            for name in FAMILY
-        ]
+        names = [name for name in FAMILY if FUSES or not name.startswith("fused")]
 
         @pytest.mark.parametrize("name", names)
         @settings(max_examples=max(3, settings.default.max_examples // 10))

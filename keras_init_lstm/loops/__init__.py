@@ -30,11 +30,8 @@ _MODULES = {
 }
 
 
-def _loop_of_backend() -> Any:
-    name = keras.backend.backend()
-    if name not in _MODULES:
-        raise NotFusedError(f"the backend {name}")
-    return importlib.import_module(_MODULES[name])
+_name = keras.backend.backend()
+_loop: Any = importlib.import_module(_MODULES[_name]) if _name in _MODULES else None
 
 
 def check_runs(
@@ -54,7 +51,7 @@ def check_runs(
         training: As above.
         states: What is known of the states that rows start and restart from.
     """
-    _check_exact(layer)
+    _check_possible(layer)
     _check(layer, _call(layer, sequences, states, Restarts(mask), training))
 
 
@@ -83,26 +80,29 @@ def inner_loop(
     Raises:
         NotFusedError: If Keras's loop has to run, or is to be preferred.
     """
-    _check_exact(layer)
+    _check_possible(layer)
     states = keras.tree.flatten(initial_state)
     call = _call(layer, sequences, states, Restarts.of(mask), training)
-    loop = _check(layer, call)
-    if not _may_be_exported(layer, loop, call):
-        return _run(layer, loop, call)
+    _check(layer, call)
+    if not _may_be_exported(layer, call):
+        return _run(layer, call)
 
     def fused(sequences: Any, states: Sequence[Any], restarts: Restarts) -> Any:
         # In a function of its own, in which the weights are other tensors. Where a
         # gradient is asked for, the plain loop runs.
         call = _call(layer, sequences, states, restarts, training, differentiable=False)
-        return _run(layer, loop, call)
+        return _run(layer, call)
 
     restarts = Restarts(call.mask, call.reset_mask, call.starts)
-    return loop.substitute(
+    return _loop.substitute(
         plain, fused, layer.cell.weights, call.sequences, call.states, restarts
     )
 
 
-def _check_exact(layer: Any) -> None:
+def _check_possible(layer: Any) -> None:
+    """Raises a `NotFusedError` if no loop can run the layer, whatever the call."""
+    if _loop is None:
+        raise NotFusedError(f"the backend {_name}")
     reason = why_not_exact(layer)
     if reason:
         raise NotFusedError(reason)
@@ -135,22 +135,19 @@ def _call(
     )
 
 
-def _check(layer: Any, call: Call) -> Any:
-    """Returns the loop of the backend, unless a `NotFusedError` is to be raised."""
-    loop = _loop_of_backend()
+def _check(layer: Any, call: Call) -> None:
     for reason, applies in _refusals(layer, call):
         if applies:
             raise NotFusedError(reason)
-    loop.check(call)
+    _loop.check(call)
     if layer.use_fused is not True:
         if infers_shapes():
             raise NotFusedError("a call for the shapes alone")
-        reason = loop.why_slower(call)
+        reason = _loop.why_slower(call)
         if reason:
             raise NotFusedError(reason)
-        if _draws_at_inference(layer) and _may_be_exported(layer, loop, call):
+        if _draws_at_inference(layer) and _may_be_exported(layer, call):
             raise NotFusedError("draws at inference, in what may be an export")
-    return loop
 
 
 def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
@@ -208,11 +205,11 @@ def _draws_at_inference(layer: Any) -> bool:
     )
 
 
-def _may_be_exported(layer: Any, loop: Any, call: Call) -> bool:
-    return layer.use_fused is not True and loop.may_be_exported(call)
+def _may_be_exported(layer: Any, call: Call) -> bool:
+    return layer.use_fused is not True and _loop.may_be_exported(call)
 
 
-def _run(layer: Any, loop: Any, call: Call) -> tuple[Any, Any, list[Any]]:
+def _run(layer: Any, call: Call) -> tuple[Any, Any, list[Any]]:
     cell, sequences, mask = layer.cell, call.sequences, call.mask
     if call.training and cell.dropout:
         sequences = sequences * cell.get_dropout_mask(sequences[:, 0])[:, None]
@@ -227,7 +224,7 @@ def _run(layer: Any, loop: Any, call: Call) -> tuple[Any, Any, list[Any]]:
     call = call.replace(sequences=sequences, mask=mask)
     if layer.go_backwards:
         call = call.with_each_sequence(lambda tensor: ops.flip(tensor, axis=1))
-    outputs, last_output, states = loop.run(call)
+    outputs, last_output, states = _loop.run(call)
     if outputs is None:
         outputs = last_output[:, None]
     if call.mask is None:

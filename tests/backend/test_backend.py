@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_init_lstm
-from backends import BACKEND, in_a_fresh_process
+from backends import BACKEND, FUSES, in_a_fresh_process
 from keras_init_lstm.backend import backend
 
 PACKAGE = Path(keras_init_lstm.__file__).parent
@@ -24,6 +24,7 @@ ALLOWED = {
     "loops/tensorflow.py": {"tensorflow"},
     "loops/tensorflow_export.py": {"tensorflow"},
     "loops/tensorflow_loop.py": {"tensorflow"},
+    "loops/torch.py": {"torch"},
     "backend/jax.py": {"jax"},
     "backend/torch.py": {"torch"},
 }
@@ -74,11 +75,11 @@ def test_another_backend_is_refused():
 
 
 @pytest.mark.parametrize("use_fused", ["auto", False])
-def test_the_fused_loop_is_of_tensorflow(use_fused):
+def test_which_backends_have_a_fused_loop(use_fused):
     layer = keras_init_lstm.InitStateLSTM(2, use_fused=use_fused)
     assert tuple(layer(np.ones((2, 10, 3))).shape) == (2, 2)
     layer = keras_init_lstm.InitStateLSTM(2, use_fused=True)
-    if BACKEND == "tensorflow":
+    if FUSES:
         assert tuple(layer(np.ones((2, 10, 3))).shape) == (2, 2)
     else:
         with pytest.raises(

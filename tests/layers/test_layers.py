@@ -107,7 +107,8 @@ class TestSignature:
 class TestWithoutInitialState:
     @pytest.mark.parametrize("initial_state", [None, "zeros", [None, "zeros"]])
     def test_it_is_an_lstm(self, initial_state):
-        layer = InitStateLSTM(UNITS, initial_state=initial_state, name="lstm")
+        arguments = {"initial_state": initial_state, "use_fused": False}
+        layer = InitStateLSTM(UNITS, **arguments, name="lstm")
         lstm = keras.layers.LSTM(UNITS, name="lstm")
         assert isinstance(layer, keras.layers.LSTM)
         layer(X), lstm(X)

@@ -1,0 +1,360 @@
+"""The loop of a recurrent layer by PyTorch's native kernels.
+
+On a GPU PyTorch calls cuDNN; on the CPU it calls oneDNN for an LSTM in float32, and a
+loop in C++ else. The kernels know neither masks nor resets, so the batch is rearranged:
+a reset splits a row into pieces, and the timesteps of a piece that are read move to its
+left. Padding follows on the right, and its outputs are thrown away.
+
+PyTorch differentiates the kernels, and on the CPU their derivatives. cuDNN has no
+second derivatives: there PyTorch raises a `RuntimeError` that says how to disable it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd import forward_ad
+
+from keras_init_lstm.backend.base import NotFusedError
+from keras_init_lstm.loops.call import Call
+
+try:
+    # Private. The transformations of `torch.func` that are in progress: no public
+    # function tells, and there is no native kernel for most of them.
+    from torch._functorch.pyfunctorch import (
+        retrieve_all_functorch_interpreters as transformations,
+    )
+except ImportError:
+    transformations = None
+
+# `torch.nn.LSTM` and its like call these functions of `torch`. They have no
+# documentation, and no public function takes weights.
+_KERNELS = {"lstm": "lstm", "gru": "gru", "simple_rnn": "rnn_tanh"}
+
+# In float16 too, a gate with this before its sigmoid is 1 and with its negative is 0,
+# whatever the rest of the sum.
+_SATURATED = 1000.0
+
+# By how much the timesteps of a batch may grow when all its pieces are padded to the
+# longest.
+_MOST_PADDING = 2
+
+
+def check(call: Call) -> None:
+    """Raises a `NotFusedError`, with the reason, if `run()` is not to be called."""
+    for reason, applies in _refusals(call):
+        if applies:
+            raise NotFusedError(reason)
+
+
+def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
+    """Yields each reason and whether it applies. The order matters."""
+    # Both would unroll the native kernel, as they unroll Keras's loop. They come first
+    # here, since `torch.compile` cannot trace the questions below.
+    yield "torch.compile and torch.export", torch.compiler.is_compiling()
+    yield "a PyTorch without its function", not hasattr(torch, _KERNELS[call.cell])
+    yield "reset_after=False", call.cell == "gru" and not call.reset_after
+    sequences = call.sequences
+    weights = [call.kernel, call.recurrent_kernel]
+    if call.bias is not None:
+        weights.append(call.bias)
+    tensors = [sequences, *weights, *call.states, *call.starts]
+    plain_types = (torch.Tensor, torch.nn.Parameter)
+    yield "subclasses of tensors", any(type(t) not in plain_types for t in tensors)
+    device = sequences.device.type
+    yield f"the device {device}", device not in ("cpu", "cuda")
+    dtype = sequences.dtype
+    yield f"the dtype {dtype}", not dtype.is_floating_point
+    yield "tensors of several dtypes", any(t.dtype != dtype for t in tensors)
+    # Under autocast, oneDNN raises an error on a CPU without bfloat16.
+    yield "torch.autocast", torch.is_autocast_enabled(device)
+    yield "a PyTorch without its list of transformations", transformations is None
+    others = any(level.key().name != "Grad" for level in transformations())
+    yield "torch.func.vmap and torch.func.jvp", others
+    has_tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    yield "forward-mode differentiation", has_tangents
+    if torch.jit.is_tracing():
+        # What is traced would depend on the values of the masks.
+        has_masks = call.mask is not None or call.reset_mask is not None
+        yield "a mask in torch.jit.trace or an export to ONNX", has_masks
+    else:
+        yield "an empty batch", not sequences.numel()
+
+
+def why_slower(call: Call) -> str | None:
+    """Why Keras's loop is to be preferred, or `None`."""
+    # Keras's loop rounds after each operation, as the layer's dtype says.
+    on_cpu = call.sequences.device.type == "cpu"
+    if on_cpu and call.sequences.dtype not in (torch.float32, torch.float64):
+        return "16-bit floating point on the CPU"
+    return None
+
+
+def may_be_exported(call: Call) -> bool:  # noqa: ARG001
+    """Whether what is traced has to hold Keras's loop: a kernel may be exported."""
+    return False
+
+
+def run(call: Call) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
+    """Runs the loop of a call for which `check()` raises nothing.
+
+    Returns:
+        The outputs `(batch, timesteps, units)` or `None`, the last output `(batch,
+        units)`, and the list of the last states, each `(batch, units)`.
+    """
+    mask, reset_mask = call.mask, call.reset_mask
+    if mask is not None and mask.all():
+        mask = None
+    if reset_mask is not None and not reset_mask.any():
+        reset_mask = None
+    if mask is not None or reset_mask is not None:
+        return _run_pieces(call, mask, reset_mask)
+    weights = _weights(call)
+    outputs, states = _native(call, call.sequences, call.states, weights, True)
+    return (outputs if call.wants_outputs else None), states[0], states
+
+
+def _run_pieces(
+    call: Call, mask: Any, reset_mask: Any
+) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
+    """Does what `run()` does, with a mask or resets."""
+    batch, timesteps, _ = call.sequences.shape
+    pieces = _rows(mask) if reset_mask is None else _pieces(mask, reset_mask)
+    states = _before_pieces(call, pieces, reset_mask)
+    # The last h is an output, but the kernel returns c after the padding.
+    holds_c = call.cell == "lstm"
+    weights = _weights(call, holds_c)
+    x = _timesteps(call.sequences, holds_c).index_select(0, pieces.sources)
+    sizes = [longest * len(numbers) for numbers, longest in pieces.groups]
+    shown, last = [], []
+    for (numbers, longest), rows in zip(pieces.groups, x.split(sizes), strict=True):
+        in_group = states
+        if len(pieces.groups) > 1:
+            in_group = [state.index_select(0, numbers) for state in states]
+        rows = rows.view(longest, len(numbers), -1)
+        outputs, after = _native(call, rows, in_group, weights, False)
+        shown += [in_group[0], outputs.flatten(0, 1)]
+        last.append(after[-1])
+    places = pieces.places.view(batch, timesteps)
+    shown = torch.cat(shown)
+    if call.wants_outputs:
+        outputs = shown.index_select(0, pieces.places).view(batch, timesteps, -1)
+        last_output = outputs[:, -1]
+    else:
+        outputs, last_output = None, shown.index_select(0, places[:, -1])
+    if not holds_c:
+        return outputs, last_output, [last_output]
+    last_c = torch.cat(last).index_select(0, pieces.last)
+    return outputs, last_output, [last_output, last_c]
+
+
+class _Pieces(NamedTuple):
+    """How the timesteps of a batch are laid out in groups of padded pieces.
+
+    A piece is the part of a row between two resets. The pieces of a group run together,
+    time first, as `(longest, pieces, features)`. All groups are concatenated, and the
+    batch is flattened to `batch * timesteps` timesteps.
+
+    Attributes:
+        begins: For each piece the timestep of the batch at which it begins.
+        groups: For each group the numbers of its pieces, and how many timesteps each is
+            padded to.
+        sources: For each timestep of all groups, which timestep of the batch is read
+            there, or `batch * timesteps` for padding.
+        places: For each timestep of the batch where its output is, when in each group
+            the states before all its pieces come before the outputs.
+        last: For each row the position of its last piece among the pieces of all
+            groups.
+    """
+
+    begins: torch.Tensor
+    groups: Sequence[tuple[torch.Tensor, int]]
+    sources: torch.Tensor
+    places: torch.Tensor
+    last: torch.Tensor
+
+
+def _rows(mask: torch.Tensor) -> _Pieces:
+    """The pieces of a batch without resets, each of them a row.
+
+    `_pieces()` finds the same with three times as many operations, which would take as
+    long as the kernel itself for a small batch.
+    """
+    batch, timesteps = mask.shape
+    rows = torch.arange(batch, device=mask.device)
+    read = mask.cumsum(1)
+    longest = max(1, int(read[:, -1].max()))
+    places = (read * batch + rows[:, None]).flatten()
+    sources = rows.new_full((longest * batch,), mask.numel())
+    is_read = mask.flatten().nonzero()[:, 0]
+    sources[places[is_read] - batch] = is_read
+    return _Pieces(rows * timesteps, [(rows, longest)], sources, places, rows)
+
+
+def _pieces(mask: Any, reset_mask: torch.Tensor) -> _Pieces:
+    batch, timesteps = reset_mask.shape
+    count = batch * timesteps
+    begins = reset_mask.clone()
+    begins[:, 0] = True
+    begins = begins.flatten()
+    piece = begins.cumsum(0) - 1
+    begins = begins.nonzero()[:, 0]
+    if mask is None:
+        mask = torch.ones_like(piece, dtype=torch.bool)
+    mask = mask.flatten()
+    # For each timestep, how many of its piece are read up to and including it.
+    read = mask.cumsum(0)
+    read = read - (read - mask.long())[begins][piece]
+    ends = torch.cat([begins[1:], begins.new_tensor([count])]) - 1
+    lengths = read[ends]
+    numbers = torch.arange(len(begins), device=begins.device)
+    groups = _groups(numbers, lengths, count)
+    # For each piece, where its group begins, how many pieces this has, its column.
+    offset, stride, column = (torch.empty_like(numbers) for _ in range(3))
+    place = source = 0
+    earlier = torch.empty_like(numbers)
+    for in_group, longest in groups:
+        size = len(in_group)
+        offset[in_group], stride[in_group] = place, size
+        column[in_group] = numbers[:size]
+        place += (longest + 1) * size
+        source += longest * size
+        # `places` counts the rows of states before each group, `sources` does not.
+        earlier[in_group] = place - source
+    places = (offset + column)[piece] + read * stride[piece]
+    sources = numbers.new_full((source,), count)
+    is_read = mask.nonzero()[:, 0]
+    sources[(places - earlier[piece])[is_read]] = is_read
+    position = torch.empty_like(numbers)
+    position[torch.cat([in_group for in_group, _ in groups])] = numbers
+    last = position[piece.view(batch, timesteps)[:, -1]]
+    return _Pieces(begins, groups, sources, places, last)
+
+
+def _groups(
+    numbers: torch.Tensor, lengths: torch.Tensor, count: int
+) -> list[tuple[torch.Tensor, int]]:
+    """Groups pieces that are padded to one length.
+
+    One long piece among many short ones would make a batch far larger than the original
+    one. If so, lengths within a group differ by a factor of at most two.
+    """
+    longest = max(1, int(lengths.max()))
+    if len(lengths) * longest <= _MOST_PADDING * count:
+        return [(numbers, longest)]
+    groups = []
+    shorter = 0
+    while shorter < longest:
+        length = max(1, 2 * shorter)
+        chosen = lengths <= length
+        if shorter:
+            chosen &= lengths > shorter
+        of_group = numbers[chosen]
+        if len(of_group):
+            groups.append((of_group, max(1, int(lengths[chosen].max()))))
+        shorter = length
+    return groups
+
+
+def _before_pieces(call: Call, pieces: _Pieces, reset_mask: Any) -> list[torch.Tensor]:
+    """The states before each piece, each `(pieces, units)`."""
+    if reset_mask is None:
+        return list(call.states)
+    row = pieces.begins // call.sequences.shape[1]
+    resets = reset_mask.flatten()[pieces.begins][:, None]
+    states = []
+    for state, start in zip(call.states, call.starts, strict=True):
+        if start.dim() == 2:
+            start = start.index_select(0, row)
+        else:
+            start = start.flatten(0, 1).index_select(0, pieces.begins)
+        states.append(torch.where(resets, start, state.index_select(0, row)))
+    return states
+
+
+def _timesteps(sequences: torch.Tensor, holds_c: bool) -> torch.Tensor:
+    """All timesteps of a batch one after another, and at the end one of padding.
+
+    Padding is zero, so that a NaN at a masked timestep cannot reach a gradient. With
+    `holds_c`, one more feature is 1 for padding and 0 for timesteps.
+    """
+    padding = sequences.new_zeros((1, sequences.shape[2]))
+    timesteps = torch.cat([sequences.flatten(0, 1), padding])
+    if not holds_c:
+        return timesteps
+    is_padding = timesteps.new_zeros((len(timesteps), 1))
+    is_padding[-1] = 1
+    return torch.cat([timesteps, is_padding], 1)
+
+
+def _weights(call: Call, holds_c: bool = False) -> list[torch.Tensor]:
+    """The weights as PyTorch has them: `(gates * units, features)` and so on.
+
+    With `holds_c`, an LSTM has one more feature, which is 1 for padding: it closes the
+    gate i and opens the gate f, so that padding leaves c as it is.
+    """
+    kernel, recurrent_kernel = call.kernel, call.recurrent_kernel
+    biases = []
+    if call.bias is not None:
+        bias = call.bias
+        # PyTorch adds two biases; only in a GRU they differ in effect.
+        biases = (
+            list(bias.unbind()) if bias.dim() == 2 else [bias, torch.zeros_like(bias)]
+        )
+    if call.cell == "gru":
+        kernel, recurrent_kernel = map(_with_r_first, (kernel, recurrent_kernel))
+        biases = list(map(_with_r_first, biases))
+    if holds_c:
+        row = kernel.new_zeros((1, 4, kernel.shape[1] // 4))
+        row[:, 0], row[:, 1] = -_SATURATED, _SATURATED
+        kernel = torch.cat([kernel, row.flatten(1)])
+    return [kernel.t(), recurrent_kernel.t(), *biases]
+
+
+def _with_r_first(weight: torch.Tensor) -> torch.Tensor:
+    """A weight of a GRU with the gates r, z, h, as PyTorch has them."""
+    z, r, h = weight.chunk(3, -1)
+    return torch.cat([r, z, h], -1)
+
+
+def _native(
+    call: Call,
+    sequences: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    weights: list[torch.Tensor],
+    batch_first: bool,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Calls the kernel, and returns the outputs and the last states."""
+    train = call.training
+    if not torch.jit.is_tracing():
+        # cuDNN keeps what the gradients need only if `train` is true.
+        train = torch.is_grad_enabled() and any(
+            t.requires_grad for t in (sequences, *states, *weights)
+        )
+    if sequences.is_cuda:
+        weights = _in_one_buffer(weights)
+    # cuDNN does not accept states that are broadcast views.
+    hidden = [state.contiguous()[None] for state in states]
+    kernel = getattr(torch, _KERNELS[call.cell])
+    outputs, *states = kernel(
+        sequences,
+        hidden if call.cell == "lstm" else hidden[0],
+        weights,
+        len(weights) > 2,  # Whether there are biases.
+        1,  # Layers.
+        0.0,  # Dropout between layers.
+        train,
+        False,  # Both directions.
+        batch_first,
+    )
+    return outputs, [state[0] for state in states]
+
+
+def _in_one_buffer(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same weights, one after another in memory, as cuDNN wants them.
+
+    Otherwise PyTorch warns at each call that it copies them.
+    """
+    buffer = torch.cat([weight.flatten() for weight in weights])
+    parts = buffer.split([weight.numel() for weight in weights])
+    return [p.view(w.shape) for p, w in zip(parts, weights, strict=True)]
