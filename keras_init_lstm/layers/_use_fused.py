@@ -21,7 +21,14 @@ class MayUseFused(InitStateRNN):
     # A layer that takes the place of one of Keras gives the same to the last bit.
     _exact_arguments: ClassVar[dict[str, Any]] = {"use_fused": False}
 
-    use_fused: bool | Literal["auto"]
+    @property
+    def use_fused(self) -> bool | Literal["auto"]:
+        return self._use_fused
+
+    @use_fused.setter
+    def use_fused(self, value: bool | Literal["auto"]) -> None:
+        check_use_fused(value)
+        self._use_fused = value
 
     def call(
         self,

@@ -51,10 +51,10 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
               takes over. The layer's own are in `layer.initial_state`.
 
             Defaults to `None`.
-        use_fused: Whether to run the fused loop of `keras_init_lstm.fused`, which
-            gives the same results and gradients on the CPU with TensorFlow, faster.
-            `"auto"` takes it where it can and is known to win; `False` never; `True`
-            always, with an error where it cannot. See "Fused loop" below. Defaults to
+        use_fused: Whether to run the fused loop of the backend: on the CPU, with
+            TensorFlow or PyTorch, the same results and gradients, faster. `"auto"`
+            takes it where it can and is known to win; `False` never; `True` always,
+            with an error where it cannot. See "Fused loop" below. Defaults to
             `"auto"`.
         **kwargs: Base layer arguments, such as `name` and `dtype`, and
             `implementation` and `zero_output_for_mask`.
@@ -88,14 +88,22 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
         the model.
 
     Fused loop:
-        It is for the backend TensorFlow on the CPU, for tanh and sigmoid as
+        It is for the CPU with TensorFlow or PyTorch, for tanh and sigmoid as
         activations, without `unroll` and `use_cudnn=True`, in training without
         `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
         `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
         runs; also with a cell that you replace or change, in forward-mode
         differentiation, and while `tf.debugging` checks every operation.
-        `"auto"` also leaves to Keras: 16-bit floating point; fewer than 8 timesteps; a
-        number of timesteps that is unknown in a graph; and new sizes of layers once 64
+        `"auto"` also leaves 16-bit floating point to Keras.
+
+        With PyTorch the loop is PyTorch's own LSTM, GRU or RNN kernel, for all masks
+        and for `reset_mask`. A GRU needs `reset_after=True`. Keras's own loop runs
+        under `torch.compile`, `torch.func.vmap`, autocast, and for a mask under
+        `torch.jit.trace`.
+
+        With TensorFlow XLA compiles the loop. `"auto"` also leaves to Keras: fewer
+        than 8 timesteps; a number of timesteps that is unknown in a graph; and new
+        sizes of layers once 64
         are compiled in a process, as in a long search, since XLA never lets go of what
         it has compiled, some 5 MiB for each. A SavedModel, TFLite or ONNX file holds
         a plain LSTM. So does, for inference, the graph of a `tf.function` of one's own,

@@ -21,6 +21,8 @@ CELLS: dict[type, Cell] = {
     keras.layers.GRU: Cell("gru", keras.layers.GRUCell, 3),
     keras.layers.SimpleRNN: Cell("simple_rnn", keras.layers.SimpleRNNCell, 1),
 }
+# What the cells compute, unless somebody has replaced it since.
+_CALLS = {cell.keras_cell: cell.keras_cell.call for cell in CELLS.values()}
 
 
 def why_not_exact(layer: Any) -> str | None:
@@ -34,7 +36,11 @@ def why_not_exact(layer: Any) -> str | None:
     """
     _, cell_class, gates = CELLS[layer.keras_layer]
     cell = layer.cell
-    if type(cell) is not cell_class or has_replaced_methods(cell):
+    if (
+        type(cell) is not cell_class
+        or has_replaced_methods(cell)
+        or cell_class.call is not _CALLS[cell_class]
+    ):
         return f"a cell that is not exactly a `keras.layers.{cell_class.__name__}`"
     if not cell.built:
         return "a cell that is not built"
