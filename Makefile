@@ -23,7 +23,7 @@ docs: .venv/ready
 	'from pathlib import Path; import pdoc; from pdoc import docstrings, render; \
 	render.configure(docformat="google"); \
 	docstrings.GOOGLE_LIST_SECTIONS.append("Call arguments"); \
-	pdoc.pdoc("keras_init_lstm", "keras_init_lstm.streams", output_directory=Path("build/docs"))'
+	pdoc.pdoc("keras_init_lstm", output_directory=Path("build/docs"))'
 
 # When an initial state helps: goes on where it was stopped; `--help` has the options.
 evidence: .venv/ready

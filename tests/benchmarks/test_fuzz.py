@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 import fuzz
-from keras_init_lstm import initial_states
+from keras_init_lstm.initial_states import base
 from keras_init_lstm.initial_states.owned import OwnedStates
 from keras_init_lstm.layers.rnn import InitStateRNN
 
@@ -69,7 +69,7 @@ def restarts_elsewhere(for_restarts):
 @pytest.mark.parametrize(
     ("place", "name", "defect", "kind"),
     [
-        (initial_states, "tile", a_little_off, "another value"),
+        (base, "tile", a_little_off, "another value"),
         (InitStateRNN, "_check_call", raises(KeyError("x")), "another exception"),
         (InitStateRNN, "_check_call", raises(TypeError("x")), "not name the argument"),
         (InitStateRNN, "_check_call", warns, "a warning"),
