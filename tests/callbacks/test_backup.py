@@ -15,9 +15,10 @@ import pytest
 from keras import layers
 
 from backends import BACKEND, in_a_fresh_process, tf
-from keras_init_lstm import InitStateLSTM, Sampled, backups
+from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm._keras import epoch_of_data
 from keras_init_lstm.callbacks import ExactBackupAndRestore
+from keras_init_lstm.callbacks import backup as backup_module
 from keras_init_lstm.streams import ResetStates
 from models import BATCH, FEATURES, normal
 from oracles import assert_same, flat
@@ -405,9 +406,9 @@ def kill_and_restart(folder, kills, seed):
 def test_killed_at_random_moments(tmp_path):
     print(f"KILLS={KILLS} KILL_SEED={KILL_SEED}")
     script = (
-        "import sys, test_backups\n"
+        "import sys, test_backup\n"
         "folder, kills, seed = sys.argv[1:]\n"
-        "test_backups.kill_and_restart(folder, int(kills), int(seed))"
+        "test_backup.kill_and_restart(folder, int(kills), int(seed))"
     )
     killed = in_a_fresh_process(script, tmp_path, KILLS, KILL_SEED)
     assert json.loads(killed) == KILLS
@@ -536,14 +537,14 @@ class TestRefuses:
             return 1 if epoch_of_data(data) is None else None
 
         with monkeypatch.context() as patch:
-            patch.setattr(backups, "epoch_of_data", of_another)
+            patch.setattr(backup_module, "epoch_of_data", of_another)
             interrupted(backup, (1, 1))
         with pytest.raises(ValueError, match=r"same version of Keras.*Received: Keras"):
             train(backup())
 
     def test_data_that_it_does_not_find(self, backup, monkeypatch):
         interrupted(backup, (1, 1))
-        monkeypatch.setattr(backups, "data_of_fit", lambda: None)
+        monkeypatch.setattr(backup_module, "data_of_fit", lambda: None)
         with pytest.raises(ValueError, match=r"by the `fit\(\)` of Keras"):
             train(backup())
 
