@@ -86,7 +86,7 @@ class Conditional(InitialState):
         one_of(over_time, "over_time", (False, True))
         self.encoder = encoder
         # TensorFlow ignores the assignment of a value that the class has already.
-        vars(self)["over_time"] = over_time
+        self.__dict__["over_time"] = over_time
 
     def copy(self, **kwargs: Any) -> Self:
         copied = super().copy(**kwargs)
