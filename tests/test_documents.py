@@ -90,7 +90,11 @@ def headings(text):
 
 
 @pytest.mark.tensorflow  # whose tensors they show
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    # Each backend imports its own framework alone.
+    "name",
+    [name for name in MODULES if not name.endswith((".jax", ".torch"))],
+)
 def test_docstrings(name):
     module = importlib.import_module(f"keras_init_lstm.{name}")
     names = {"keras": keras, "np": np, "keras_init_lstm": keras_init_lstm}
