@@ -61,6 +61,11 @@ def across_programs(dtype="float32"):
     return 0.0 if BACKEND == "tensorflow" else TOLERANCES[dtype]
 
 
+def across_loops(dtype="float32"):
+    """The tolerance where few timesteps run the fused loop, as on PyTorch, or not."""
+    return TOLERANCES[dtype] if BACKEND == "torch" else 0.0
+
+
 def nested(layer, states):
     """One state for each size, nested as the cell has them.
 

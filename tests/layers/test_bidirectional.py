@@ -196,7 +196,7 @@ class TestKerasInOneCall:
             return of_keras(self, *args, **kwargs)
 
         monkeypatch.setattr(cls.keras_layer, "inner_loop", inner_loop)
-        layer = cls(UNITS, initial_state=0.5)
+        layer = cls(UNITS, initial_state=0.5, use_fused=False)
         layer(X)
         InitStateBidirectional(layer)(X)
         assert seen == ["auto"] * 3
