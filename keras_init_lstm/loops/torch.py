@@ -61,6 +61,14 @@ def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
     tensors = [sequences, *weights, *call.states, *call.starts]
     plain_types = (torch.Tensor, torch.nn.Parameter)
     yield "subclasses of tensors", any(type(t) not in plain_types for t in tensors)
+    # The native kernels do not look, and would read what lies behind in memory.
+    features, units = call.kernel.shape[0], call.recurrent_kernel.shape[0]
+    fit = sequences.dim() == 3 and sequences.shape[2] == features
+    yield "sequences that do not fit the kernel", not fit
+    of_batch = (sequences.shape[0], units)
+    fit = all(s.shape in (of_batch, (*sequences.shape[:2], units)) for s in call.starts)
+    fit = fit and all(state.shape == of_batch for state in call.states)
+    yield "states that are not (batch, units)", not fit
     device = sequences.device.type
     yield f"the device {device}", device not in ("cpu", "cuda")
     dtype = sequences.dtype

@@ -441,7 +441,10 @@ class Subclass(torch.Tensor):
         ({"sequences": torch.ones(3, 5, 2, dtype=torch.int64)}, "dtype torch.int64"),
         ({"kernel": torch.ones(2, 16, dtype=torch.float64)}, "several dtypes"),
         ({"sequences": torch.ones(3, 0, 2)}, "an empty batch"),
-        ({"sequences": torch.ones(0, 5, 2)}, "an empty batch"),
+        (
+            {"sequences": torch.ones(0, 5, 2), "states": [torch.ones(0, 4)] * 2},
+            "an empty batch",
+        ),
     ],
 )
 def test_what_is_refused(changes, reason):
@@ -469,3 +472,17 @@ def test_weights_in_one_buffer_stay_what_they_are():
         assert same.equal(weight) and same.is_contiguous()
         assert same.data_ptr() == end
         end += same.numel() * same.element_size()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_does_not_fit_is_refused(cell):
+    """The native kernels would read other memory in place of what is missing."""
+    call = make(cell)
+    for changed in (
+        call.replace(sequences=call.sequences[..., 1:]),
+        call.replace(sequences=call.sequences[0]),
+        call.replace(states=[state[:1] for state in call.states]),
+        call.replace(states=[state[:, 1:] for state in call.states]),
+    ):
+        with pytest.raises(NotFusedError, match="do not fit|are not"):
+            native.check(changed)
