@@ -154,9 +154,6 @@ def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
     """What no loop computes: each reason, and whether it applies."""
     cell, sigmoid = layer.cell, keras.activations.sigmoid
     dtype = keras.backend.standardize_dtype(call.sequences.dtype)
-    weights = [call.kernel, call.recurrent_kernel]
-    if call.bias is not None:
-        weights.append(call.bias)
     drops = call.training and cell.dropout
     yield (
         "activations other than tanh and sigmoid",
@@ -180,7 +177,7 @@ def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
         "weights that are not cast to the dtype of the layer",
         any(
             keras.backend.standardize_dtype(weight.dtype) != layer.compute_dtype
-            for weight in weights
+            for weight in call.weights
         ),
     )
     yield (

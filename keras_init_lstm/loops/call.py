@@ -52,6 +52,12 @@ class Call:
     wants_outputs: bool = True
     differentiable: bool = True
 
+    @property
+    def weights(self) -> list[Any]:
+        """The kernel, the recurrent kernel and the bias, if there is one."""
+        biases = [] if self.bias is None else [self.bias]
+        return [self.kernel, self.recurrent_kernel, *biases]
+
     def replace(self, **changes: Any) -> Call:
         """Returns the call with other values of these attributes."""
         return dataclasses.replace(self, **changes)

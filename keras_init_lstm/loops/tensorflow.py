@@ -40,13 +40,12 @@ def check(call: Call) -> None:
         raise NotFusedError("a TensorFlow that does not tell who watches operations")
     is_debugged, tangents_of = watchers
     if is_debugged():
-        raise NotFusedError("the debugging of every operation, of which XLA knows none")
+        raise NotFusedError(
+            "the debugging of every operation, of which XLA knows nothing"
+        )
     if not available():
         raise NotFusedError("a GPU, or a TensorFlow without XLA")
-    tensors = [call.sequences, *call.states, *call.starts]
-    tensors += [call.kernel, call.recurrent_kernel]
-    if call.bias is not None:
-        tensors.append(call.bias)
+    tensors = [call.sequences, *call.states, *call.starts, *call.weights]
     if tangents_of(tensors).tangents:
         raise NotFusedError("forward-mode differentiation")
 

@@ -55,10 +55,7 @@ def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
     yield "a PyTorch without its function", not hasattr(torch, _KERNELS[call.cell])
     yield "reset_after=False", call.cell == "gru" and not call.reset_after
     sequences = call.sequences
-    weights = [call.kernel, call.recurrent_kernel]
-    if call.bias is not None:
-        weights.append(call.bias)
-    tensors = [sequences, *weights, *call.states, *call.starts]
+    tensors = [sequences, *call.weights, *call.states, *call.starts]
     plain_types = (torch.Tensor, torch.nn.Parameter)
     yield "subclasses of tensors", any(type(t) not in plain_types for t in tensors)
     # The native kernels do not look, and would read what lies behind in memory.
