@@ -14,8 +14,8 @@ from keras_init_lstm._copies import hand_over
 from keras_init_lstm._keras import layers_within, set_trainable_of_itself
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
+from keras_init_lstm.layers._from_keras import unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
-from keras_init_lstm.streams.stateful import unbuilt
 from keras_init_lstm.streams.states import by_paths
 from keras_init_lstm.streams.step_model import check_states, make_stepping
 

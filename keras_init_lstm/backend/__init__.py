@@ -8,7 +8,7 @@ import importlib
 
 import keras
 
-from keras_init_lstm.backend.base import Backend, NotFusedError, Restarts
+from keras_init_lstm.backend.base import Backend, NotFusedError
 
 _NAMES = ("tensorflow", "jax", "torch")
 
@@ -20,4 +20,4 @@ if _name not in _NAMES:
     )
 backend: Backend = importlib.import_module(f"{__name__}.{_name}").backend
 
-__all__ = ["Backend", "NotFusedError", "Restarts", "backend"]
+__all__ = ["Backend", "NotFusedError", "backend"]

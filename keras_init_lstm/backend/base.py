@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
@@ -27,27 +27,6 @@ def called_by(*functions: str) -> bool:
 
 class NotFusedError(NotImplementedError):
     """Raised where the fused loop is not to run, with the reason."""
-
-
-class Restarts(NamedTuple):
-    """Where rows restart, and from what; handed through Keras in place of a mask.
-
-    Attributes:
-        mask: The mask of the call, or `None`.
-        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row is to return
-            to its initial state before that timestep is read; or `None`.
-        starts: For each state in order what that is: a tensor `(batch, units)`, or
-            `(batch, timesteps, units)` where it differs from timestep to timestep.
-    """
-
-    mask: Any
-    reset_mask: Any = None
-    starts: Sequence[Any] = ()
-
-    @classmethod
-    def of(cls, mask: Any) -> "Restarts":
-        """What an `inner_loop` is given as its mask."""
-        return mask if isinstance(mask, Restarts) else cls(mask)
 
 
 class Backend:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from keras_init_lstm._checks import described, shape_of
+from keras_init_lstm.loops.call import InPlaceOfMask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,8 +62,8 @@ class TakesContext(keras.layers.Layer):
         reset_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if isinstance(mask, ForBothDirections):
-            mask, context, reset_mask = mask
+        if isinstance(mask, InPlaceOfMask):  # From an `InitStateBidirectional`.
+            mask, reset_mask, _, context = mask
             context = context if self.takes_context else None
         # What is known when a Functional model is made is wrapped when that runs.
         context, reset_mask = lists_as_arrays(unwrapped(context)), unwrapped(reset_mask)
@@ -114,14 +115,6 @@ class TakesContext(keras.layers.Layer):
         if not self.built:
             shapes = keras.tree.map_structure(lambda spec: tuple(spec.shape), specs)
             self.build(tuple(sequences.shape), context_shape=shapes)
-
-
-class ForBothDirections(NamedTuple):
-    """What `keras.layers.Bidirectional` hands to both of its layers as the mask."""
-
-    mask: Any
-    context: Any
-    reset_mask: Any
 
 
 def unwrapped(argument: Any) -> Any:

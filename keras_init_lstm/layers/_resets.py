@@ -15,7 +15,8 @@ from keras_init_lstm._checks import (
     with_shape,
 )
 from keras_init_lstm._keras import rnn, takes_training
-from keras_init_lstm.backend import Restarts, backend
+from keras_init_lstm.backend import backend
+from keras_init_lstm.loops.call import InPlaceOfMask
 
 
 def check_reset_mask(reset_mask: Any, rows: tuple[Any, ...]) -> None:
@@ -67,7 +68,7 @@ def restarted(
         states: What the rows start from, each `(batch, units)`.
         mask: The mask of the call, or `None`.
         reset_mask: Boolean tensor `(batch, timesteps)` or `(batch,)`.
-        starts: As of `Restarts`.
+        starts: As of `InPlaceOfMask`.
     """
     rows = ops.shape(sequences)[:2]
     reset_mask = ops.cast(ops.convert_to_tensor(reset_mask), "bool")
@@ -85,14 +86,14 @@ def restarted(
         none = ops.zeros_like(reset_mask[:, :1])
         reset_mask = ops.concatenate([reset_mask[:, 1:], none], axis=1)
     starts = [ops.cast(start, layer.cell.compute_dtype) for start in starts]
-    return list(states), Restarts(mask, reset_mask, starts)
+    return list(states), InPlaceOfMask(mask, reset_mask, starts)
 
 
 def restarting_loop(
     layer: keras.layers.RNN,
     sequences: Any,
     initial_state: Any,
-    restarts: Restarts,
+    restarts: InPlaceOfMask,
     training: bool,
 ) -> tuple[Any, Any, list[Any]]:
     """Does what the `inner_loop` of Keras does, for rows that restart.

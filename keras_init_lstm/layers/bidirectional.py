@@ -8,8 +8,9 @@ import keras
 
 from keras_init_lstm._checks import described
 from keras_init_lstm._types import LayerArguments
-from keras_init_lstm.layers._call import ForBothDirections, TakesContext, unwrapped
+from keras_init_lstm.layers._call import TakesContext, unwrapped
 from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.loops.call import InPlaceOfMask
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -138,7 +139,7 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
     ) -> Any:
         context, reset_mask = unwrapped(context), unwrapped(reset_mask)
         if context is not None or reset_mask is not None:
-            mask = ForBothDirections(mask, context, reset_mask)
+            mask = InPlaceOfMask(mask, reset_mask, context=context)
         return super().call(
             sequences, initial_state=initial_state, mask=mask, training=training
         )

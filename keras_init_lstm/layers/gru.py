@@ -15,16 +15,15 @@ from keras_init_lstm._types import (
     UseCudnn,
 )
 from keras_init_lstm.initial_states.base import InitialState
-from keras_init_lstm.layers._cudnn import MayUseCudnn
-from keras_init_lstm.layers._use_fused import MayUseFused, check_use_fused
-from keras_init_lstm.layers.rnn import InitialStateArgument
+from keras_init_lstm.layers._loop import UseCudnnAttribute, UseFusedAttribute
+from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateGRU(MayUseFused, MayUseCudnn, keras.layers.GRU):
+class InitStateGRU(InitStateRNN, keras.layers.GRU):
     """Gated recurrent unit layer that owns its initial state.
 
     It is `keras.layers.GRU`, with all its arguments, but for the hidden state h that
@@ -54,6 +53,9 @@ class InitStateGRU(MayUseFused, MayUseCudnn, keras.layers.GRU):
 
     keras_layer = keras.layers.GRU
     h0: InitialState  # Or `None`, as of `InitStateLSTM`.
+
+    use_fused = UseFusedAttribute()
+    use_cudnn = UseCudnnAttribute()
 
     def __init__(
         self,
@@ -86,7 +88,6 @@ class InitStateGRU(MayUseFused, MayUseCudnn, keras.layers.GRU):
         use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[LSTMArguments],
     ) -> None:
-        check_use_fused(use_fused)
         keras.layers.GRU.__init__(
             self,
             units,

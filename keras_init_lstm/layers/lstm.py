@@ -15,16 +15,15 @@ from keras_init_lstm._types import (
     UseCudnn,
 )
 from keras_init_lstm.initial_states.base import InitialState
-from keras_init_lstm.layers._cudnn import MayUseCudnn
-from keras_init_lstm.layers._use_fused import MayUseFused, check_use_fused
-from keras_init_lstm.layers.rnn import InitialStateArgument
+from keras_init_lstm.layers._loop import UseCudnnAttribute, UseFusedAttribute
+from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
+class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
     """Long short-term memory layer that owns its initial state.
 
     It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
@@ -135,6 +134,9 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
     h0: InitialState
     c0: InitialState
 
+    use_fused = UseFusedAttribute()
+    use_cudnn = UseCudnnAttribute()
+
     def __init__(
         self,
         units: int,
@@ -166,7 +168,6 @@ class InitStateLSTM(MayUseFused, MayUseCudnn, keras.layers.LSTM):
         use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[LSTMArguments],
     ) -> None:
-        check_use_fused(use_fused)
         keras.layers.LSTM.__init__(
             self,
             units,

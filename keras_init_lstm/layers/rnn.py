@@ -16,15 +16,13 @@ from keras_init_lstm._checks import (
     shape_of,
 )
 from keras_init_lstm._copies import (
-    arguments_of,
     build_inside,
     builds_itself,
-    copy_layer,
     hand_over,
     specs_of_shapes,
 )
 from keras_init_lstm._types import Numbers, RNNArguments
-from keras_init_lstm.backend import Restarts, backend
+from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.initial_states.owned import OwnedStates, kinds_of
@@ -35,11 +33,20 @@ from keras_init_lstm.layers._call import (
     specs_of,
     unwrapped,
 )
+from keras_init_lstm.layers._from_keras import (
+    check_can_take_over,
+    hand_over_initial_states,
+    unbuilt,
+)
+from keras_init_lstm.layers._loop import (
+    arguments_of_loop,
+    check_loop,
+    run_loop,
+)
 from keras_init_lstm.layers._resets import (
     check_reset_mask,
     first_read,
     restarted,
-    restarting_loop,
 )
 from keras_init_lstm.layers._stream import CarriesStream, Stream
 
@@ -56,9 +63,6 @@ InitialStateArgument: TypeAlias = (
     | tuple[Any, ...]
     | None
 )
-
-# By these a layer computes what it does.
-_COMPUTATION = {"__call__", "build", "call", "get_initial_state", "inner_loop"}
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
@@ -158,10 +162,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     ('cell0_h0', 'cell0_c0', 'cell1_h0')
     """
 
-    # The layer of Keras that this one is but for its initial state, and arguments that
-    # make it compute as that one does, to the last bit.
+    # The layer of Keras that this one is but for its initial state.
     keras_layer: ClassVar[type[keras.layers.RNN]] = keras.layers.RNN
-    _exact_arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -287,31 +289,11 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         >>> bool(keras.ops.all(layer(x) == lstm(x)))
         True
         """
-        arguments = arguments_of(layer) if isinstance(layer, cls.keras_layer) else {}
-        # An LSTM, GRU or SimpleRNN is an RNN too, but is given no cell.
-        takes_cell = cls.keras_layer is keras.layers.RNN
-        if not arguments or takes_cell != ("cell" in arguments):
-            raise ValueError(
-                f"Argument `layer` must be a layer `{cls.keras_layer.__name__}` of "
-                "Keras 3; each layer of this package takes over the one of Keras that "
-                f"it is named after. Received: {described(layer)}"
-            )
-        for base in type(layer).__mro__:
-            if not issubclass(cls, base) and _COMPUTATION.intersection(vars(base)):
-                raise ValueError(
-                    f"Argument `layer` must be a layer `{cls.keras_layer.__name__}`, "
-                    f"and not of the subclass {base.__name__}, whose own computation "
-                    "would be lost. Derive that from the layer of this package. "
-                    f"Received: {described(layer)}"
-                )
-        if takes_cell:
-            arguments["cell"] = copy_layer(layer.cell)
-        kinds: Sequence[InitialState | None] = ()
-        if isinstance(layer, InitStateRNN) and initial_state is None:
-            kinds = layer.initial_state
-            initial_state = layer._layout.pack(kinds)
-        arguments["initial_state"] = initial_state
-        taken = cls(**{**cls._exact_arguments, **arguments, **kwargs})
+        check_can_take_over(cls, layer)
+        arguments = dict(kwargs)
+        if initial_state is not None:
+            arguments["initial_state"] = initial_state
+        taken = unbuilt(layer, cls, **arguments)
         taken.supports_masking = layer.supports_masking
         if layer.built:
             taken.build_from_config(layer.get_build_config())
@@ -320,9 +302,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             taken.cell.trainable = kwargs.get("trainable", layer.cell.trainable)
         # States may be built, and have been assigned to, before their layer is.
         taken._build_owned()
-        for source, target in zip(kinds, taken.initial_state, strict=False):
-            if source is not None and source.built:
-                hand_over(source, target)
+        if initial_state is None:
+            hand_over_initial_states(layer, taken)
         taken._go_on_from(layer.states)
         return taken
 
@@ -419,6 +400,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         context: Any = None,
         reset_mask: Any = None,
     ) -> Any:
+        check_loop(self, sequences, mask, training, super().inner_loop)
         stream = self._stream_in_use
         # Of calls from several threads each goes on from the one before.
         with stream.lock if stream else contextlib.nullcontext():
@@ -477,12 +459,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         mask: Any,
         training: bool = False,
     ) -> Any:
-        restarts = Restarts.of(mask)
-        if restarts.reset_mask is None:
-            return super().inner_loop(
-                sequences, initial_state, restarts.mask, training=training
-            )
-        return restarting_loop(self, sequences, initial_state, restarts, training)
+        of_keras = super().inner_loop
+        return run_loop(self, sequences, initial_state, mask, training, of_keras)
 
     def _states_of_cell(self, batch_size: Any) -> list[Any]:
         return keras.tree.flatten(super().get_initial_state(batch_size))
@@ -547,4 +525,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             for kind in self._owned.kinds
         ]
         initial_state = self._layout.pack(entries) if any(entries) else None
-        return {**super().get_config(), "initial_state": initial_state}
+        return {
+            **super().get_config(),
+            **arguments_of_loop(self),
+            "initial_state": initial_state,
+        }

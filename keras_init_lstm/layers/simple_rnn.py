@@ -14,15 +14,15 @@ from keras_init_lstm._types import (
     SimpleRNNArguments,
 )
 from keras_init_lstm.initial_states.base import InitialState
-from keras_init_lstm.layers._use_fused import MayUseFused, check_use_fused
-from keras_init_lstm.layers.rnn import InitialStateArgument
+from keras_init_lstm.layers._loop import UseFusedAttribute
+from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateSimpleRNN(MayUseFused, keras.layers.SimpleRNN):
+class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
     """Fully-connected recurrent layer that owns its initial state.
 
     It is `keras.layers.SimpleRNN`, with all its arguments, but for the hidden state h
@@ -49,6 +49,8 @@ class InitStateSimpleRNN(MayUseFused, keras.layers.SimpleRNN):
 
     keras_layer = keras.layers.SimpleRNN
     h0: InitialState  # Or `None`, as of `InitStateLSTM`.
+
+    use_fused = UseFusedAttribute()
 
     def __init__(
         self,
@@ -78,7 +80,6 @@ class InitStateSimpleRNN(MayUseFused, keras.layers.SimpleRNN):
         use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[SimpleRNNArguments],
     ) -> None:
-        check_use_fused(use_fused)
         keras.layers.SimpleRNN.__init__(
             self,
             units,

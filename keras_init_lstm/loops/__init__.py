@@ -20,8 +20,8 @@ from keras import ops
 
 from keras_init_lstm._checks import shape_of
 from keras_init_lstm._keras import infers_shapes
-from keras_init_lstm.backend import NotFusedError, Restarts, backend
-from keras_init_lstm.loops.call import Call
+from keras_init_lstm.backend import NotFusedError, backend
+from keras_init_lstm.loops.call import Call, InPlaceOfMask
 from keras_init_lstm.loops.exact_cell import CELLS, why_not_exact
 
 _MODULES = {
@@ -45,14 +45,14 @@ def check_runs(
 
     Args:
         layer: As of `inner_loop()`, and so the next three; `mask` may not be
-            `Restarts`.
+            `InPlaceOfMask`.
         sequences: As above.
         mask: As above.
         training: As above.
         states: What is known of the states that rows start and restart from.
     """
     _check_possible(layer)
-    _check(layer, _call(layer, sequences, states, Restarts(mask), training))
+    _check(layer, _call(layer, sequences, states, InPlaceOfMask(mask), training))
 
 
 def inner_loop(
@@ -70,7 +70,7 @@ def inner_loop(
             `use_fused` is not True, the loop runs only where it is known to be faster.
         sequences: A tensor `(batch, timesteps, features)`.
         initial_state: The states, each `(batch, units)`, in a list or nested.
-        mask: A tensor `(batch, timesteps)`, a list of it, or `None`; or `Restarts`.
+        mask: A tensor `(batch, timesteps)`, a list of it, `None`, or `InPlaceOfMask`.
         training: Python boolean.
         plain: Keras's own `inner_loop`, for a graph that may be exported.
 
@@ -82,18 +82,18 @@ def inner_loop(
     """
     _check_possible(layer)
     states = keras.tree.flatten(initial_state)
-    call = _call(layer, sequences, states, Restarts.of(mask), training)
+    call = _call(layer, sequences, states, InPlaceOfMask.of(mask), training)
     _check(layer, call)
     if not _may_be_exported(layer, call):
         return _run(layer, call)
 
-    def fused(sequences: Any, states: Sequence[Any], restarts: Restarts) -> Any:
+    def fused(sequences: Any, states: Sequence[Any], restarts: InPlaceOfMask) -> Any:
         # In a function of its own, in which the weights are other tensors. Where a
         # gradient is asked for, the plain loop runs.
         call = _call(layer, sequences, states, restarts, training, differentiable=False)
         return _run(layer, call)
 
-    restarts = Restarts(call.mask, call.reset_mask, call.starts)
+    restarts = InPlaceOfMask(call.mask, call.reset_mask, call.starts)
     return _loop.substitute(
         plain, fused, layer.cell.weights, call.sequences, call.states, restarts
     )
@@ -112,7 +112,7 @@ def _call(
     layer: Any,
     sequences: Any,
     states: Sequence[Any],
-    restarts: Restarts,
+    restarts: InPlaceOfMask,
     training: bool,
     differentiable: bool = True,
 ) -> Call:

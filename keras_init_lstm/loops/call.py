@@ -4,7 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+
+class InPlaceOfMask(NamedTuple):
+    """A mask, and what Keras has no argument for, handed through Keras as the mask.
+
+    `Bidirectional` hands it to both of its layers, and a layer to its `inner_loop()`.
+
+    Attributes:
+        mask: The mask of the call, or `None`.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row is to return
+            to its initial state before that timestep is read; or `None`.
+        starts: For each state in order what that is: a tensor `(batch, units)`, or
+            `(batch, timesteps, units)` where it differs from timestep to timestep.
+            Empty for a layer, which finds them itself.
+        context: The context of the call. `None` for an `inner_loop()`.
+    """
+
+    mask: Any
+    reset_mask: Any = None
+    starts: Sequence[Any] = ()
+    context: Any = None
+
+    @classmethod
+    def of(cls, mask: Any) -> InPlaceOfMask:
+        """Returns what a layer or an `inner_loop()` was given as its mask."""
+        return mask if isinstance(mask, cls) else cls(mask)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_init_lstm.backend.base import Restarts
+from keras_init_lstm.loops.call import InPlaceOfMask
 
 
 def substitute(
@@ -16,7 +16,7 @@ def substitute(
     weights: Sequence[keras.Variable],
     sequences: Any,
     initial_state: Sequence[Any],
-    restarts: Restarts,
+    restarts: InPlaceOfMask,
 ) -> Any:
     """Puts a plain loop into the graph that is traced, and lets the fused one run.
 
@@ -29,8 +29,8 @@ def substitute(
 
     Args:
         plain: A function of sequences, the list of states, and a mask, `None` or
-            `Restarts`. It may also read `weights`, and nothing else that is a tensor.
-        fused: Another one, always given `Restarts`, with results of the same
+            `InPlaceOfMask`. It may also read `weights`, and no other tensor.
+        fused: Another one, always given `InPlaceOfMask`, with results of the same
             structure and dtypes.
         weights: The variables that both read.
         sequences: A tensor `(batch, timesteps, features)`.

@@ -7,14 +7,12 @@ import keras
 
 from keras_init_lstm._checks import check_positive_integer, described
 from keras_init_lstm._copies import (
-    arguments_of,
     copy_layer,
-    hand_over,
     inner_layers,
     make_anew,
 )
 from keras_init_lstm._keras import layers_within
-from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.layers._from_keras import hand_over_weights, unbuilt
 
 
 def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
@@ -161,29 +159,3 @@ def _reads_the_future(layer: keras.layers.Layer) -> ValueError:
 
 def _recurrent(layer: Any) -> list[Any]:
     return [x for x in layers_within(layer) if isinstance(x, keras.layers.RNN)]
-
-
-def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
-    """Returns a recurrent layer of the same arguments, but for these.
-
-    It is of the same class, or of that of this package which takes its place.
-    """
-    arguments = {**arguments_of(layer), **kwargs}
-    if cls is not None and not isinstance(layer, InitStateRNN):
-        arguments = {**cls._exact_arguments, **arguments}
-    if "cell" in arguments:
-        arguments["cell"] = copy_layer(layer.cell)
-    if isinstance(layer, InitStateRNN):
-        arguments["initial_state"] = layer._layout.pack(layer.initial_state)
-    return (cls or type(layer))(**arguments)
-
-
-def hand_over_weights(layer: Any, ours: Any) -> None:
-    """Gives a recurrent layer, once it is built, the weights of another, frozen too."""
-    hand_over(layer.cell, ours.cell)
-    if isinstance(layer, InitStateRNN):
-        for source, target in zip(layer.initial_state, ours.initial_state, strict=True):
-            if source is not None and source.built:
-                hand_over(source, target)
-    for source, target in zip(layers_within(layer), layers_within(ours), strict=True):
-        target.trainable = source.trainable

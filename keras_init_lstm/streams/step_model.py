@@ -12,12 +12,11 @@ from keras_init_lstm._copies import inner_layers, inputs_and_outputs
 from keras_init_lstm._keras import run_through
 from keras_init_lstm.adoption import counterpart_of
 from keras_init_lstm.initial_states.layout import StateLayout
+from keras_init_lstm.layers._from_keras import hand_over_weights, unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
 from keras_init_lstm.streams.stateful import (
     as_stateless,
     check_reads_forwards,
-    hand_over_weights,
-    unbuilt,
 )
 from keras_init_lstm.streams.states import path_within
 
