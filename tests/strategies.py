@@ -35,16 +35,19 @@ FAMILY = {
 }
 CONTEXT_FEATURES = 2
 
-# Elsewhere than in an eager TensorFlow, each new shape may be compiled anew.
+# Where each new shape is compiled.
+FEW_SIZES = {"batch": [1, 3], "timesteps": [1, 4], "features": [2], "units": [1, 3]}
 if BACKEND == "tensorflow":
     SIZES = {"batch": range(1, 6), "timesteps": range(1, 7)}
     SIZES |= {"features": range(1, 4), "units": range(1, 5)}
+    # The fused loop rounds the others to few.
+    SIZES_OF_FUSED = {**SIZES, **{of: FEW_SIZES[of] for of in ("features", "units")}}
 else:
-    SIZES = {"batch": [1, 3], "timesteps": [1, 4], "features": [2], "units": [1, 3]}
+    SIZES = SIZES_OF_FUSED = FEW_SIZES
 
 
-def sizes(of):
-    return st.sampled_from(SIZES[of])
+def sizes(of, is_fused=False):
+    return st.sampled_from((SIZES_OF_FUSED if is_fused else SIZES)[of])
 
 
 def at_most(examples, **kwargs):
@@ -249,8 +252,11 @@ class Case:
 def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fixed):
     """Cases over the whole configuration of the layers; `fixed` sets arguments."""
     name = draw(st.sampled_from(layers))
-    units = draw(sizes("units"))
-    shape = [draw(sizes(of)) for of in ("batch", "timesteps", "features")]
+    is_fused = fixed.get("use_fused")
+    if is_fused is None and name in FUSIBLE:
+        is_fused = draw(st.booleans()) and FUSES
+    units = draw(sizes("units", is_fused))
+    shape = [draw(sizes(of, is_fused)) for of in ("batch", "timesteps", "features")]
     arguments = {
         "units": units,
         "activation": draw(st.sampled_from(list(ACTIVATIONS))),
@@ -268,8 +274,7 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
         **fixed,
     }
     if name in FUSIBLE:
-        is_fused = draw(st.booleans()) and FUSES
-        arguments.setdefault("use_fused", is_fused)
+        arguments["use_fused"] = is_fused
     if name == "GRU":
         arguments["reset_after"] = draw(st.booleans())
         if BACKEND == "torch" and arguments.get("use_fused"):
@@ -295,18 +300,21 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
     return case
 
 
-def for_each_layer(*args, **kwargs):
+def for_each_layer(*args, examples=None, **kwargs):
     """As `@given(cases(...))`, for each layer of the family in turn.
 
-    Drawn among the other arguments, some would hardly come up.
+    Drawn among the other arguments, some would hardly come up. `examples` is the number
+    of cases for each layer, where it is slow, unless a profile asks for more.
     """
+    share = settings.default.max_examples // 10
+    examples = max(3, share) if examples is None else max(examples, share // 2)
 
     def decorate(test):
         takes_data = "data" in inspect.signature(test).parameters
         names = [name for name in FAMILY if FUSES or not name.startswith("fused")]
 
         @pytest.mark.parametrize("name", names)
-        @settings(max_examples=max(3, settings.default.max_examples // 10))
+        @settings(max_examples=examples)
         @given(data=st.data())
         def run(self, name, data):
             options = {**FAMILY[name], **kwargs}

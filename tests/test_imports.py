@@ -14,6 +14,7 @@ ORDER = [
     "_keras",
     "backend",
     "_checks",
+    "_files",
     "_copies",
     "initial_states",
     "loops",

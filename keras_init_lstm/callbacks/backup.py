@@ -11,9 +11,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_init_lstm._checks import described
+from keras_init_lstm._files import as_written, partial_path, write_whole
 from keras_init_lstm._keras import (
     begin_at_epoch,
     build_metrics,
@@ -210,7 +210,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         self._source = self._data = self._backup = None
         if self.delete_checkpoint:
             self._path.unlink(missing_ok=True)
-            _temporary(self._path).unlink(missing_ok=True)
+            partial_path(self._path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # Something else is in it.
                 self._path.parent.rmdir()
 
@@ -282,8 +282,8 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             random=random_state,
             backend_random=backend.random_state(),
             logs=logs,
-            variables=_to_numpy(self._variables()),
-            metrics=_to_numpy(self.model.metrics_variables),
+            variables=list(map(as_written, self._variables())),
+            metrics=list(map(as_written, self.model.metrics_variables)),
         ).write(self._path)
 
     def _restore(self, backup: "_Backup") -> None:
@@ -340,18 +340,7 @@ class _Backup:
             for index, array in enumerate(of_name)
         }
         text = json.dumps(fields, default=lambda value: np.asarray(value).tolist())
-        temporary = _temporary(path)
-        with temporary.open("wb") as file:
-            np.savez(file, text=np.array(text), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if os.name == "posix":  # Windows opens no folders.
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        write_whole(path, text=np.array(text), **arrays)
 
     @classmethod
     def read_from(cls, path: pathlib.Path) -> "_Backup":
@@ -362,17 +351,6 @@ class _Backup:
                 count = sum(key.startswith(f"{name}/") for key in file)
                 fields[name] = [file[f"{name}/{index}"] for index in range(count)]
         return cls(**fields)
-
-
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-    # In the same folder, since between file systems nothing is replaced at once.
-    return path.with_suffix(".tmp")
-
-
-def _to_numpy(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-    arrays = [ops.convert_to_numpy(variable) for variable in variables]
-    # NumPy's files don't know bfloat16, all of whose values float32 has.
-    return [a.astype("float32") if a.dtype.kind == "V" else a for a in arrays]
 
 
 def _before_next_training(

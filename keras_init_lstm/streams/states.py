@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_init_lstm._checks import array_of_shape, check_layer, described, shape_of
+from keras_init_lstm._files import as_written
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.layout import StateLayout
@@ -243,12 +244,7 @@ def _named_states(path: str, layer: keras.layers.RNN) -> list[tuple[str, Any]]:
 
 
 def _carried(state: Any) -> np.ndarray:
-    if isinstance(state, CarriedState):
-        array = state.carried()
-    else:
-        array = np.array(ops.convert_to_numpy(state))
-    # No file of NumPy holds it.
-    return array.astype("float32") if array.dtype.name == "bfloat16" else array
+    return as_written(state.carried() if isinstance(state, CarriedState) else state)
 
 
 def _given(value: Any, name: str, state: Any) -> np.ndarray:

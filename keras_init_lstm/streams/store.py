@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_init_lstm._checks import check_positive_integer, check_shape, described
+from keras_init_lstm._files import writable_dtype, write_whole
 from keras_init_lstm.backend import backend
 from keras_init_lstm.streams.step_model import make_stepping
 
@@ -83,7 +84,8 @@ class StreamStore:
         self._rows: collections.OrderedDict[Id, int] = collections.OrderedDict()
         self._free: list[int] = []
         self._tables = [
-            np.zeros((0, state.shape[1]), _numpy_dtype(state)) for state in self._states
+            np.zeros((0, state.shape[1]), writable_dtype(state))
+            for state in self._states
         ]
         self._fresh = np.zeros(0, bool)
 
@@ -150,14 +152,7 @@ class StreamStore:
                 for state, table in zip(self._states, self._tables, strict=True)
             }
             arrays |= {"ids": json.dumps(list(self._rows)), "fresh": self._fresh[rows]}
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(Path(path), **arrays)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Replaces all streams by those of a file that `save()` wrote.
@@ -296,8 +291,3 @@ def _taken(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
     known = rows >= 0
     taken[known] = table[rows[known]]
     return taken
-
-
-def _numpy_dtype(state: Any) -> str:
-    dtype = keras.backend.standardize_dtype(state.dtype)
-    return "float32" if dtype == "bfloat16" else dtype

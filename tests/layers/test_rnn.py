@@ -149,6 +149,7 @@ def step_of_fit(case, layer, weights, **kwargs):
 class TestGradientsOfFit:
     @for_each_layer(
         ("trainable", "sampled", "conditional"),
+        examples=2,  # Each is traced twice.
         dtypes=["float32"],
         dropout=False,
         return_state=False,
@@ -217,11 +218,12 @@ class TestGradientsOfTheTape:
 
     @for_each_layer(
         ["trainable"],
+        examples=2,  # Each is run twice for each unit.
         dtypes=["float64"],
         dropout=False,
-        activation="tanh",
+        activation="tanh",  # Smooth, for the differences.
         recurrent_activation="sigmoid",
-    )  # smooth, for the differences
+    )
     def test_of_the_states_are_finite_differences(self, case):
         layer = case.layer()
 
