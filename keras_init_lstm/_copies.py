@@ -301,6 +301,13 @@ def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
             f"and {len(variables[1])}. Call it once before"
         )
     for each, copied in zip(*layers, strict=True):
+        if type(each) is not type(copied):
+            raise ValueError(
+                f"The layer {source.name} can't be copied: it holds a "
+                f"{type(each).__name__} where one made anew from its `get_config()` "
+                f"has a {type(copied).__name__}"
+            )
+    for each, copied in zip(*layers, strict=True):
         copied.trainable = each.trainable
         if hasattr(each, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:

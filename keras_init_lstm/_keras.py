@@ -35,6 +35,14 @@ def layers_within(
     return list(layer._flatten_layers(include_self, recursive))
 
 
+def forget_layer(layer: keras.layers.Layer, inner: keras.layers.Layer) -> None:
+    """Takes a layer that is no longer an attribute out of the layers inside another.
+
+    Keras keeps it there, with its weights, when the attribute is set or deleted.
+    """
+    layer._tracker.untrack(inner)
+
+
 @functools.cache
 def _methods_of(cls: Any) -> frozenset[str]:
     # Keras wraps `build()` and `quantize()` of every object.

@@ -14,6 +14,7 @@ from keras_init_lstm import (
     Sampled,
     with_initial_state,
 )
+from keras_init_lstm._copies import copy_layer
 from models import (
     ADOPTED,
     BATCH,
@@ -349,6 +350,24 @@ class TestFromLayer:
         assert (to_numpy(taken.states[0]) == [3, 4]).all()  # Still fresh.
         taken.assign_initial_state([np.array([1.0, 2.0]), None])
         assert_same(taken(x, training=True), layer(x, training=True))
+
+    @pytest.mark.parametrize("built", [False, True])
+    @pytest.mark.parametrize("cls", [layers.LSTM, InitStateLSTM])
+    def test_a_cell_that_was_replaced_is_refused(self, built, cls):
+        class Doubling(layers.LSTMCell):
+            def call(self, inputs, states, training=False):
+                h, (_, c) = super().call(inputs, states, training)
+                return 2 * h, [2 * h, c]
+
+        layer = cls(2)
+        layer.cell = Doubling(2)
+        if built:
+            layer.build(SHAPE)
+        with pytest.raises(ValueError, match="cell LSTMCell.*Received: .*Doubling"):
+            InitStateLSTM.from_keras(layer)
+        if built:
+            with pytest.raises(ValueError, match="can't be copied: it holds"):
+                copy_layer(layer)
 
     @pytest.mark.parametrize(
         ("cls", "name"),

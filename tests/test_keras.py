@@ -42,6 +42,19 @@ def test_flatten_layers_lists_the_layers_inside(model):
     assert only == [model]
 
 
+def test_a_layer_that_is_forgotten_is_not_inside(model):
+    holder = layers.TimeDistributed(model)
+    before = len(holder.weights)
+    extra = layers.Dense(2)
+    extra.build((1, 2))
+    holder.extra = extra
+    assert extra in _keras.layers_within(holder)
+    del holder.extra
+    _keras.forget_layer(holder, extra)
+    assert extra not in _keras.layers_within(holder)
+    assert len(holder.weights) == before
+
+
 def test_trainable_is_kept_in_an_attribute(model):
     _keras.set_trainable_of_itself(model, False)
     assert not model.trainable

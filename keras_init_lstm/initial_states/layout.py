@@ -50,8 +50,11 @@ class StateLayout:
     @classmethod
     def of(cls, rnn: keras.layers.RNN) -> "StateLayout":
         """The layout of the cell of a recurrent layer."""
-        units = map(int, keras.tree.flatten(rnn.state_size))
-        states = map(State, _state_names(rnn.cell), units)
+        units = list(map(int, keras.tree.flatten(rnn.state_size)))
+        names = _state_names(rnn.cell)
+        if isinstance(rnn, keras.layers.LSTM) and len(units) == 2:
+            names = ("h0", "c0")  # Also where a user has put in another cell.
+        states = map(State, names, units)
         return cls(tuple(states), _as_lists(rnn.state_size), rnn.single_state)
 
     @property

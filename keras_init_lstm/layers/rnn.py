@@ -21,6 +21,7 @@ from keras_init_lstm._copies import (
     hand_over,
     specs_of_shapes,
 )
+from keras_init_lstm._keras import forget_layer
 from keras_init_lstm._types import Numbers, RNNArguments
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.base import InitialState
@@ -199,22 +200,32 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
                 "take the gradients of a learned state for zero. Unset the environment "
                 "variable KERAS_NNX_ENABLED. Received: KERAS_NNX_ENABLED=true"
             )
-        self._layout = layout = StateLayout.of(self)
-        with keras.name_scope(self.name):
-            kinds = kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
+        layout = StateLayout.of(self)
+        kinds = self._kinds_of(layout, initial_state)
+        for state, kind in getattr(self, "_owned", ()):
+            super().__delattr__(state.name)
+            if kind is not None:
+                forget_layer(self, kind)
+        self._layout = layout
         self._owned = OwnedStates(layout, kinds, self._states_of_cell)
         # Also as attributes `h0` and so on, after which Keras and TensorFlow name the
         # entries of their files.
         for state, kind in self._owned:
-            if getattr(self, state.name, None) is not None:
-                delattr(self, state.name)  # Keras lets go of a layer by this alone.
             super().__setattr__(state.name, kind)
+
+    def _kinds_of(
+        self, layout: StateLayout, initial_state: InitialStateArgument
+    ) -> list[InitialState | None]:
+        with keras.name_scope(self.name):
+            return kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not hasattr(self, "_owned"):
             super().__setattr__(name, value)
         elif name == "initial_state" or name in self.state_names:
             self._replace_initial_state(name, value)
+        elif name == "cell":
+            self._replace_cell(value)
         elif name == "states":
             raise ValueError(
                 f"The attribute `states` of {self.name} can't be set. Call "
@@ -230,10 +241,44 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         else:
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name == "states" or name in self.state_names:
+            raise AttributeError(
+                f"The attribute `{name}` of {self.name} can't be deleted."
+                + ("" if name == "states" else " Set it to None for zeros.")
+            )
+        super().__delattr__(name)
+
+    @property
+    def _is_built_in_part(self) -> bool:
+        # States may be built, and a stream may have begun, before their layer is.
+        any_kind = any(kind is not None and kind.built for kind in self.initial_state)
+        return self.built or any_kind or self._running_stream is not None
+
+    def _replace_cell(self, cell: Any) -> None:
+        # Keras refuses what is no cell, and tells the states of what is one.
+        rnn = keras.layers.RNN(cell, name=self.name)
+        layout, kinds, replaced = StateLayout.of(rnn), self.initial_state, self.cell
+        initial_state = self._layout.pack(kinds) if any(kinds) else None
+        if not self._is_built_in_part:
+            self._kinds_of(layout, initial_state)  # What is refused changes nothing.
+        elif layout.state_size != self._layout.state_size:
+            raise ValueError(
+                f"The attribute `cell` of {self.name}, whose states are built, can't "
+                "be set to a cell with other states. Expected: "
+                f"state_size={self._layout.state_size}. "
+                f"Received: {described(cell)} with state_size={layout.state_size}"
+            )
+        super().__setattr__("cell", rnn.cell)
+        if rnn.cell is not replaced:
+            forget_layer(self, replaced)
+        self.state_size, self.single_state = rnn.state_size, rnn.single_state
+        if not self._is_built_in_part:
+            self._make_owned_states(initial_state)
+
     def _replace_initial_state(self, name: str, value: Any) -> None:
         kinds = list(self.initial_state)
-        is_built = any(kind is not None and kind.built for kind in kinds)
-        if self.built or is_built or self._running_stream is not None:
+        if self._is_built_in_part:
             raise ValueError(
                 f"The attribute `{name}` of {self.name}, which is built, can't be set. "
                 "`assign_initial_state()` overwrites the values that it owns, and "
@@ -295,6 +340,12 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             arguments["initial_state"] = initial_state
         taken = unbuilt(layer, cls, **arguments)
         taken.supports_masking = layer.supports_masking
+        if type(taken.cell) is not type(layer.cell):
+            raise ValueError(
+                f"Argument `layer` must have a cell {type(taken.cell).__name__}, as "
+                f"`{cls.keras_layer.__name__}` makes it. `InitStateRNN(cell)` takes "
+                f"any. Received: {described(layer)} with {described(layer.cell)}"
+            )
         if layer.built:
             taken.build_from_config(layer.get_build_config())
             taken.built = True

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -11,11 +12,19 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from backends import compiled, tf
-from keras_init_lstm import Fixed, InitStateLSTM, InitStateRNN
-from keras_init_lstm._keras import mask_of, rnn_hands_mask_on
+from backends import FUSES, compiled, tf
+from keras_init_lstm import (
+    Conditional,
+    Fixed,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateRNN,
+    InitStateSimpleRNN,
+)
+from keras_init_lstm._copies import copy_layer
+from keras_init_lstm._keras import layers_within, mask_of, rnn_hands_mask_on
 from keras_init_lstm.streams import as_stateful
-from models import BATCH, FEATURES, STARTS, UNITS, X, normal
+from models import BATCH, CONTEXT, FEATURES, STARTS, UNITS, X, encoder, normal
 from oracles import (
     HandedItsStates,
     assert_same,
@@ -469,6 +478,129 @@ class TestAttributesThatAreSet:
             with pytest.raises(ValueError, match=f"`{name}`.*is built.*Received"):
                 setattr(layer, name, 0.5)
         assert layer.initial_state == kinds and layer.h0 is kinds[0]
+
+    @pytest.mark.parametrize("built", [False, True])
+    def test_a_state_cannot_be_deleted(self, built):
+        layer = InitStateLSTM(UNITS, initial_state=["trainable", None])
+        if built:
+            layer.build(X.shape)
+        kinds = layer.initial_state
+        for name in ("h0", "c0", "states", "initial_state"):
+            with pytest.raises(AttributeError, match=f"{name}.*delete"):
+                delattr(layer, name)
+        assert layer.initial_state == kinds and layer.h0 is kinds[0]
+        assert layer.c0 is None and layer.states is None
+
+    def test_a_state_that_is_replaced_leaves_nothing_behind(self):
+        layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
+        layer.c0.encoder.build(CONTEXT.shape)  # An encoder may have weights by then.
+        layer.h0, layer.c0 = "trainable", None
+        layer.build(X.shape)
+        names = [weight.path.split("/")[-2] for weight in layer.weights[3:]]
+        assert names == ["h0"] and len(layer.weights) == 4
+        assert [each for each in layers_within(layer)[1:] if each is not layer.h0] == [
+            layer.cell
+        ]
+        assert_same(copy_layer(layer)(X), layer(X))
+
+    @pytest.mark.parametrize("start", [None, 0.5, "trainable"])
+    @pytest.mark.parametrize("stateful", [False, True])
+    def test_a_cell_of_another_size(self, start, stateful, tmp_path):
+        layer = InitStateLSTM(UNITS, initial_state=start, stateful=stateful)
+        layer.cell = keras.layers.LSTMCell(UNITS + 3)
+        model = keras.Sequential([keras.Input(X.shape[1:], BATCH), layer])
+        assert layer.state_units == (UNITS + 3,) * 2
+        assert layer.weights[:3] == layer.cell.weights
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        value = 0.5 if start == 0.5 else 0.0
+        states = [np.full((BATCH, UNITS + 3), value, "float32")] * 2
+        want = reference_of(layer)(X, initial_state=states)
+        assert_same([model(X), loaded(X)], [want, want], tolerance=1e-6)
+
+    def test_a_cell_of_other_states(self):
+        layer = InitStateRNN(keras.layers.LSTMCell(UNITS), return_state=True)
+        layer.cell = keras.layers.GRUCell(UNITS)
+        assert layer.state_names == ("h0",)
+        want = keras.layers.RNN(layer.cell, return_state=True)(X)
+        assert_same(layer(X), want)
+
+    @pytest.mark.parametrize("built", [False, True])
+    def test_a_cell_that_does_not_fit_changes_nothing(self, built):
+        layer = InitStateLSTM(UNITS, initial_state=Fixed([0.5] * UNITS))
+        if built:
+            layer.build(X.shape)
+        cell, kinds, names = layer.cell, layer.initial_state, layer.state_names
+        for other, message in [
+            (keras.layers.LSTMCell(UNITS + 3), "state_size=|of shape .2,."),
+            (keras.layers.GRUCell(UNITS), "state_size=|one state"),
+            (X, "`cell`"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                layer.cell = other
+        assert (layer.cell, layer.initial_state, layer.state_names) == (
+            cell,
+            kinds,
+            names,
+        )
+        states = [np.full((BATCH, UNITS), 0.5, "float32")] * 2
+        got = layer(X)
+        want = reference_of(layer)(X, initial_state=states)
+        assert_same(got, want, tolerance=1e-6)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"go_backwards": True},
+            {"return_sequences": True, "zero_output_for_mask": True},
+            {"return_sequences": True, "return_state": True, "go_backwards": True},
+            {"unroll": True},
+        ],
+    )
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    def test_what_keras_reads_at_each_call(self, cls, changes):
+        x = normal(BATCH, 10, FEATURES)
+        mask = keras.ops.convert_to_tensor(np.arange(40).reshape(BATCH, 10) % 3 != 1)
+        layer = cls(
+            UNITS, initial_state=0.5, use_fused="unroll" not in changes and FUSES
+        )
+        layer(x)
+        reference = reference_of(layer)
+        for each in (layer, reference):
+            for name, value in changes.items():
+                setattr(each, name, value)
+        states = [np.full((BATCH, UNITS), 0.5, "float32")] * len(layer.state_units)
+        want = reference(x, mask=mask, initial_state=states)
+        assert_same(layer(x, mask=mask), want, tolerance=1e-5)
+        copied = copy_layer(layer)
+        assert_same(copied(x, mask=mask), want, tolerance=1e-5)
+
+    @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
+    @pytest.mark.parametrize("part", ["h0", "c0.encoder", "cell", ""])
+    @pytest.mark.parametrize("when", ["before", "built", "compiled"])
+    def test_what_is_frozen_does_not_learn(self, part, when):
+        start = ["trainable", Conditional(encoder())]
+        layer, frozen = InitStateLSTM(UNITS, initial_state=start), []
+        x, context = keras.Input(X.shape[1:]), keras.Input(CONTEXT.shape[1:])
+
+        def freeze(now):
+            if now == when:
+                *path, last = [*part.split("."), "trainable"] if part else ["trainable"]
+                owner = functools.reduce(getattr, path, layer)
+                setattr(owner, last, False)
+                frozen.append(owner)
+
+        freeze("before")
+        model = keras.Model([x, context], layer(x, context=context))
+        freeze("built")
+        model.compile("sgd", "mse", run_eagerly=True)
+        freeze("compiled")
+        before = flat(layer.weights)
+        model.fit([X, CONTEXT], normal(BATCH, UNITS), verbose=0)
+        kept = {id(weight) for weight in frozen[0].weights}
+        assert kept
+        for weight, old in zip(layer.weights, before, strict=True):
+            assert (to_numpy(weight) == old).all() == (id(weight) in kept)
 
     def test_a_stream_that_is_switched_off_and_on(self):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
