@@ -146,7 +146,7 @@ def _copy_around(
         copied.built = layer.built
     elif inner_layers(layer):
         copied = _clone(layer, copy_inner, make_input)
-        if type(copied) is not type(layer):  # Its constructor is the user's own.
+        if type(copied) is not type(layer):  # It has a custom constructor.
             return None
         copied.dtype_policy = layer.dtype_policy
         if layer.compiled:

@@ -69,7 +69,8 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
 def trace(call: Callable[..., Any], *args: Any) -> Any:
     """Calls a function with symbolic tensors, as Keras builds layers by their call.
 
-    The function is given tensors of the backend; only variables come of it.
+    The function is given tensors of the backend; it is called only for the variables
+    that it makes.
     """
     from keras.src import backend
 
@@ -171,7 +172,7 @@ def build_metrics(model: keras.Model, batch: Any) -> None:
 
 
 def mask_of(tensor: Any) -> Any:
-    """The mask that Keras keeps beside a tensor, or `None`."""
+    """The mask that Keras keeps with a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
 
 
@@ -192,7 +193,7 @@ def infers_shapes() -> bool:
 
 
 def rnn(*args: Any, **kwargs: Any) -> Any:
-    """The loop of Keras, of which the layers that are public know but one step each."""
+    """The loop of Keras. The public layers only offer it around the step of a cell."""
     from keras.src import backend
 
     return backend.rnn(*args, **kwargs)

@@ -106,26 +106,26 @@ def estimate_initial_state(
 ) -> Any:
     """Returns the initial states that best explain data under frozen weights.
 
-    One for each sequence: what a trained model was in when a series began that it sees
-    for the first time, or where to go on from after a few values of it. They are found
-    by Adam from the initial states that the layers own, which are left as they are,
-    as is all else. `findstates` of MATLAB's System Identification Toolbox does the
-    same for state-space models.
+    One for each sequence: the state from which a trained model best explains a series
+    that it has not seen before, to continue from there after a few values of it. Adam
+    searches them from the initial states that the layers own. The layers are left
+    unchanged. `findstates` of MATLAB's System Identification Toolbox does the same for
+    state-space models.
 
     Args:
         layer_or_model: A recurrent layer of this package or of Keras, built; or a
             Sequential or Functional model with such layers that read forwards.
-        x: What it is called with: an array `(batch, timesteps, features)`, or a list
-            of arrays for a model of several inputs.
-        y: What it should return of that.
+        x: The inputs: an array `(batch, timesteps, features)`, or a list of arrays for
+            a model of several inputs.
+        y: The targets: what it should return for `x`.
         loss: Loss function, or the name of one. Defaults to `"mse"`.
         steps: Positive integer, the number of steps of the optimizer. Defaults to 300.
-        learning_rate: Positive float, that of the first step; it falls to zero by half
-            a cosine. Defaults to 0.05.
+        learning_rate: Positive float, the learning rate of the first step. It falls to
+            zero along half a cosine. Defaults to 0.05.
 
     Returns:
-        Of a layer, the states for `initial_state=`: a list of arrays `(batch, units)`,
-        nested as the cell's `state_size`. Of a model, a dictionary of such arrays for
+        For a layer, the states for `initial_state=`: a list of arrays `(batch, units)`,
+        nested as the cell's `state_size`. For a model, a dictionary of such arrays for
         `set_states(as_stateful(model, batch), ...)`.
 
     Raises:

@@ -34,7 +34,7 @@ def counterpart_of(layer: keras.layers.RNN) -> type[InitStateRNN]:
     """The class of this package that takes the place of a recurrent layer.
 
     Raises:
-        ValueError: If there is none, as for a class of the user's own.
+        ValueError: If there is none, as for a custom class.
     """
     if type(layer) not in _REPLACED:
         raise ValueError(
@@ -54,18 +54,18 @@ def with_initial_state(
     Each `LSTM`, `GRU`, `SimpleRNN` and `RNN` of Keras is replaced by the layer of this
     package, with its weights, in Sequential, Functional and nested models and in
     `Bidirectional` and `TimeDistributed`. While the states are zero, as `"trainable"`
-    ones are at first, predictions equal those of `model` to the last bit; further
-    training then learns the states too. For that, the fused loop is off; set
-    `use_fused = "auto"` on a layer to have it.
+    ones are at first, its predictions are bit-identical with the predictions of
+    `model`; further training then learns the states too. For that, the fused loop is
+    off; set `use_fused = "auto"` on a layer to switch it on.
 
     Args:
         model: A Sequential or Functional model of Keras 3. It is left as it is.
-        initial_state: What each of the layers starts from, as in their constructors:
+        initial_state: The initial states of each layer, as in the constructors:
             usually `"trainable"`. Defaults to `None`, which is zeros.
-        where: Which of the layers: a name or a list of names, each that of a layer or
-            of a wrapper or nested model around layers, or a function that takes a
-            recurrent layer and returns whether it is to be replaced. Layers of this
-            package are replaced only where chosen so. Defaults to `None`, all.
+        where: Which layers to replace: a name or a list of names, of layers or of
+            wrappers or nested models around layers; or a function that takes a
+            recurrent layer and returns whether to replace it. Layers of this package
+            are replaced only if they are chosen by `where`. Defaults to `None`, all.
 
     Returns:
         A model of the same name and class that shares nothing with `model`. What is
@@ -147,7 +147,7 @@ def with_initial_state(
         if id(layer) in chosen:
             return _REPLACED[type(layer)].from_keras(layer, initial_state)
         if type(layer) in _OF_KERAS.values():
-            return type(layer).from_keras(layer)  # It goes on with its stream.
+            return type(layer).from_keras(layer)  # It continues its stream.
         return make_anew(layer, copy_inner)
 
     return copy_layer(model, make)

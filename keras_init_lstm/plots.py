@@ -47,9 +47,10 @@ def plot_initial_state(
     A dot outside of these percentiles is orange.
 
     Below, with `sequences`, is the plane of the first two principal components of all
-    visited states, those of an LSTM joined as `[h, c]`: a grey dot for each, the paths
-    of a few sequences (one from each start, but at least five and at most ten), and in
-    black where they start, for `Conditional` once for each distinct row of `context`.
+    visited states, for an LSTM the vectors `[h, c]`: a grey dot for each, the paths
+    of a few sequences (one from each initial state, but at least five and at most ten),
+    and their initial states in black, for `Conditional` one for each distinct row of
+    `context`.
     The axes say how much of the variance each component holds; what lies off the plane
     is not seen. Needs matplotlib: `pip install keras_init_lstm[plot]`.
 
@@ -225,7 +226,7 @@ def _ids(context: Any, rows: np.ndarray) -> list[str]:
 def _starts(
     layer: InitStateRNN, batch_size: int, context: Any, rows: np.ndarray
 ) -> list[np.ndarray]:
-    """For each state what is drawn as its start: one row, or those of a batch."""
+    """For each state the initial values to draw: one row, or the rows of a batch."""
     kinds = layer.initial_state
     computed: list[Any] = [None] * len(kinds)
     if context is not None:

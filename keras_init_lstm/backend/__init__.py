@@ -1,7 +1,7 @@
 """What `keras.ops` cannot say: one object of a few methods for each backend of Keras.
 
-`backend` is that of the backend in use. A new one is a new file, named as Keras names
-the backend, with a subclass of `Backend`, and its name in `_NAMES`.
+`backend` is the object for the backend in use. To add one, write a file named as Keras
+names the backend, with a subclass of `Backend`, and add the name to `_NAMES`.
 """
 
 import importlib

@@ -39,7 +39,7 @@ class Backend:
     returns_changed_variables = False
     # Whether even outside of a function of the user's each new shape is compiled.
     compiles_each_shape = False
-    # Whether the output at a masked timestep is h itself as long as none was read.
+    # Whether the output at a masked timestep is the initial h as long as none was read.
     shows_initial_state = False
 
     def is_symbolic(self, value: Any) -> bool:
@@ -76,7 +76,7 @@ class Backend:
         then()
 
     def trackable(self, variables: dict[str, Sequence[keras.Variable]]) -> Any:
-        """An object that makes variables known to the files of the backend itself."""
+        """An object that makes variables known to the backend's own file formats."""
         return None
 
     def write_back(self, model: keras.layers.Layer) -> None:
@@ -88,7 +88,7 @@ class Backend:
     def only_traces(self, value: Any) -> bool:
         """Whether a value exists in a trace alone, and must not be left in a variable.
 
-        Variables that the trace itself reads and returns are none of this.
+        False for variables that the trace reads and returns.
         """
         return False
 
@@ -123,4 +123,4 @@ class Backend:
         return None
 
     def set_random_state(self, state: Any) -> None:
-        """Lets those generators go on from what `random_state()` returned."""
+        """Sets those generators to what `random_state()` returned."""

@@ -1,4 +1,4 @@
-"""PyTorch: it does by itself nearly all that layers ask for."""
+"""PyTorch: its operations do nearly all that layers ask for."""
 
 import sys
 from collections.abc import Collection
@@ -13,8 +13,8 @@ from keras_init_lstm.backend.base import Backend, called_by
 _TRACERS = ("torch.export.", "torch.fx.experimental.proxy_tensor", "torch.jit._trace")
 
 
-# What PyTorch tells of a call in private alone. Where a PyTorch does not have it, the
-# answer is that of a usual call.
+# PyTorch tells this only through private names. Where one is missing, these functions
+# answer as for a usual call.
 
 
 def _is_fake(value: Any) -> bool:

@@ -27,21 +27,21 @@ from keras_init_lstm.layers._stream import CarriedState
 
 
 class ExactBackupAndRestore(keras.callbacks.Callback):
-    """Backs up training and restores it to the last bit, at any step.
+    """Backs up training and restores it exactly, at any step.
 
-    A run of `fit()` that is killed at any moment and started again, by the same
-    program with the same arguments, ends with the weights, optimizer, metrics, random
-    streams and carried states of one left alone. `keras.callbacks.BackupAndRestore`
-    restores weights and optimizer, within an epoch to train on its first batches
-    again; and a kill while it writes over its backup leaves none. Here a backup takes
-    the place of the one before once it is whole and on disk.
+    When `fit()` is killed at any moment, and the same program runs again with the same
+    arguments, it ends with exactly the weights, optimizer, metrics, random streams and
+    carried states of a run that was not killed. `keras.callbacks.BackupAndRestore`
+    restores weights and optimizer, but within an epoch it trains on the first batches
+    again, and a kill while it overwrites its backup leaves no backup. Here a backup
+    replaces the previous one when it is complete and on disk.
 
-    Saved are all variables of the model, its optimizer and its metrics, with those of
-    seed generators and the states of stateful layers, and on PyTorch its global
-    generators. What other callbacks remember is not: an `EarlyStopping` starts counting
-    anew. Put this callback last in the list, for what others do to the model at the end
-    of an epoch is else not in the backup of `save_freq="epoch"`. The `History` holds
-    the epochs that end in the restored run.
+    A backup holds all variables of the model, its optimizer and its metrics, with the
+    variables of seed generators and the states of stateful layers, and on PyTorch its
+    global generators. It does not hold what other callbacks remember: an
+    `EarlyStopping` starts counting anew. Put this callback last in the list; otherwise
+    what the others do to the model at the end of an epoch is not in the backup of
+    `save_freq="epoch"`. The `History` holds the epochs that end in the restored run.
 
     In the epoch in which it was killed, `fit()` reads again, without training on them,
     the batches that it has trained on. They must come in the same order, as from
@@ -70,8 +70,8 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         ValueError: If an argument is not as above, if the model is not built before
             `fit()`, and where a restored run could not be exact: the backup is of
             another model or of a Keras that orders the batches otherwise, the data end
-            before the batch where it goes on, or they go on from epoch to epoch and
-            are not as above.
+            before the batch where training continues, or they continue from epoch to
+            epoch and are not as above.
 
     Example:
     >>> import tempfile
@@ -307,18 +307,18 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
 
 @dataclasses.dataclass
 class _Backup:
-    """What is saved: all that training changes, and the place where it goes on.
+    """What is saved: all that training changes, and the place where it continues.
 
     Args:
-        epoch: The epoch in which it goes on.
+        epoch: The epoch in which it continues.
         batch: The number of batches of that epoch that have been trained on.
         read: The number of batches that came from the same iterator, maybe since
             an earlier epoch.
         random: The random state from which that iterator began.
-        backend_random: That of the backend now.
+        backend_random: The random state of the backend now.
         logs: What `fit()` logged last.
         variables: The values of the variables.
-        metrics: Those of the metrics.
+        metrics: The values of the variables of the metrics.
     """
 
     epoch: int

@@ -27,9 +27,9 @@ class LogInitialState(keras.callbacks.Callback):
 
     Args:
         log_dir: Path of the folder to log to. The events go to its sub-folder
-            `initial_state`, and so `log_dir` may be that of
+            `initial_state`, so `log_dir` may be the folder of
             `keras.callbacks.TensorBoard`: TensorBoard wants one writer for each
-            folder, and shows the sub-folder as a run beside `train`.
+            folder, and shows the sub-folder as a run next to `train`.
 
     Example:
     >>> import tempfile

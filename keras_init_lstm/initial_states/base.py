@@ -27,10 +27,10 @@ _BASE_ARGUMENTS = ("name", "dtype", "trainable", "autocast", "activity_regulariz
 
 
 class InitialState(keras.layers.Layer):
-    """Base class of the kinds of initial state, for kinds of one's own.
+    """Base class of the kinds of initial state. Subclass it for custom kinds.
 
-    The recurrent layer that is given the object makes a copy of it for each of its
-    states, names that (`h0`, `c0`), gives it its own dtype policy and builds it. A
+    A recurrent layer that is given the object makes a copy for each of its states,
+    names the copy (`h0`, `c0`), gives it the dtype policy of the layer and builds it. A
     subclass implements `call()`; `build()` if it has variables; `get_config()` if its
     constructor takes arguments, and `check()` if they can be wrong for a number of
     units. With `takes_context = True` it is computed from the context that the layer
@@ -154,8 +154,8 @@ class InitialState(keras.layers.Layer):
             context: What the layer was called with, where `takes_context` is set.
 
         Returns:
-            A tensor `(batch_size, timesteps, units)`, of which the rows are read where
-            a sequence begins; or `None` for what `call()` returned.
+            A tensor `(batch_size, timesteps, units)`, which is read at the timesteps
+            where a sequence begins; or `None` for what `call()` returned.
         """
         return None
 

@@ -27,30 +27,29 @@ if TYPE_CHECKING:
 class Conditional(InitialState):
     """An initial state computed from the `context` that the layer is called with.
 
-    Each row starts from `encoder(context)`: of static features by a `Dense`, as in
-    [Mohajerin and Waslander, 2017](https://doi.org/10.1109/IJCNN.2017.7966138), or of
-    an identity by an `Embedding`, which learns a state for each customer, sensor or
-    subject; the identities are a tensor `(batch,)`, in a model
-    `keras.Input((), dtype="int32")`. For identities that may be unknown, reserve a row,
-    as for words that are not in a vocabulary: `Embedding(1 + known, units)` with 0 for
-    the unknown, given to some of the sequences in training too. (Not -1: Keras reads
-    that as the last row.)
+    The initial state of each row is `encoder(context)`. A `Dense` computes it from
+    static features, as in
+    [Mohajerin and Waslander, 2017](https://doi.org/10.1109/IJCNN.2017.7966138). An
+    `Embedding` learns one for each customer, sensor or subject from an identity; the
+    identities are a tensor `(batch,)`, in a model `keras.Input((), dtype="int32")`. For
+    identities that may be unknown, reserve a row, as for words that are not in a
+    vocabulary: `Embedding(1 + known, units)` with 0 for the unknown, which some of the
+    sequences in training must have. (Not -1: Keras reads that as the last row.)
 
-    With `over_time=True` the context has a time axis, `(batch, timesteps, ...)`, and a
-    sequence starts from what it is at the timestep that is read first; within a batch,
-    where `reset_mask` says that a sequence begins.
+    With `over_time=True` the context has a time axis, `(batch, timesteps, ...)`. The
+    encoder then reads it at the first timestep of a sequence: the one that the layer
+    reads first, and within a batch the ones where `reset_mask` is True.
 
-    In a stateful layer, the context is used where a stream starts afresh, and is
-    passed at every call; it must be finite at each, since a NaN that is not used still
-    makes the gradient of the encoder NaN.
+    In a stateful layer, the context is used where a stream starts or is reset, and is
+    passed at every call. It must be finite at each call, since a NaN that is not used
+    still makes the gradient of the encoder NaN.
 
     Args:
         encoder: Keras layer or model that maps the context, `(batch, ...)` or a
-            structure of such tensors, to `(batch, units)`. It is copied, with its
-            weights: each state has an encoder of its own,
-            `layer.initial_state[0].encoder`.
-        over_time: Boolean, whether the context has a time axis, of which the encoder
-            is then given one timestep. Defaults to `False`.
+            structure of such tensors, to `(batch, units)`. Each state gets its own
+            copy, with the weights: `layer.initial_state[0].encoder`.
+        over_time: Boolean, whether the context has a time axis. The encoder is then
+            given one timestep. Defaults to `False`.
         **kwargs: Base layer arguments: `name` and `trainable`.
 
     Raises:

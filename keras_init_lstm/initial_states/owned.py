@@ -35,7 +35,7 @@ def kind_of(entry: Any) -> InitialState | None:
             serialized form of one.
 
     Returns:
-        An `InitialState`, or `None` for what the cell starts from by itself.
+        An `InitialState`, or `None` for the initial state of the cell.
 
     Raises:
         ValueError: If `entry` is none of these.
@@ -77,8 +77,7 @@ def kinds_of(
         trainable: Whether the layer is.
 
     Returns:
-        For each state a copy of its entry, or `None` for what the cell starts from by
-        itself.
+        For each state a copy of its entry, or `None` for the initial state of the cell.
 
     Raises:
         ValueError: If an entry is none, or does not fit the units of its state.
@@ -89,8 +88,8 @@ def kinds_of(
         try:
             kind = kind_of(entry)
             if kind is not None:
-                # An encoder that is built is copied with its variables, whose paths
-                # must tell that of one state from that of another.
+                # An encoder that is built is copied with its variables. Their paths
+                # must differ between the states.
                 with keras.name_scope(state.name):
                     kind = kind.copy(name=state.name, dtype=dtype)
                 kind.check(state.units)
@@ -130,8 +129,8 @@ class OwnedStates:
 
     Args:
         layout: The states.
-        kinds: For each an `InitialState`, or `None` for what the cell starts from by
-            itself: zeros, unless it has a `get_initial_state()` of its own.
+        kinds: For each an `InitialState`, or `None` for the initial state of the cell:
+            zeros, unless the cell has a custom `get_initial_state()`.
         of_cell: Function of the batch size that returns that, for all states.
     """
 
@@ -329,7 +328,7 @@ class OwnedStates:
         return kind.preview(batch_size)
 
     def assign(self, states: Sequence[Any], dtype: str) -> None:
-        """Overwrites the values that are owned, unless one is refused.
+        """Overwrites the owned values, all of them or, on an error, none.
 
         Args:
             states: For each state an array `(units,)` or `(batch, units)`, or `None`.

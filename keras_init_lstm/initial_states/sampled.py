@@ -70,8 +70,9 @@ class Sampled(InitialState):
             deviation. Defaults to `0.1`: the hidden state of an LSTM lies between -1
             and 1.
         distribution: One of `"normal"`, `"truncated_normal"` (a normal
-            distribution cut at two of its standard deviations and widened so that
-            `stddev` is that of the draws) and `"uniform"`. Defaults to `"normal"`.
+            distribution cut at two of its standard deviations, and widened so that
+            the draws have the standard deviation `stddev`) and `"uniform"`. Defaults to
+            `"normal"`.
         learned: Boolean, whether `mean` and `stddev` are learned; `stddev` is
             then kept non-negative by a constraint. Defaults to `False`.
         at_inference: What a row starts from when the layer is not training:

@@ -43,7 +43,7 @@ def for_keras3(text: str | bytes, custom_objects: dict[str, Any]) -> str:
     """
     config = json.loads(text)
     config.pop("compile_config", None)
-    # A layer of the user's own may make masks as well.
+    # A custom layer may make masks as well.
     makers = r'"mask_zero": true|"mask": \[|"Masking"|>'
     masked = bool(custom_objects or re.search(makers, json.dumps(config)))
     return json.dumps(_Rewriting(custom_objects, masked).rewrite(config))
@@ -209,7 +209,7 @@ def _with_input(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(layer: dict[str, Any], node: Any) -> dict[str, Any]:
-    """The arguments of a call, which Keras 2 wrote beside its first tensor."""
+    """The arguments of a call, which Keras 2 wrote after its first tensor."""
     first: Any = node
     while not (isinstance(first, list) and isinstance(first[0], str)):
         first = next(iter(first.values() if isinstance(first, dict) else first))

@@ -18,13 +18,13 @@ PACKAGE = "keras_init_lstm"
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 def hard_sigmoid_of_keras2(x: Any) -> Any:
-    """What Keras 2 calls "hard_sigmoid"; that of Keras 3 has a slope of 1/6."""
+    """What Keras 2 calls "hard_sigmoid"; in Keras 3 it has a slope of 1/6."""
     return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class MaskOf(keras.layers.Layer):
-    """The mask that Keras keeps beside a sequence, as a tensor `(batch, timesteps)`.
+    """The mask that Keras keeps with a sequence, as a tensor `(batch, timesteps)`.
 
     Keras 2 hands it to a layer that is also given an initial state; Keras 3 does not.
     """
@@ -110,7 +110,7 @@ def _masked_as_in_keras2(base: type, mixin: type, package: str = PACKAGE) -> typ
     return keras.saving.register_keras_serializable(package)(layer)
 
 
-# The layers of Keras 3 that do otherwise with masks than those of Keras 2 did.
+# The layers that treat masks differently in Keras 3 than in Keras 2.
 MASKED_AS_IN_KERAS2 = {
     name: _masked_as_in_keras2(getattr(keras.layers, name), mixin)
     for name, mixin in {

@@ -17,29 +17,28 @@ from keras_init_lstm.keras2.config import for_keras3
 def load_model(path: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     """Loads a recurrent model from a `.h5` or `.keras` file that Keras 2 wrote.
 
-    `keras.models.load_model()` refuses most of them, for arguments that Keras 3 has
-    dropped, and takes some for what they were not. This loads a copy of the file that
-    says the same to Keras 3, and needs no `tf_keras`: the model predicts what it did
-    in Keras 2. A model that would not is refused.
+    `keras.models.load_model()` fails on most of them, because of arguments that Keras 3
+    has dropped, and misreads some. This function rewrites a copy of the file for
+    Keras 3, and needs no `tf_keras`. The model predicts what it did in Keras 2;
+    otherwise this raises a `ValueError`.
 
     Args:
         path: The file, which is left as it is.
-        **kwargs: Those of `keras.models.load_model()`, such as `custom_objects`.
+        **kwargs: As in `keras.models.load_model()`, such as `custom_objects`.
 
     Returns:
         A model of Keras 3 that is not compiled. Operations on tensors, such as
         `h * 2.0`, masks, and the `hard_sigmoid` of Keras 2 are made of layers and a
         function of this package: import it before you load a file of such a model. The
-        same holds for recurrent layers beside masks from Keras 3.16 on, whose own do
-        not hand a mask to the next layer.
+        same holds for recurrent layers with masks from Keras 3.16 on, since the layers
+        of Keras do not hand a mask to the next layer there.
 
     Raises:
-        ValueError: If Keras is older than 3.14; if `path` is not that of a whole model
-            of Keras 2; if a layer is of
-            a class that Keras 3 does not have, or is one of `Lambda`, or an operation
-            on tensors that is not known here; if it takes constants, or ragged or
-            sparse tensors, or has `time_major=True`; or if Keras refuses the rest. The
-            message names the layer and what to do.
+        ValueError: If Keras is older than 3.14; if the file does not hold a whole model
+            of Keras 2; if a layer is of a class that Keras 3 does not have, or is a
+            `Lambda`, or an operation on tensors that is not known here; if a layer
+            takes constants, or ragged or sparse tensors, or has `time_major=True`; or
+            if Keras refuses the rest. The message names the layer and what to do.
 
     Example:
     >>> model = keras_init_lstm.keras2.load_model("old.h5")  # doctest: +SKIP
@@ -142,9 +141,9 @@ def _copy(
 class _OrderOfTheFile:
     """Keeps the layers of Functional models in the order of their file for a while.
 
-    Keras finds the weights of a layer by its place in that order. Left to itself,
-    Keras 3, which counts masks among the nodes, may have another one, and would give
-    layers of the same shape each other's weights.
+    Keras finds the weights of a layer by its place in that order. Keras 3 counts masks
+    among the nodes, so it may arrive at another order, and would give layers of the
+    same shape each other's weights.
     """
 
     def __init__(self) -> None:

@@ -70,7 +70,7 @@ class TakesContext(keras.layers.Layer):
         if isinstance(reset_mask, (list, tuple)):
             with contextlib.suppress(ValueError):
                 reset_mask = np.asarray(reset_mask)
-        # Before Keras builds or traces anything: what is refused changes nothing.
+        # Before Keras builds or traces anything, so that an error changes nothing.
         self._check_call(sequences, initial_state, context, reset_mask)
         if not self.built or context is not None:
             # Keras builds a layer from the shapes of what it is called with. It sees
@@ -123,7 +123,7 @@ def unwrapped(argument: Any) -> Any:
 
 
 def specs_of(context: Any) -> Any:
-    """Returns symbolic tensors like those of a context; `None` if there is none."""
+    """Returns symbolic tensors like the tensors of a context; `None` without one."""
     if context is None:
         return None
     return keras.tree.map_structure(

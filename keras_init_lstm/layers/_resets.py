@@ -29,8 +29,8 @@ def check_reset_mask(reset_mask: Any, rows: tuple[Any, ...]) -> None:
     shape = shape_of(reset_mask) or ()
     is_boolean = False
     with contextlib.suppress(ValueError):  # Of an array of objects or texts.
-        # Integers are taken too, as in a mask. Without a dtype, it is that of a
-        # feature.
+        # Integers are accepted too, as in a mask. What has no dtype gets the default
+        # floating point dtype here.
         dtype = keras.backend.standardize_dtype(getattr(reset_mask, "dtype", None))
         is_boolean = dtype.startswith(("bool", "int", "uint"))
     if not (is_boolean and shape and fits(shape, rows[: len(shape)])):
@@ -60,7 +60,7 @@ def restarted(
     reset_mask: Any,
     starts: Sequence[Any],
 ) -> tuple[list[Any], Any]:
-    """Returns the states and the mask with which `layer` goes on to Keras's `call()`.
+    """Returns the states and the mask that `layer` hands to Keras's `call()`.
 
     Args:
         layer: A recurrent layer of this package.
@@ -141,8 +141,8 @@ def restarting_loop(
         states,
         go_backwards=layer.go_backwards,
         unroll=layer.unroll,
-        # Of several tensors, Keras does not find it by itself; and it asks whether it
-        # is true, which of a tensor in a graph is not known.
+        # With several inputs, Keras needs to be told. It also asks for the truth value,
+        # which a tensor in a graph does not have, but a list does.
         input_length=sequences.shape[1] or [ops.shape(sequences)[1]],
         return_all_outputs=layer.return_sequences,
     )

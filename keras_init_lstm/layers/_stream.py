@@ -208,7 +208,7 @@ class Stream:
         ]
 
     def restart(self, states: Sequence[Any] | None = None, rows: Any = None) -> None:
-        """Makes the next call start from `states`, and where they are `None` afresh.
+        """Sets what the next call starts from: `states`, or the initial states.
 
         Args:
             states: For each state an array `(batch, units)` or `None`.
@@ -247,10 +247,10 @@ class CarriesStream(keras.layers.Layer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """As of every layer of Keras, on JAX with those of the stream.
+        """The variables of the layer, on JAX with the variables of the stream.
 
-        A training step is there a pure function of the variables of a model: what is
-        not among them, `fit()` does not carry on.
+        A training step on JAX is a pure function of the variables of a model, so
+        `fit()` keeps only changes of these.
         """
         variables: list[keras.Variable] = super().variables
         if backend.returns_changed_variables and self._running_stream is not None:
@@ -261,7 +261,7 @@ class CarriesStream(keras.layers.Layer):
         preview = self._owned.preview
         stream = Stream(self._layout, batch_size, self.variable_dtype, preview)
         self._running_stream = stream
-        # Not by Keras, which would turn the list into one of a class of its own.
+        # Past Keras, which would turn the list into a list of another class.
         object.__setattr__(self, "states", self._layout.pack(stream.states))
         # A checkpoint of TensorFlow holds a stream under this name.
         self._stream = backend.trackable(
@@ -269,28 +269,27 @@ class CarriesStream(keras.layers.Layer):
         )
 
     def reset_state(self) -> None:
-        """Lets the stream start afresh, from the owned initial state."""
+        """Resets the stream to the owned initial state."""
         if self._running_stream is not None:
             self._running_stream.restart()
 
     def reset_states(
         self, states: Sequence[Any] | None = None, rows: Any = None
     ) -> None:
-        """Lets the stream start afresh, from the owned or from the given states.
+        """Resets the stream to the owned initial state, or to the given states.
 
         Args:
-            states: List of arrays `(batch, units)` (of an LSTM, h and c), nested as
-                the cell's `state_size`, that the next call starts from, also if it is
-                the first; with `rows`, of arrays with one row for each of these.
-                `None` as an entry, or for all, means the owned initial state. Defaults
-                to `None`.
-            rows: Which rows of the batch: integers, or booleans `(batch,)`. The
-                others are carried on. Defaults to `None`, all.
+            states: List of arrays `(batch, units)` (for an LSTM, h and c), nested as
+                the cell's `state_size`, that the next call starts from, also the first
+                call. With `rows`, each array has one row for each of them. `None` as an
+                entry, or for all, means the owned initial state. Defaults to `None`.
+            rows: Which rows of the batch to reset: integers, or booleans `(batch,)`.
+                Defaults to `None`, all.
 
         Raises:
-            ValueError: If the layer is not stateful, if `rows` are not of the batch,
-                or if an array is not finite or not of that shape, with the batch size
-                of the stream. The carried states are then as before.
+            ValueError: If the layer is not stateful, if `rows` are not rows of the
+                batch, or if an array is not finite or has another shape. The carried
+                states are then unchanged.
 
         Example:
         >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
-    """`keras.layers.Bidirectional` that hands a `context` to both of its layers.
+    """`keras.layers.Bidirectional` with a `context` and a `reset_mask`.
 
-    And so a `reset_mask`. Around layers without a `Conditional` state that are called
-    without one, it is not needed.
+    It hands both to its two layers. Without them, `keras.layers.Bidirectional` around a
+    layer of this package does the same.
 
     Args:
         layer: A layer of this package, such as `InitStateLSTM`.
@@ -33,15 +33,14 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
 
     Call arguments:
         context: What the `Conditional` states are computed from: a tensor
-            `(batch, ...)` or a structure of them. Each direction has an encoder of
-            its own.
+            `(batch, ...)` or a structure of them. Each direction has its own encoder.
         reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a new sequence
-            begins. Backwards, each is read from its own end. Or `(batch,)`, for what
-            each direction reads first. The other arguments are those of
+            begins; the backward layer reads each from its own end. Or `(batch,)`, for
+            the timestep that each direction reads first. The other arguments are as in
             `keras.layers.Bidirectional`.
 
     Raises:
-        ValueError: If a layer is not of this package, or as by the layers.
+        ValueError: If a layer is not of this package; and as the layers raise it.
 
     Example:
     >>> start = keras_init_lstm.Conditional(keras.layers.Dense(4))
@@ -70,8 +69,8 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             backward_layer=backward_layer,
             **kwargs,
         )
-        # Keras has made them from a configuration, which holds no weights: not those
-        # that a kind was itself made with.
+        # Keras has made them from a configuration, which does not hold the weights of
+        # an encoder that was trained before.
         made = [self.forward_layer]
         if backward_layer is None:
             made.append(self.backward_layer)

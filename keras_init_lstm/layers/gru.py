@@ -26,21 +26,20 @@ if TYPE_CHECKING:
 class InitStateGRU(InitStateRNN, keras.layers.GRU):
     """Gated recurrent unit layer that owns its initial state.
 
-    It is `keras.layers.GRU`, with all its arguments, but for the hidden state h that
-    a sequence starts from.
+    It is `keras.layers.GRU`, with all its arguments, except that the layer owns the
+    initial hidden state h.
 
     Args:
         units: Positive integer, dimensionality of the output space.
         activation: This and all that follow up to `use_cudnn` as in
             `keras.layers.GRU`.
-        initial_state: What each sequence starts from, as with `InitStateRNN`: one
-            entry, or a list of one. Defaults to `None`.
-        use_fused: Whether to run the fused loop, as with `InitStateLSTM`. Defaults to
+        initial_state: The initial state, as in `InitStateRNN`: one entry, or a list
+            of one. Defaults to `None`.
+        use_fused: Whether to run the fused loop, as in `InitStateLSTM`. Defaults to
             `"auto"`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
-    The call arguments, shapes, errors and stateful streams are those of
-    `InitStateRNN`.
+    Call arguments, shapes, errors and stateful streams are as in `InitStateRNN`.
 
     References:
         [Cho et al., 2014](https://arxiv.org/abs/1406.1078) for the GRU.
@@ -52,7 +51,7 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
     """
 
     keras_layer = keras.layers.GRU
-    h0: InitialState  # Or `None`, as of `InitStateLSTM`.
+    h0: InitialState  # Or `None`, as in `InitStateLSTM`.
 
     use_fused = UseFusedAttribute()
     use_cudnn = UseCudnnAttribute()

@@ -26,28 +26,27 @@ if TYPE_CHECKING:
 class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
     """Long short-term memory layer that owns its initial state.
 
-    It is `keras.layers.LSTM` but for what a sequence starts from: a hidden state h
-    and a cell state c that the layer owns and repeats for each row of the batch,
+    It is `keras.layers.LSTM` except for the initial state: the layer owns a hidden
+    state h and a cell state c, and broadcasts them to any batch size,
 
         InitStateLSTM(...)(x) == LSTM(...)(x, initial_state=[h0, c0])
 
-    with h0 and c0 the owned states tiled to `(batch, units)`. Without
+    with h0 and c0 the owned states as tensors `(batch, units)`. Without
     `initial_state` it has the weights, the outputs and the summary of an `LSTM`.
 
     Args:
         units: Positive integer, dimensionality of the output space.
         activation: This and all that follow up to `use_cudnn` as in
             `keras.layers.LSTM`.
-        initial_state: What each sequence starts from. One entry, used for both
-            states (each then owns its own variables), or a list of two, for h and
-            c. An entry is one of:
+        initial_state: The initial states. One entry, used for both states (each then
+            owns its own variables), or a list of two, for h and c. An entry is one of:
 
             - `None` or `"zeros"`: zeros, as in `LSTM`.
             - A number or an array of shape `(units,)`: `Fixed` at that value.
             - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
-            - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, which is
-              copied as it was made: without what it has learned, which `from_keras()`
-              takes over. The layer's own are in `layer.initial_state`.
+            - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object. The layer
+              makes a copy with the same arguments; only `from_keras()` also copies
+              learned values. The copies are in `layer.initial_state`.
 
             Defaults to `None`.
         use_fused: Whether to run the fused loop of the backend: on the CPU, with
@@ -80,41 +79,41 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
     Stateful streams:
         With `stateful=True` the states are carried from call to call. After
         construction and after a reset, every row starts from the owned initial
-        state, which gets its gradient from that call (`LSTM` in Keras 3 only ever
-        returns to zeros). `reset_states(states=[h, c])` starts from given states,
-        as it did in Keras 2. A state given at a call replaces the carried one, and
-        the stream goes on from the result. The carried states are not saved with
-        the model.
+        state, which gets its gradient from that call (`LSTM` in Keras 3 always
+        returns to zeros). `reset_states(states=[h, c])` sets the states, as it did
+        in Keras 2. A state given at a call replaces the carried one, and the stream
+        continues from the result. The carried states are not saved with the model.
 
     Fused loop:
-        It is for the CPU with TensorFlow or PyTorch, for tanh and sigmoid as
-        activations, without `unroll` and `use_cudnn=True`, in training without
-        `recurrent_dropout` (nor `dropout` with `implementation=1`), and for masks
-        `(batch, timesteps)`. Otherwise, and where a GPU is present, Keras's own loop
-        runs; also with a cell that you replace or change, in forward-mode
-        differentiation, and while `tf.debugging` checks every operation.
-        `"auto"` also leaves 16-bit floating point to Keras.
+        It runs on the CPU with TensorFlow or PyTorch, for the activations tanh and
+        sigmoid and for masks `(batch, timesteps)`. Keras's own loop runs with a GPU,
+        with `unroll=True` or `use_cudnn=True`; in training with `recurrent_dropout`,
+        or with `dropout` and `implementation=1`; with a cell that you replace or
+        change; in forward-mode differentiation; and while `tf.debugging` checks every
+        operation. With `"auto"` it also runs for 16-bit floating point.
 
         With PyTorch the loop is PyTorch's own LSTM, GRU or RNN kernel, for all masks
         and for `reset_mask`. A GRU needs `reset_after=True`. Keras's own loop runs
         under `torch.compile`, `torch.func.vmap`, autocast, and for a mask under
         `torch.jit.trace`.
 
-        With TensorFlow XLA compiles the loop. `"auto"` also leaves to Keras: fewer
-        than 8 timesteps; a number of timesteps that is unknown in a graph; and new
-        sizes of layers once 64
-        are compiled in a process, as in a long search, since XLA never lets go of what
-        it has compiled, some 5 MiB for each. A SavedModel, TFLite or ONNX file holds
-        a plain LSTM. So does, for inference, the graph of a `tf.function` of one's own,
-        which may be exported: TensorFlow swaps that for the fused loop when it runs it
-        in this process, except where a gradient is taken, under `jit_compile=True`, in
-        `tf.data`, or without its optimizer of graphs. Each number of timesteps
-        is compiled once in a graph; batch sizes, and in eager calls the timesteps
-        too, are rounded up to few, so that little is compiled. Results are those of
-        Keras's loop to float rounding, of gates in absolute terms: one that is nearly
-        closed, at 6e-6, is so to 1e-7. `InitStateGRU` and `InitStateSimpleRNN` have it
-        too; of a SimpleRNN with dropout, which draws at inference as well, Keras's own
-        loop runs where a graph may be an export.
+        With TensorFlow, XLA compiles the loop. With `"auto"` Keras's own loop also
+        runs for fewer than 8 timesteps, for a number of timesteps that is unknown in a
+        graph, and for layers of a new size once 64 sizes are compiled in a process:
+        XLA never frees a compiled loop, about 5 MiB for each. Each number of timesteps
+        is compiled once in a graph. Batch sizes, and in eager calls the timesteps, are
+        rounded up to a few sizes, so that little is compiled.
+
+        A SavedModel, TFLite or ONNX file holds a plain LSTM. A `tf.function` for
+        inference holds one too, since it may be exported. When TensorFlow runs that
+        function in this process, it replaces the plain LSTM by the fused loop, except
+        where a gradient is taken, with `jit_compile=True`, in `tf.data`, or with
+        TensorFlow's graph optimizer switched off.
+
+        Results equal the results of Keras's loop to float rounding. The absolute error
+        of a gate is about 1e-7, also of a gate that is nearly closed. `InitStateGRU`
+        and `InitStateSimpleRNN` have the fused loop too. A SimpleRNN with dropout draws
+        at inference as well, so Keras's own loop runs where a graph may be an export.
 
     References:
         [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)
@@ -129,8 +128,8 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
     """
 
     keras_layer = keras.layers.LSTM
-    # `None` if it is not owned. The type does not say so, or each `layer.h0.value` in
-    # a user's code would need a check.
+    # `None` for zeros. The type leaves that out, so that a type checker accepts
+    # `layer.h0.value`.
     h0: InitialState
     c0: InitialState
 

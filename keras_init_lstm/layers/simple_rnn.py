@@ -25,21 +25,20 @@ if TYPE_CHECKING:
 class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
     """Fully-connected recurrent layer that owns its initial state.
 
-    It is `keras.layers.SimpleRNN`, with all its arguments, but for the hidden state h
-    that a sequence starts from.
+    It is `keras.layers.SimpleRNN`, with all its arguments, except that the layer owns
+    the initial hidden state h.
 
     Args:
         units: Positive integer, dimensionality of the output space.
         activation: This and all that follow up to `seed` as in
             `keras.layers.SimpleRNN`.
-        initial_state: What each sequence starts from, as with `InitStateRNN`: one
-            entry, or a list of one. Defaults to `None`.
-        use_fused: Whether to run the fused loop, as with `InitStateLSTM`. Defaults to
+        initial_state: The initial state, as in `InitStateRNN`: one entry, or a list
+            of one. Defaults to `None`.
+        use_fused: Whether to run the fused loop, as in `InitStateLSTM`. Defaults to
             `"auto"`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
-    The call arguments, shapes, errors and stateful streams are those of
-    `InitStateRNN`.
+    Call arguments, shapes, errors and stateful streams are as in `InitStateRNN`.
 
     Example:
     >>> layer = keras_init_lstm.InitStateSimpleRNN(4, initial_state=0.5)
@@ -48,7 +47,7 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
     """
 
     keras_layer = keras.layers.SimpleRNN
-    h0: InitialState  # Or `None`, as of `InitStateLSTM`.
+    h0: InitialState  # Or `None`, as in `InitStateLSTM`.
 
     use_fused = UseFusedAttribute()
 

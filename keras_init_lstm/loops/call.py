@@ -18,7 +18,7 @@ class InPlaceOfMask(NamedTuple):
             to its initial state before that timestep is read; or `None`.
         starts: For each state in order what that is: a tensor `(batch, units)`, or
             `(batch, timesteps, units)` where it differs from timestep to timestep.
-            Empty for a layer, which finds them itself.
+            Empty for a layer, which computes them.
         context: The context of the call. `None` for an `inner_loop()`.
     """
 
@@ -38,7 +38,7 @@ class Call:
     """One call of a recurrent layer, without the layer.
 
     The activations are tanh and, for the gates, sigmoid. All floating point tensors
-    have one dtype. The tensors are those of the backend that runs the loop.
+    have one dtype. The tensors belong to the backend that runs the loop.
 
     Attributes:
         cell: Which of Keras's cells it is.

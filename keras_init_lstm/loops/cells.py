@@ -15,7 +15,7 @@ Tensors: TypeAlias = Sequence[tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class FusedCell:
-    """A cell whose gates are those of a fully-connected layer of x and h.
+    """A cell whose gates are one fully-connected layer of x and h.
 
     Attributes:
         scales: By what the columns of each gate are multiplied beforehand. A sigmoid
@@ -47,8 +47,8 @@ class FusedCell:
         Args:
             z: The product of the inputs and the kernel, `(rows, gates * units)`.
             states: Each `(rows, units)`.
-            recurrent_kernel: `(units, gates * units)`, its columns scaled, as are
-                those of the kernel and of the bias.
+            recurrent_kernel: `(units, gates * units)`, its columns scaled like the
+                columns of the kernel and of the bias.
             bias: As Keras has it.
 
         Returns:

@@ -40,9 +40,7 @@ def check(call: Call) -> None:
         raise NotFusedError("a TensorFlow that does not tell who watches operations")
     is_debugged, tangents_of = watchers
     if is_debugged():
-        raise NotFusedError(
-            "the debugging of every operation, of which XLA knows nothing"
-        )
+        raise NotFusedError("the debugging of every operation, which XLA would bypass")
     if not available():
         raise NotFusedError("a GPU, or a TensorFlow without XLA")
     tensors = [call.sequences, *call.states, *call.starts, *call.weights]

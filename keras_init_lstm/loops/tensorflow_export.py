@@ -20,12 +20,13 @@ def substitute(
 ) -> Any:
     """Puts a plain loop into the graph that is traced, and lets the fused one run.
 
-    A traced `tf.function` may be run or written to a file, or one after the other, so
-    that at the trace nothing tells which loop it has to hold. TensorFlow's optimizer of
-    graphs swaps functions that say they implement the same (as Keras 2 had it do for
-    cuDNN), when a graph is made ready to run. It finds them among all functions of the
-    process, but a file gets only those of the graph, and that calls the plain one. Its
-    gradient is that of the plain loop, which then runs forwards too.
+    A traced `tf.function` may be run, or written to a file, or both, so at the trace
+    nothing tells which loop it has to hold. When TensorFlow prepares a graph to run,
+    its graph optimizer (Grappler) replaces a function by another one that is marked as
+    an implementation of the same interface; Keras 2 used this for cuDNN. Grappler finds
+    the fused function among all functions of the process. A file holds only the
+    functions that its graph calls, and the graph calls the plain one. Where a gradient
+    is taken, the plain loop runs forwards and backwards.
 
     Args:
         plain: A function of sequences, the list of states, and a mask, `None` or

@@ -13,10 +13,10 @@ def pack(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lays sequences out one after another, for a layer called with a `reset_mask`.
 
-    A row takes sequences, in their order, as long as the next one fits. What is known
-    of each timestep, such as targets or sample weights, is packed by the same function
-    to the same places, and `outputs[mask]` are the outputs at all timesteps of all
-    sequences, in order.
+    A row takes sequences, in their order, as long as the next one fits. Values for each
+    timestep, such as targets or sample weights, are packed by the same function to the
+    same places. `outputs[mask]` are the outputs at all timesteps of all sequences, in
+    order.
 
     Args:
         sequences: Arrays `(length, ...)`, with any lengths from 1 to `timesteps`, and

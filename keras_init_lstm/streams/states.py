@@ -88,8 +88,7 @@ def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
     Returns:
         A dictionary of arrays `(batch, units)`, one for each state, by the path of its
         layer within the model and its name, such as `"lstm/h0"`. A row that starts
-        from the owned initial state at the next call is NaN, of which a layer of Keras
-        has none.
+        from the owned initial state at the next call is NaN.
 
     Raises:
         ValueError: If `model` is not a model or layer of Keras 3, or if a stateful
@@ -118,18 +117,18 @@ def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
 
 
 def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
-    """Lets the streams of a model go on from what `get_states()` returned.
+    """Sets the streams of a model to what `get_states()` returned.
 
     Args:
         model: The model, or one of the same layers.
         states: A dictionary of arrays `(batch, units)`, as of `get_states()`, or the
-            `.npz` file that `numpy.load()` returns. NaN throughout a row lets it start
-            afresh.
+            `.npz` file that `numpy.load()` returns. A row of NaN is reset to the owned
+            initial state.
 
     Raises:
         ValueError: If `model` is not a model or layer of Keras 3, if the names are not
-            those of its states, or if an array is not of the shape of its state, or
-            not finite. All streams are then as before.
+            the names of its states, or if an array does not have the shape of its
+            state, or is not finite. All streams are then unchanged.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(2, stateful=True, name="lstm")
@@ -211,8 +210,7 @@ def by_paths(
     found: dict[str, keras.layers.RNN] = {}
     for layer in layers:
         path = path_within(model, layer)
-        # Nothing forbids two layers of one name in nested models, or in one of the
-        # user's own.
+        # Two layers may have one name in nested models, or in a custom model.
         taken = sum(other.split("#")[0] == path for other in found)
         found[f"{path}#{taken}" if taken else path] = layer
     return found
@@ -248,7 +246,7 @@ def _carried(state: Any) -> np.ndarray:
 
 
 def _given(value: Any, name: str, state: Any) -> np.ndarray:
-    """A state that was given, checked, NaN in the rows that are to start afresh."""
+    """A state that was given, checked, NaN in the rows that are to be reset."""
     shape, array, fresh = tuple(state.shape), value, None
     if shape_of(value) == shape and np.asarray(value).dtype.kind == "f":
         array = np.array(value)

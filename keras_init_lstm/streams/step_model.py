@@ -76,8 +76,8 @@ class Stepping(NamedTuple):
     """A model whose states go in and come out, and what it was made of.
 
     Attributes:
-        model: The Functional model: its inputs and outputs are those of the model it
-            was made of, then the states.
+        model: The Functional model: its inputs and outputs are the inputs and outputs
+            of the original model, then the states.
         layers: The recurrent layers of `copied`, in the order of the states.
         copied: The copy that it was made of.
     """

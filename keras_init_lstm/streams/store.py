@@ -120,10 +120,10 @@ class StreamStore:
         return self._stepping.outputs_of_model(results)
 
     def reset(self, ids: Iterable[Id]) -> None:
-        """Lets the streams of these ids start afresh.
+        """Resets the streams of these ids to their initial states.
 
         Raises:
-            ValueError: If an id is not known. All streams are then as before.
+            ValueError: If an id is not known. All streams are then unchanged.
         """
         with self._lock:
             self._fresh[self._rows_of(ids)] = True
@@ -155,11 +155,12 @@ class StreamStore:
         write_whole(Path(path), **arrays)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
-        """Replaces all streams by those of a file that `save()` wrote.
+        """Replaces all streams by the streams in a file that `save()` wrote.
 
         Raises:
-            ValueError: If it is broken, of a model with other states, or of more than
-                `max_streams` streams. All streams are then as before.
+            ValueError: If the file is broken, or has the streams of a model with other
+                states, or more than `max_streams` streams. All streams are then
+                unchanged.
         """
         try:
             with np.load(path) as file:
