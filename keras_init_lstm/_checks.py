@@ -1,4 +1,4 @@
-"""Is a value finite, does its shape fit, and how is a refused one described."""
+"""Checks of values and shapes, and how an error message describes what came."""
 
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -60,7 +60,7 @@ def array_of_shape(value: Any, argument: str, dtype: str, *shapes: Shape) -> np.
 
 
 def check_batch_size(batch_size: Any) -> None:
-    """Raises a `ValueError` if it is no integer of at least 0, and no scalar tensor."""
+    """Raises a `ValueError` unless it is an integer >= 0 or a scalar tensor."""
     is_integer = isinstance(batch_size, (int, np.integer))
     if is_integer and batch_size is not True and batch_size >= 0:
         return
@@ -73,7 +73,7 @@ def check_batch_size(batch_size: Any) -> None:
 
 
 def check_positive_integer(value: Any, argument: str, or_none: bool = False) -> None:
-    """Raises a `ValueError` if it is none; with `or_none`, `None` will do too."""
+    """Raises a `ValueError` unless it is one, or with `or_none` is `None`."""
     if or_none and value is None:
         return
     if type(value) is bool or not isinstance(value, (int, np.integer)) or value < 1:
@@ -84,7 +84,7 @@ def check_positive_integer(value: Any, argument: str, or_none: bool = False) -> 
 
 
 def check_layer(value: Any, argument: str) -> None:
-    """Raises a `ValueError` if it is no layer, which a model is too, of Keras 3."""
+    """Raises a `ValueError` unless it is a layer or model of Keras 3."""
     if not isinstance(value, keras.layers.Layer):
         raise ValueError(
             f"Argument `{argument}` must be a model or layer of Keras 3. "
@@ -93,7 +93,7 @@ def check_layer(value: Any, argument: str) -> None:
 
 
 def one_of(value: Any, argument: str, choices: Iterable[Any]) -> None:
-    """Raises a `ValueError` if `value` is none of `choices`."""
+    """Raises a `ValueError` unless `value` is one of `choices`."""
     # By type as well, since 1 == True, and since to compare an array gives an array.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(
@@ -110,7 +110,7 @@ def fits(shape: Shape, expected: Shape) -> bool:
 
 
 def check_shape(tensor: Any, shape: Sequence[Any], expectation: str) -> None:
-    """Raises a `ValueError` if `tensor` is none, or is known to have another shape.
+    """Raises a `ValueError` unless `tensor` is one that can have this shape.
 
     Args:
         tensor: Anything.
@@ -141,10 +141,10 @@ def _known(size: Any) -> int | None:
 
 
 def shape_of(value: Any) -> Shape | None:
-    """The shape of a tensor or array as a tuple; `None` of what has none."""
+    """The shape of a tensor or array as a tuple; `None` without a known shape."""
     try:
         return tuple(value.shape)
-    except (AttributeError, TypeError, ValueError):  # Of a tensor of unknown rank.
+    except (AttributeError, TypeError, ValueError):  # A tensor of unknown rank.
         return None
 
 
@@ -173,7 +173,7 @@ def refuse_legacy(value: Any, argument: str) -> None:
 
 
 def described(value: Any) -> str:
-    """What came, as it stands in a message: of an array its shape, not its contents."""
+    """Describes a value for an error message: an array by its shape, not its values."""
     kind = type(value).__name__
     if is_legacy(value):
         return (

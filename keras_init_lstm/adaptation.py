@@ -77,7 +77,7 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
         if of_kinds.isdisjoint(map(id, layers_within(layer))):
             layer.trainable = False
         else:
-            # Of a frozen layer Keras trains nothing, even if it stands inside.
+            # Keras trains nothing inside a frozen layer.
             set_trainable_of_itself(layer, True)
     for variable in variables:
         if id(variable) not in of_kinds:

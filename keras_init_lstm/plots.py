@@ -24,7 +24,7 @@ _MOST_UNSORTED = 32
 # With more, single paths can no longer be followed, nor single starts be named.
 _LEAST_PATHS, _MOST_PATHS = 5, 10
 _MOST_NAMES = 20
-# Of Okabe and Ito, which colour-blind readers tell apart.
+# The colours of Okabe and Ito, which colour-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

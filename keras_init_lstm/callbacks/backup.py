@@ -260,7 +260,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             build_metrics(model, batch)
 
     def _variables(self) -> list[keras.Variable]:
-        """All that training changes, but for metrics, which start anew each epoch."""
+        """All that training changes, except metrics, which are reset each epoch."""
         optimizer = self.model.optimizer
         found = [*self.model.variables, *(optimizer.variables if optimizer else [])]
         # The states of stateful layers, which not every backend has among the former.
@@ -375,7 +375,7 @@ def _before_next_training(
         undo()
         if attributes.get("make_train_function") is make_train_function:
             del attributes["make_train_function"]
-            if before is not None:  # Of another callback like this one.
+            if before is not None:  # Set by another callback like this one.
                 attributes["make_train_function"] = before
 
     def make_train_function(*args: Any, **kwargs: Any) -> Any:

@@ -148,9 +148,9 @@ class InitialState(keras.layers.Layer):
         that is drawn, or differs with time, says otherwise.
 
         Args:
-            batch_size: As of `call()`.
+            batch_size: As in `call()`.
             timesteps: Python integer or scalar integer tensor.
-            training: As of `call()`.
+            training: As in `call()`.
             context: What the layer was called with, where `takes_context` is set.
 
         Returns:
@@ -177,7 +177,7 @@ class InitialState(keras.layers.Layer):
         return self.call(batch_size) if value is None else tile(value, batch_size)
 
     def copy(self, **kwargs: Any) -> Self:
-        """Returns an unbuilt object of the same arguments, but for `kwargs`.
+        """Returns an unbuilt object with the same arguments, except for `kwargs`.
 
         Unlike a way through `get_config()`, it takes any callable as an initializer.
         """

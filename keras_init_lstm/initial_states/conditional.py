@@ -1,4 +1,4 @@
-"""Initial states that are computed from what is known about each sequence."""
+"""Initial states that are computed from a context of each sequence."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ class OwnedStates:
 
         Args:
             states: What `for_batch()` returned.
-            batch_size: This, `training` and `context` as of `for_batch()`.
+            batch_size: This, `training` and `context` as in `for_batch()`.
             timesteps: Integer, or scalar integer tensor.
             training: As above.
             context: As above.

@@ -73,9 +73,9 @@ class TakesContext(keras.layers.Layer):
         # Before Keras builds or traces anything, so that an error changes nothing.
         self._check_call(sequences, initial_state, context, reset_mask)
         if not self.built or context is not None:
-            # Keras builds a layer from the shapes of what it is called with. It sees
-            # none of a wrapped context, up to version 3.12 takes no `None` among
-            # states, and does not keep threads apart.
+            # Keras would build the layer from the shapes of its arguments. But it does
+            # not see the shape of a wrapped context, up to version 3.12 it accepts no
+            # `None` among states, and it does not keep threads apart.
             with building:
                 self._build_for(sequences, context)
         arguments = {
@@ -89,15 +89,15 @@ class TakesContext(keras.layers.Layer):
         return super().__call__(sequences, **arguments, **kwargs)
 
     def compute_output_spec(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        # Of the sequences alone: on the other arguments the outputs do not depend in
-        # shape, and `compute_output_shape()` takes none of them.
+        # The shapes of the outputs depend on the sequences alone, and
+        # `compute_output_shape()` takes no other argument.
         return super().compute_output_spec(sequences)
 
     def _build_for(self, sequences: Any, context: Any) -> None:
         shape = shape_of(sequences)
         rank = len(shape or ())
         if shape and rank < 3 and self.input_spec is None:
-            # Of any cell, Keras finds out when it slices; then this is built.
+            # With any cell, Keras finds out later, when the layer is already built.
             raise ValueError(
                 "Argument `sequences` must be a tensor of shape (batch, timesteps, "
                 f"...). Received: {described(sequences)}"
@@ -109,8 +109,8 @@ class TakesContext(keras.layers.Layer):
         symbolic = any(isinstance(leaf, keras.KerasTensor) for leaf in leaves)
         if not self.built and context is None:
             self.build(tuple(sequences.shape))
-        # Before the layer, which knows but the shapes of a context; and after it, as
-        # calls with explicit states and no context build all but the encoders.
+        # Before the layer, whose `build()` has only the shapes of a context; and again
+        # later, since a call with explicit states and no context builds no encoders.
         self._build_owned(specs, at_once=symbolic)
         if not self.built:
             shapes = keras.tree.map_structure(lambda spec: tuple(spec.shape), specs)
@@ -168,7 +168,7 @@ def lists_as_arrays(context: Any) -> Any:
     """Makes one array of a list of numbers; returns anything else as it is.
 
     Raises:
-        ValueError: If there is none, as of lists that are not equally long.
+        ValueError: If they make no array, like lists of different lengths.
     """
     if not isinstance(context, (list, tuple)) or any(
         hasattr(leaf, "shape") for leaf in keras.tree.flatten(context)

@@ -56,7 +56,7 @@ class UseCudnnAttribute:
 
 
 def arguments_of_loop(layer: Any) -> dict[str, Any]:
-    """The arguments of a layer that choose its loop; Keras saves none of its own."""
+    """The arguments of a layer that choose its loop. Keras saves none of them."""
     arguments = {}
     if hasattr(layer, "use_fused"):
         arguments["use_fused"] = layer.use_fused
@@ -79,11 +79,11 @@ def check_loop(
     `run_loop()` raises it too, but by then Keras has drawn for dropout.
 
     Args:
-        layer: As of `run_loop()`, and so the next four.
-        sequences: As above.
-        mask: As above, but not `InPlaceOfMask`.
-        training: As above.
-        loop_of_keras: As above.
+        layer: This and the next four as in `run_loop()`.
+        sequences: As in `run_loop()`.
+        mask: As in `run_loop()`, but not `InPlaceOfMask`.
+        training: As in `run_loop()`.
+        loop_of_keras: As in `run_loop()`.
     """
     if getattr(layer, "use_fused", False) is True:
         try:
@@ -105,10 +105,10 @@ def run_loop(
 
     Args:
         layer: A recurrent layer of this package.
-        sequences: This and the next as of the `inner_loop()` of Keras.
-        initial_state: As of the `inner_loop()` of Keras.
-        mask: As of the `inner_loop()` of Keras; or `InPlaceOfMask`.
-        training: As of the `inner_loop()` of Keras.
+        sequences: This and the next three as in the `inner_loop()` of Keras.
+        initial_state: As in the `inner_loop()` of Keras.
+        mask: As in the `inner_loop()` of Keras; or `InPlaceOfMask`.
+        training: As in the `inner_loop()` of Keras.
         loop_of_keras: The `inner_loop()` of the layer's base class.
     """
 

@@ -28,7 +28,7 @@ def check_reset_mask(reset_mask: Any, rows: tuple[Any, ...]) -> None:
     """
     shape = shape_of(reset_mask) or ()
     is_boolean = False
-    with contextlib.suppress(ValueError):  # Of an array of objects or texts.
+    with contextlib.suppress(ValueError):  # An array of objects or strings.
         # Integers are accepted too, as in a mask. What has no dtype gets the default
         # floating point dtype here.
         dtype = keras.backend.standardize_dtype(getattr(reset_mask, "dtype", None))
@@ -68,7 +68,7 @@ def restarted(
         states: What the rows start from, each `(batch, units)`.
         mask: The mask of the call, or `None`.
         reset_mask: Boolean tensor `(batch, timesteps)` or `(batch,)`.
-        starts: As of `InPlaceOfMask`.
+        starts: As in `InPlaceOfMask`.
     """
     rows = ops.shape(sequences)[:2]
     reset_mask = ops.cast(ops.convert_to_tensor(reset_mask), "bool")

@@ -82,7 +82,7 @@ class CarriedState:
         return ops.where(self._fresh.value, ops.cast(initial, carried.dtype), carried)
 
     def assign(self, value: Any, fresh_rows: Any = False) -> None:
-        """Carries `value (batch, units)`, but for rows that are to be fresh."""
+        """Carries `value (batch, units)`, except in rows that are to be fresh."""
         if backend.only_traces(value) and not in_stateless_scope():
             warnings.warn(
                 "A stateful layer is traced, and not run, so its stream is not "
@@ -375,7 +375,7 @@ def rows_as_mask(rows: Any, batch_size: int) -> np.ndarray:
     try:
         array = np.asarray(rows)
     except (TypeError, ValueError, NotImplementedError):
-        # Of a symbolic tensor, or of lists that are not equally long.
+        # A symbolic tensor, or lists of different lengths.
         array = np.asarray(None)
     if array.dtype == bool and array.shape == (batch_size,):
         return array

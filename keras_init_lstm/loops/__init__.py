@@ -44,11 +44,10 @@ def check_runs(
     """Raises what `inner_loop()` would raise, before anything is drawn.
 
     Args:
-        layer: As of `inner_loop()`, and so the next three; `mask` may not be
-            `InPlaceOfMask`.
-        sequences: As above.
-        mask: As above.
-        training: As above.
+        layer: This and the next three as in `inner_loop()`.
+        sequences: As in `inner_loop()`.
+        mask: As in `inner_loop()`, but not `InPlaceOfMask`.
+        training: As in `inner_loop()`.
         states: What is known of the states that rows start and restart from.
     """
     _check_possible(layer)
@@ -243,7 +242,7 @@ def _has_read(mask: Any, reset_mask: Any) -> Any:
     read = ops.cumsum(mask, axis=1)
     if reset_mask is None:
         return read > 0
-    # Of all pieces of all rows: what was read of the row before each began.
+    # For each piece of each row, how many timesteps of the row were read before it.
     batch_size, timesteps = ops.shape(mask)
     pieces = ops.cumsum(ops.cast(reset_mask, "int32"), axis=1)
     pieces += ops.arange(batch_size, dtype="int32")[:, None] * (timesteps + 1)

@@ -77,12 +77,12 @@ def pack(
 def _arrays(sequences: Any) -> list[np.ndarray]:
     arrays = []
     is_list = hasattr(sequences, "__len__") and shape_of(sequences) != ()
-    if isinstance(sequences, Mapping):  # Of which the values may be meant.
+    if isinstance(sequences, Mapping):  # Perhaps its values are meant.
         is_list = False
     for sequence in sequences if is_list else ():
         try:
             arrays.append(np.asarray(sequence))
-        except ValueError:  # Of lists that are not equally long.
+        except ValueError:  # Lists of different lengths.
             arrays.append(np.asarray(None))
     if not arrays:
         raise ValueError(

@@ -80,7 +80,7 @@ def as_stateless(model: keras.Model) -> keras.Model:
 
 
 def check_reads_forwards(model: Any) -> None:
-    """Raises a `ValueError` if a model is none that can be made a stream."""
+    """Raises a `ValueError` if a model can't be made a stream."""
     _check_model(model)
     _check(model, stateful=True)
 

@@ -54,7 +54,8 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
             if type(layer).reset_state is not keras.layers.RNN.reset_state:
                 layer.reset_state()
             elif layer.states is not None:
-                # Keras's own fails where states are nested, as of stacked cells.
+                # Keras's own method fails where states are nested, as with stacked
+                # cells.
                 for state in keras.tree.flatten(layer.states):
                     state.assign(ops.zeros_like(state.value))
         return
@@ -121,7 +122,7 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
 
     Args:
         model: The model, or one of the same layers.
-        states: A dictionary of arrays `(batch, units)`, as of `get_states()`, or the
+        states: A dictionary of arrays `(batch, units)`, as from `get_states()`, or the
             `.npz` file that `numpy.load()` returns. A row of NaN is reset to the owned
             initial state.
 

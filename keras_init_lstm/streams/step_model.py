@@ -116,7 +116,7 @@ class _StepBuilder:
 
     Args:
         model: A stateless Sequential or Functional model.
-        restarts: As of `make_stepping()`.
+        restarts: As in `make_stepping()`.
 
     Attributes:
         layers: The recurrent layers that have been called, in order.

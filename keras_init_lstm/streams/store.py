@@ -203,7 +203,7 @@ class StreamStore:
 
     def _checked(self, ids: Any) -> list[Id]:
         is_list = isinstance(ids, Iterable) and not isinstance(ids, (str, bytes))
-        # Those of NumPy are none of Python, which is what JSON reads.
+        # JSON cannot serialise the scalars of NumPy.
         listed = [
             one.item() if isinstance(one, (np.integer, np.str_)) else one
             for one in (ids if is_list else ())
