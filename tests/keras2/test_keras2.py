@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
+from tf_keras.src.layers.rnn import gru, lstm
 
 from keras2_models import KINDS, REFUSED, batch_of, called, sequential, tokens
 from keras_init_lstm import (
@@ -43,6 +44,13 @@ def quiet():
         # Of Keras 3, where Keras 2 said nothing.
         warnings.filterwarnings("ignore", ".* does not support masking", UserWarning)
         yield
+
+
+@pytest.fixture(autouse=True)
+def plain_loops(monkeypatch):
+    """Keras 2 would also trace, for each layer, a function for cuDNN and gradients."""
+    monkeypatch.setattr(lstm, "lstm_with_backend_selection", lstm.standard_lstm)
+    monkeypatch.setattr(gru, "gru_with_backend_selection", gru.standard_gru)
 
 
 def with_drawn_weights(model):
