@@ -11,10 +11,10 @@ NEWEST_PYTHON ?= python3.13
 .PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/bench.py --output benchmarks/results/bench.png
+	$(BIN)/python -m benchmarks.speed --output benchmarks/results/bench.png
 
 # The API reference: build/docs/index.html.
 docs: .venv/ready
@@ -25,13 +25,13 @@ docs: .venv/ready
 	docstrings.GOOGLE_LIST_SECTIONS.append("Call arguments"); \
 	pdoc.pdoc("keras_init_lstm", output_directory=Path("build/docs"))'
 
-# When an initial state helps: goes on where it was stopped; `--help` has the options.
+# When an initial state helps; continues where it was stopped. `--help` has the options.
 evidence: .venv/ready
-	$(BIN)/python benchmarks/evidence.py --output benchmarks/results/evidence.png --work out/evidence
+	$(BIN)/python -m benchmarks.evidence --output benchmarks/results/evidence.png --work out/evidence
 
-# Random cases beside Keras's layers; `benchmarks/fuzz.py --help` has the options.
+# Random cases, compared with Keras's layers. `--help` has the options.
 fuzz: .venv/ready
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python -m benchmarks.fuzz
 
 # The tests of what is left behind by many calls, with all the calls.
 hammer: .venv/ready

@@ -1,13 +1,9 @@
-"""The machine that a benchmark runs on."""
+"""The machine that a benchmark runs on, and the memory that its process takes."""
 
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
-
-import keras
-import tensorflow as tf
-
-from contenders import torch
 
 
 def cores():
@@ -19,12 +15,20 @@ def cores():
 
 def machine():
     """Returns what the times depend on."""
+    # The other functions need neither.
+    import keras
+    import tensorflow as tf
+
     info = Path("/proc/cpuinfo")
     models = [
         text.partition(":")[2].strip()
         for text in (info.read_text().splitlines() if info.exists() else ())
         if text.startswith("model name")
     ]
+    try:
+        torch_version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch_version = None
     return {
         "cores": cores(),
         "cpu": (models or [platform.processor() or platform.machine()])[0],
@@ -36,5 +40,16 @@ def machine():
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "torch": torch and torch.__version__,
+        "torch": torch_version,
     }
+
+
+def peak_bytes():
+    """Returns the most memory that this process has held so far."""
+    # Not `ru_maxrss`: on Linux a process inherits it from the one that started it.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    import resource  # Not on Windows.
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

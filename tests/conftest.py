@@ -9,7 +9,6 @@ import pytest
 
 # What the tests in a file cannot be imported without.
 NEEDED = {
-    "benchmarks/test_bench.py": ("matplotlib", "tensorflow"),
     "loops/test_cudnn.py": ("tensorflow",),
     "benchmarks/test_demo.py": ("matplotlib", "scipy", "sklearn", "tqdm"),
     "benchmarks/test_evidence.py": (
@@ -32,6 +31,7 @@ NEEDED = {
     "test_plots.py": ("matplotlib",),
     "benchmarks/test_sequences.py": ("tensorflow",),
     "callbacks/test_log.py": ("tensorflow",),
+    "benchmarks/test_speed.py": ("matplotlib", "tensorflow"),
     "benchmarks/test_text.py": ("matplotlib", "tensorflow"),
     "test_typing.py": ("mypy", "pyright"),
 }

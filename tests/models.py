@@ -9,7 +9,7 @@ from keras import layers
 
 import keras_init_lstm
 from backends import BACKEND, WIDEST, tf
-from explicit_state import ExplicitState
+from benchmarks.speed.explicit_state import ExplicitState
 from keras_init_lstm import (
     Conditional,
     Fixed,

@@ -1,14 +1,31 @@
 """The demo trains, draws and counts as it says."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.datasets import load_digits
 
-import demo
-import digits
-import digits_picture
-from paired import differences, interval
+from benchmarks.demo import __main__ as demo
+from benchmarks.demo.picture import save_picture
+from benchmarks.demo.report import findings, signed
+from benchmarks.demo.writer import (
+    KINDS,
+    TEMPERATURE,
+    Writer,
+    class_states,
+    draw,
+    loss_by_row,
+    split,
+    train,
+    walk,
+)
+from benchmarks.intervals import differences, interval
+
+# One worker makes the run that the tests look at.
+pytestmark = pytest.mark.xdist_group("demo")
 
 SIZES = {"units": 6, "epochs": 1}
 SOME = ("zeros", "sampled", "conditional", "class input")
@@ -16,32 +33,41 @@ IMAGES = np.random.default_rng(0).integers(0, 17, (5, 8, 8))
 CLASSES = np.array([3, 1, 4, 1, 9])
 
 
-@pytest.fixture
-def writers():
-    """Returns a function that makes the writer of a kind, with weights by chance."""
-
-    def make(kind):
-        writer = digits.Writer(kind, SIZES["units"])
-        writer([IMAGES, CLASSES])
-        rng = np.random.default_rng(1)
-        for weight in writer.weights:
-            weight.assign(rng.normal(0, 0.5, weight.shape))
-        return writer
-
-    return make
+def random_writer(kind, seed=1):
+    """A writer that is not trained: a training takes seconds."""
+    writer = Writer(kind, SIZES["units"])
+    writer([IMAGES, CLASSES])
+    rng = np.random.default_rng([seed, *kind.encode()])
+    for weight in writer.weights:
+        weight.assign(rng.normal(0, 0.5, weight.shape))
+    return writer
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The losses of a run with two seeds, where it drew them, and what it printed."""
-    printed = []
-    output = tmp_path_factory.mktemp("demo") / "new" / "picture.png"
+    """A run with two seeds and random writers: what it trained, drew and printed."""
+    found = SimpleNamespace(trainings=[], printed="")
+    found.output = tmp_path_factory.mktemp("demo") / "new" / "picture.png"
+
+    def train(kind, seed, *arguments):
+        found.trainings.append((kind, seed, *arguments))
+        return random_writer(kind, seed)
+
+    def save(path, losses, digits, walks):
+        found.digits, found.walks = digits, walks
+        save_picture(path, losses, digits, walks)
+
+    def show(text):
+        found.printed += text + "\n"
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "KINDS", {kind: kind for kind in SOME})
-        patched.setattr("builtins.print", lambda text: printed.append(text))
+        patched.setattr(demo, "train", train)
+        patched.setattr(demo, "save_picture", save)
+        patched.setattr("builtins.print", show)
         options = [f"--{name}={value}" for name, value in SIZES.items()]
-        losses = demo.main([*options, "--quick", "--output", str(output)])
-    return losses, output, "\n".join(printed)
+        found.losses = demo.main([*options, "--quick", "--output", str(found.output)])
+    return found
 
 
 def cells_of(table):
@@ -52,9 +78,9 @@ def cells_of(table):
 
 
 def test_tables_are_of_the_losses(run):
-    losses, output, printed = run
-    *_, loss_table, difference_table, ending = printed.split("\n\n")
-    assert str(output) in ending
+    losses = run.losses
+    *_, loss_table, difference_table, ending = run.printed.split("\n\n")
+    assert str(run.output) in ending
 
     loss_cells = cells_of(loss_table.partition("\n")[2])
     assert tuple(loss_cells) == tuple(losses) == SOME
@@ -77,21 +103,32 @@ def test_tables_are_of_the_losses(run):
         assert cells == expected
 
 
-def test_it_learns_and_kinds_differ(run):
-    losses, _, _ = run
+def test_each_seed_has_its_trainings_and_its_split(run):
+    seeds = [(kind, seed) for seed in range(2) for kind in SOME]
+    assert [training[:2] for training in run.trainings] == seeds
+    for kind, seed, *arguments in run.trainings[-2:]:
+        (images, classes), test = split(seed)
+        np.testing.assert_array_equal(arguments[0], images)
+        np.testing.assert_array_equal(arguments[1], classes)
+        assert arguments[2:] == list(SIZES.values())
+        found = loss_by_row(random_writer(kind, seed), *test)
+        np.testing.assert_allclose(run.losses[kind][seed], found, rtol=1e-6)
+
+
+def test_it_learns_and_kinds_differ():
+    training, test = split(1)
+
+    def losses_of(kind):
+        return loss_by_row(train(kind, 1, *training, **SIZES), *test)
+
+    losses = {kind: losses_of(kind) for kind in ("zeros", "sampled", "conditional")}
     by_guessing = 64 * np.log(17)
     for values in losses.values():
-        assert (values.sum(axis=1) < 0.8 * by_guessing).all()
+        assert values.sum() < 0.8 * by_guessing
     # A sampled state that is not drawn in training would be zeros.
     assert (losses["sampled"] != losses["zeros"]).all()
-
-
-def test_same_seed_gives_the_same_result(run):
-    losses, _, _ = run
-    training, test = digits.split(1)
-    writer = digits.train("conditional", 1, *training, **SIZES)
-    found = digits.loss_by_row(writer, *test)
-    np.testing.assert_allclose(found, losses["conditional"][1], rtol=1e-6)
+    # The same seed gives the same result.
+    np.testing.assert_allclose(losses_of("sampled"), losses["sampled"], rtol=1e-6)
 
 
 def width_of(png):
@@ -100,12 +137,11 @@ def width_of(png):
 
 
 def test_picture(run, tmp_path):
-    _, output, _ = run
-    assert width_of(output.read_bytes()) == 1600
+    assert width_of(run.output.read_bytes()) == 1600
     # All kinds have a style, and one seed has no intervals.
-    losses = {kind: np.ones((1, 8)) for kind in digits.KINDS}
+    losses = {kind: np.ones((1, 8)) for kind in KINDS}
     drawn, walks = np.zeros((6, 10, 8, 8)), {(3, 8): np.zeros((10, 8, 8))}
-    digits_picture.save_picture(tmp_path / "a.png", losses, drawn, walks)
+    save_picture(tmp_path / "a.png", losses, drawn, walks)
     assert width_of((tmp_path / "a.png").read_bytes()) == 1600
 
 
@@ -147,25 +183,25 @@ def log_likelihood(writer, image, number):
 
 
 @pytest.mark.parametrize("kind", ["zeros", "conditional", "class input"])
-def test_loss_by_row_in_numpy(kind, writers):
-    writer = writers(kind)
+def test_loss_by_row_in_numpy(kind):
+    writer = random_writer(kind)
     expected = []
     for image, number in zip(IMAGES, CLASSES, strict=True):
         logs = log_likelihood(writer, image, number)
         drawn = [[logs[r, c, image[r, c]] for c in range(8)] for r in range(8)]
         expected.append(-np.sum(drawn, axis=1))
-    found = digits.loss_by_row(writer, IMAGES, CLASSES)
+    found = loss_by_row(writer, IMAGES, CLASSES)
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-4)
 
 
-def test_what_is_drawn_follows_from_the_random_numbers(writers):
-    writer = writers("conditional")
+def test_what_is_drawn_follows_from_the_random_numbers():
+    writer = random_writer("conditional")
     chances = np.random.default_rng(2).random((10, 8, 8))
-    drawn = digits.draw(writer, digits.class_starts(writer), chances)
+    drawn = draw(writer, class_states(writer), chances)
     assert len(np.unique(drawn)) > 10
     for number in (0, 7):
         image = drawn[number]
-        logits = log_likelihood(writer, image, number) / digits.TEMPERATURE
+        logits = log_likelihood(writer, image, number) / TEMPERATURE
         odds = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
         for place in np.ndindex(8, 8):
             level = image[place]
@@ -173,9 +209,8 @@ def test_what_is_drawn_follows_from_the_random_numbers(writers):
             assert below - 1e-5 < chances[number][place] < with_it + 1e-5
 
 
-def test_numbers_are_shared_along_a_line(writers, monkeypatch):
-    writer = writers("conditional")
-    drawn, walks = demo.drawings(writer)
+def test_numbers_are_shared_along_a_line(run, monkeypatch):
+    drawn, walks = run.digits, run.walks
     assert drawn.shape == (6, 10, 8, 8)
     for (first, last), steps in walks.items():
         assert steps.shape == (10, 8, 8)
@@ -184,16 +219,16 @@ def test_numbers_are_shared_along_a_line(writers, monkeypatch):
         assert (steps[0] != steps[-1]).any()
 
     equal = [np.full((10, SIZES["units"]), value, "float32") for value in (0.3, -0.2)]
-    monkeypatch.setattr(demo, "class_starts", lambda _: equal)
-    drawn, walks = demo.drawings(writer)
+    monkeypatch.setattr(demo, "class_states", lambda _: equal)
+    drawn, walks = demo.drawings(random_writer("conditional"))
     assert (drawn == drawn[:, :1]).all()
     assert all((line != drawn[0]).any() for line in drawn[1:])
     assert all((steps == drawn[0]).all() for steps in walks.values())
 
 
-def test_walk_is_straight(writers):
-    starts = digits.class_starts(writers("conditional"))
-    for state, steps in zip(starts, digits.walk(starts, 3, 8), strict=True):
+def test_walk_is_straight():
+    states = class_states(random_writer("conditional"))
+    for state, steps in zip(states, walk(states, 3, 8), strict=True):
         np.testing.assert_array_equal(steps[[0, -1]], state[[3, 8]])
         expected = np.broadcast_to((state[8] - state[3]) / 9, (9, SIZES["units"]))
         np.testing.assert_allclose(np.diff(steps, axis=0), expected, atol=1e-6)
@@ -202,29 +237,29 @@ def test_walk_is_straight(writers):
 def test_kinds_share_weights_at_first():
     def weights(kind):
         keras.utils.set_random_seed(4)
-        writer = digits.Writer(kind, SIZES["units"], seed=4)
+        writer = Writer(kind, SIZES["units"], seed=4)
         writer([IMAGES, CLASSES])
         layers = (writer.lstm.cell, writer.from_above, writer.from_left, writer.logits)
         return [np.array(w) for layer in layers for w in layer.weights]
 
     expected = weights("zeros")
     assert len(expected) == 9
-    for kind in digits.KINDS:
+    for kind in KINDS:
         for found, value in zip(weights(kind), expected, strict=True):
             np.testing.assert_array_equal(found, value)
 
 
 def test_each_image_is_to_train_on_or_for_the_test():
-    (images, classes), (test_images, test_classes) = digits.split(3)
+    (images, classes), (test_images, test_classes) = split(3)
     assert len(images) + len(test_images) == 1797
     everything = np.concatenate([images, test_images]).reshape(1797, 64)
-    every_digit = digits.load_digits().data
+    every_digit = load_digits().data
     assert sorted(map(tuple, everything)) == sorted(map(tuple, every_digit))
     # A fifth of each class.
     expected = np.bincount(classes) / 4
     np.testing.assert_allclose(np.bincount(test_classes), expected, atol=1)
-    assert (digits.split(3)[0][0] == images).all()
-    assert (digits.split(4)[0][0] != images).any()
+    assert (split(3)[0][0] == images).all()
+    assert (split(4)[0][0] != images).any()
 
 
 def test_interval_of_one_value():
@@ -244,16 +279,16 @@ def test_verdict_on_the_class_as_an_input(shift, verdict):
         "conditional": np.full(3, 75.0),
         "class input": 75 + shift + around,
     }
-    lower, same, ending = demo.findings(totals).splitlines()
-    assert lower == "Loss lower than that of zeros: conditional, class input."
-    assert same == "Loss not told apart from that of zeros: trainable."
+    lower, same, ending = findings(totals).splitlines()
+    assert lower == "Loss lower than with zeros: conditional, class input."
+    assert same == "No significant difference to zeros: trainable."
     assert f"does {verdict} conditional" in ending
     assert f"loss {shift:+.2f} \u00b1 0.43" in ending
 
 
 def test_one_seed_has_no_intervals():
-    assert "no intervals" in demo.findings({k: np.ones(1) for k in digits.KINDS})
-    assert demo.signed(np.full((1, 2), -0.5)) == ["-0.50", "-0.50"]
+    assert "no intervals" in findings({k: np.ones(1) for k in KINDS})
+    assert signed(np.full((1, 2), -0.5)) == ["-0.50", "-0.50"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sequences
+from benchmarks.speed import sequences
+from benchmarks.speed.contenders import INFERENCE
 from keras_init_lstm.streams import pack
 from oracles import assert_same, to_numpy
 
@@ -37,8 +38,7 @@ def test_all_compute_the_same_and_the_table_shows_their_times(monkeypatch):
         return 1, {name: [k + 1.0] * rounds for k, name in enumerate(runs)}
 
     monkeypatch.setattr(sequences, "take_turns", take_turns)
-    monkeypatch.setattr(sequences, "waited_for", lambda call: sequences.Run(call))
-    runs, filled = sequences.short_sequences(3, training=False)
+    runs, filled = sequences.short_sequences(3, INFERENCE)
     case = sequences.measure(runs, 3)
     alone = np.concatenate([to_numpy(one)[0] for one in outputs[sequences.ALONE]])
     lengths = sequences.lengths_of_functions(3)

@@ -1,0 +1,1 @@
+"""`make demo`: one small LSTM writes ten digits from ten initial states."""

@@ -1,0 +1,1 @@
+"""`make evidence`: when an initial state helps, on real sequences."""

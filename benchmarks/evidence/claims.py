@@ -1,0 +1,90 @@
+"""Published claims, and in how many comparisons they hold."""
+
+from benchmarks.evidence.losses import relative
+from benchmarks.evidence.tasks import TASKS
+from benchmarks.intervals import significant_sign
+
+# The source, the claim, the pairs of kinds that it compares, the part of a sequence,
+# and the amounts of data. It holds where the first kind of a pair has the lower loss.
+CLAIMS = [
+    (
+        "Gers, Schraudolph and Schmidhuber (2002)",
+        "a learned start lowers the loss early in a sequence",
+        [("trainable", "zeros")],
+        "first",
+        ("many", "few"),
+    ),
+    (
+        "Zimmermann and others (2012); R2RT (2016)",
+        "noise in the start regularises",
+        [("noisy", "trainable")],
+        "all",
+        ("many", "few"),
+    ),
+    (
+        "R2RT (2016)",
+        "a learned start overfits where starts are few: zeros do better",
+        [("zeros", "trainable"), ("carried", "carried, trainable")],
+        "all",
+        ("few",),
+    ),
+    (
+        "Mohajerin and Waslander (2017)",
+        "a start computed from data does better than zeros",
+        [("past", "zeros"), ("features", "zeros"), ("identity", "zeros")],
+        "all",
+        ("many", "few"),
+    ),
+    (
+        "Mohajerin and Waslander (2017)",
+        "a start computed from data does better than one learned for all",
+        [(kind, "trainable") for kind in ("past", "features", "identity")],
+        "all",
+        ("many", "few"),
+    ),
+    (
+        "Forgione and others (2022)",
+        "late in a sequence a learned start still lowers the loss (they say: not)",
+        [("trainable", "zeros")],
+        "last",
+        ("many", "few"),
+    ),
+]
+
+
+def count(losses, claim):
+    """Returns in how many comparisons a claim holds, its opposite, or neither."""
+    _, _, pairs, which, sizes = claim
+    signs = []
+    for task in TASKS:
+        for units, size in losses.conditions(task.name):
+            found = losses.of(task.name, units, size)
+            signs += [
+                significant_sign(relative(found[a], found[b], which))
+                for a, b in pairs
+                if size in sizes and {a, b} <= found.keys()
+            ]
+    return signs.count(-1), signs.count(1), signs.count(0)
+
+
+def answer(holds, opposite, rest):
+    """Returns the verdict on the counts of a claim."""
+    if holds > opposite + rest:
+        return "mostly" if opposite else "yes"
+    if holds > opposite:
+        return "seldom"
+    return "not under these conditions"
+
+
+def answers(losses):
+    """Returns a table of the claims and their counts, as Markdown."""
+    lines = [
+        "| claim | by | holds | the opposite | not told apart | here |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in CLAIMS:
+        who, what, *_ = claim
+        counts = count(losses, claim)
+        cells = " | ".join(map(str, counts))
+        lines.append(f"| {what} | {who} | {cells} | {answer(*counts)} |")
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""Random layers and calls, compared with the layers of Keras.
+
+A case draws a layer of the family, its initial states, and a few calls. It prints the
+command that repeats a case that failed.
+"""
+
+import collections
+import logging
+import random
+import sys
+import time
+import traceback
+
+import keras
+import tensorflow as tf
+
+from benchmarks.command import make_parser
+from benchmarks.fuzz.case import BrokenRuleError, Case
+
+
+def shown(call):
+    """A call with the shapes of its arrays in their place."""
+    return keras.tree.map_structure(
+        lambda a: f"{a.dtype}{tuple(a.shape)}" if hasattr(a, "shape") else a, call
+    )
+
+
+def fuzz(seeds, minutes=float("inf")):
+    """Checks the case of each seed, prints what fails, and returns how many of what."""
+    start, outcomes = time.monotonic(), collections.Counter()
+    for seed in seeds:
+        if time.monotonic() - start > 60 * minutes:
+            break
+        case = Case(seed)
+        try:
+            case.check()
+        except Exception as error:
+            kind, seen = "an error of the fuzzer", traceback.format_exc()
+            if isinstance(error, BrokenRuleError):
+                kind, seen = error.args
+            outcomes[f"FAILED: {kind}"] += 1
+            print(f"\n{kind}: {seen}\n{case.name} {case.arguments}")
+            states = vars(case).get("layer") and case.layer.initial_state
+            print(f"initial states: {states}")
+            print(f"wrong: {sorted(case.wrong)}, called: {shown(case.call)}")
+            print(f"python -m benchmarks.fuzz --seed {seed} --count 1", flush=True)
+        outcomes.update(case.outcomes, cases=1)
+        if outcomes["cases"] % 1000 == 0:
+            print(f"{time.monotonic() - start:.0f} s, {dict(outcomes)}", flush=True)
+    return outcomes
+
+
+def main(argv=None):
+    """Reads the options, and exits with 1 if a case has failed."""
+    parser = make_parser("fuzz", __doc__)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=random.randrange(10**9))
+    options = parser.parse_args(argv)
+    # No errors of tensors that Keras drops, which are logged when they are collected.
+    tf.get_logger().handlers = [logging.NullHandler()]
+    print(f"Cases of the seeds from {options.seed} on")
+    outcomes = fuzz(range(options.seed, options.seed + options.count), options.minutes)
+    for what, count in sorted(outcomes.items()):
+        print(f"{count:6} {what}")
+    sys.exit(any(what.startswith("FAILED") for what in outcomes))
+
+
+if __name__ == "__main__":
+    main()

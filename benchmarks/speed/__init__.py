@@ -1,0 +1,1 @@
+"""`make bench`: speed, traces and memory, compared with Keras and PyTorch."""
