@@ -51,7 +51,7 @@ test: .venv/ready
 test-all: test-rest test-backends
 
 test-rest: .venv/ready
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 $(REST)
+	$(BIN)/pytest --dist=loadgroup --nbmake --nbmake-timeout=600 $(REST)
 
 # The core properties without TensorFlow, on each of the other backends.
 test-backends: test-jax test-torch

@@ -19,6 +19,9 @@ from benchmarks.evidence.report import adaptation_table, save_report, summary, t
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainer import CHECKS, Trainer, batches, mean
 
+# One worker reads the data.
+pytestmark = pytest.mark.xdist_group("evidence")
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 BY_NAME = {task.name: task for task in TASKS}
 TRAINED = [
