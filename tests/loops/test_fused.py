@@ -242,8 +242,36 @@ def twice_around_a_branch(call, x, variable):
     return tf.function(lambda x: gradients(lambda: branch(x), [variable], order=2))(x)
 
 
+def by_two_tapes_of_a_nested_branch(call, x, variable):
+    def twice():
+        with tf.GradientTape() as outer:
+            outer.watch(variable)
+            (gradient,) = gradients(lambda: call(x), [variable])
+            loss = tf.reduce_sum(gradient**2)
+        return outer.gradient(loss, variable)
+
+    def other():
+        return tf.zeros_like(variable)
+
+    def branch():
+        return tf.cond(x[0, 0, 0] < 8, twice, other)
+
+    return tf.function(lambda x: tf.cond(x[0, 0, 0] < 9, branch, other))(x)
+
+
+def in_a_branch_of_many_in_a_loop(call, x):
+    def step(i, y):
+        branches = [lambda: call(x), lambda: call(x / 2), lambda: x[:, 0, :UNITS]]
+        return i + 1, y + tf.switch_case(i, branches)
+
+    start = tf.zeros((len(x), UNITS))
+    return tf.while_loop(lambda i, _: i < 3, step, (0, start))[1]
+
+
 BRANCHES = {
     "nested": around(nested),
+    "in two tapes of a nested branch": by_two_tapes_of_a_nested_branch,
+    "in a branch of many in a loop": around(in_a_branch_of_many_in_a_loop),
     "in a branch of a loop": around(in_a_branch_of_a_loop),
     "in a loop of a branch": around(in_a_loop_of_a_branch),
     "in a function of a branch": around(in_a_function_of_a_branch),
