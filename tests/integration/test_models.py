@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from keras import layers
 
-from backends import in_a_fresh_process, tf
+from backends import BACKEND, in_a_fresh_process, tf
 from keras_init_lstm import InitStateLSTM, Trainable
-from keras_init_lstm.streams import ResetStates
+from keras_init_lstm.streams import ResetStates, reset_states
 from models import (
     ARCHITECTURES,
     BATCH,
     CONTEXT,
     DATA,
     FEATURES,
+    KINDS,
     MODES,
     SHAPE,
     STARTS,
@@ -32,9 +33,11 @@ from models import (
     functional,
     models_to_save,
     normal,
+    ours,
     owning,
     sampled,
     trained,
+    with_weights,
 )
 from oracles import assert_same, flat, to_numpy
 from strategies import LAYERS, at_most, cases
@@ -189,6 +192,45 @@ def test_time_distributed(kind):
     assert layer(x, training=True).shape == (BATCH, 3, UNITS)
 
 
+def by_tensorflow(model, new, given, folder):
+    path = tf.train.Checkpoint(model).write(str(folder / "checkpoint"))
+    other = new()
+    other.set_weights([0 * weight for weight in other.get_weights()])
+    tf.train.Checkpoint(other).read(path).assert_consumed()
+    assert_same(other(given), model(given))  # Of a stream, the second call of both.
+
+
+def by_torch(model, new, _given, _folder):
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {id(weight.value) for weight in model.weights} <= set(parameters)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained == {id(weight.value) for weight in model.trainable_weights}
+    other, values = new(), model.state_dict()
+    other.set_weights([0 * weight for weight in other.get_weights()])
+    other.load_state_dict(values)
+    assert_same(other.get_weights(), model.get_weights())
+
+
+def by_jax(model, _new, given, _folder):
+    import jax
+
+    def loss(trainable, others):
+        outputs, _ = model.stateless_call(trainable, others, given, training=True)
+        return (outputs**2).sum()
+
+    reset_states(model)
+    values = [
+        [variable.value for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    found = jax.grad(loss)(*values)
+    assert len(jax.tree.leaves(found)) == len(model.trainable_weights)
+    assert all((gradient != 0).any() for gradient in found)
+
+
+WALKS = {"tensorflow": by_tensorflow, "torch": by_torch, "jax": by_jax}
+
+
 class TestFiles:
     @at_most(30)
     @given(cases(layers=LAYERS))
@@ -278,6 +320,33 @@ for folder in map(pathlib.Path, sys.argv[1:]):
             if built and each.layers[0].name == layer.name:
                 each.set_weights(model.get_weights())
                 assert_same(each(X), want)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("stateful", [False, True])
+    def test_every_weight_is_seen_by_what_walks_a_model(self, kind, stateful, tmp_path):
+        def new():
+            keras.utils.clear_session()  # PyTorch tells parameters by their paths.
+            x = keras.Input(SHAPE[1:], BATCH)
+            layer = ours("LSTM", kind, stateful=stateful)
+            if kind != "conditional":
+                return with_weights(keras.Model(x, layer(x)))
+            context = keras.Input(CONTEXT.shape[1:], BATCH)
+            return with_weights(keras.Model([x, context], layer(x, context=context)))
+
+        model, given = new(), [X, CONTEXT] if kind == "conditional" else X
+        first, names = flat(model(given)), [weight.path for weight in model.weights]
+        assert [name.split("/")[1] for name in names[3:]] == sorted(
+            (name.split("/")[1] for name in names[3:]), reverse=True
+        )
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        # None of them holds the stream, as of Keras's layers.
+        for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), clone):
+            assert [weight.path for weight in each.weights] == names
+            assert_same(each.get_weights(), model.get_weights())
+            assert not set(map(id, each.variables)) & set(map(id, model.variables))
+            assert_same(each(given), first)
+        WALKS[BACKEND](model, new, given, tmp_path)
 
     def test_a_weights_file_knows_the_states_by_name(self, tmp_path):
         def model(h, c):
