@@ -27,6 +27,9 @@ DECIDES_TO_FUSE_DIRECTIONS = frozenset(
 # The modules that trace a model when it is exported to ONNX.
 ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.", "jax2onnx.", "torch.onnx.")
 
+# The modules in which `model.export()` calls the tracer of PyTorch.
+_EXPORTERS_BY_TRACE = ("keras.src.export.onnx", "keras.src.export.openvino")
+
 
 def layers_within(
     layer: keras.layers.Layer, include_self: bool = True, recursive: bool = True
@@ -150,6 +153,23 @@ def data_of_fit() -> Any:
             return epoch_iterator.data_adapter
         frame = frame.f_back
     return None
+
+
+def exports_any_length() -> bool:
+    """Whether `model.export()` runs for inputs of which more than the rows is unknown.
+
+    Keras then traces with a size of one, and tells a layer nothing about it. So this
+    looks for the local variable of the exporter among the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _EXPORTERS_BY_TRACE:
+            signature = frame.f_locals.get("input_signature")
+            if signature is not None:
+                specs = keras.tree.flatten(signature)
+                return any(None in tuple(spec.shape)[1:] for spec in specs)
+        frame = frame.f_back
+    return False
 
 
 def epoch_of_data(data: Any) -> int | None:

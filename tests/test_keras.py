@@ -3,6 +3,7 @@
 One that fails names what a new release of Keras has changed.
 """
 
+import importlib
 import importlib.util
 import random
 
@@ -122,6 +123,14 @@ def test_values_are_written_back_within_fit(model):
 
 def test_exporters_to_onnx_are_where_they_were():
     assert importlib.util.find_spec(_keras.ONNX_EXPORTERS[0])
+
+
+def test_exporters_by_trace_have_the_signature_in_a_variable():
+    for name in _keras._EXPORTERS_BY_TRACE:
+        module = importlib.import_module(name)
+        function = getattr(module, f"export_{name.rpartition('.')[2]}")
+        assert "input_signature" in function.__code__.co_varnames
+    assert not _keras.exports_any_length()
 
 
 def test_compile_config_holds_functions(model):

@@ -112,6 +112,13 @@ class Backend:
                 "is checkpointed"
             )
 
+    def check_length_is_traced(self, name: str) -> None:
+        """Raises a `ValueError` if a file is to take any length, and could not.
+
+        Args:
+            name: The layer whose loop of Keras is to run.
+        """
+
     def traces_for_onnx(self) -> bool:
         """Whether a call is traced for an ONNX file, which holds less than a graph."""
         # Keras exports by functions that trace for other purposes too, and its

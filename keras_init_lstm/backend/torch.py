@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from keras_init_lstm._keras import ReplacedVariable
+from keras_init_lstm._keras import ReplacedVariable, exports_any_length
 from keras_init_lstm.backend.base import Backend, called_by
 
 _TRACERS = ("torch.export.", "torch.fx.experimental.proxy_tensor", "torch.jit._trace")
@@ -75,6 +75,18 @@ class _Torch(Backend):
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank()
         return 0
+
+    def check_length_is_traced(self, name: str) -> None:
+        # A trace keeps as many timesteps of a loop in Python as it has seen.
+        is_tracing = not torch.compiler.is_compiling() and torch.jit.is_tracing()
+        if is_tracing and exports_any_length():
+            raise ValueError(
+                f"The layer {name} runs Keras's loop here, of which PyTorch traces one "
+                "timestep, and the file would be wrong for any other number. Expected "
+                "a known number of timesteps: export with an `input_signature` such as "
+                '`[keras.InputSpec(shape=(None, 12, 3), dtype="float32")]`. Received: '
+                "an input with unknown dimensions after the first"
+            )
 
     def traces_for_onnx(self) -> bool:
         # A compiler runs no frames that could be looked at.

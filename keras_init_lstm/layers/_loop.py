@@ -115,6 +115,7 @@ def run_loop(
     def plain(
         sequences: Any, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
+        backend.check_length_is_traced(layer.name)
         restarts = InPlaceOfMask.of(mask)
         if restarts.reset_mask is not None:
             return restarting_loop(layer, sequences, initial_state, restarts, training)

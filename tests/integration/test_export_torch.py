@@ -3,70 +3,296 @@
 import importlib.util
 
 import keras
+import numpy as np
 import pytest
 
-from backends import BACKEND
-from keras_init_lstm import InitStateLSTM, Sampled
-from models import BATCH, FEATURES, UNITS, normal
+from backends import BACKEND, RELEASE
+from keras_init_lstm import (
+    Conditional,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateRNN,
+    InitStateSimpleRNN,
+    Sampled,
+)
+from keras_init_lstm.streams import with_states_as_inputs
+from models import BATCH, CONTEXT, FEATURES, UNITS, normal
 from oracles import assert_same
 
-NEEDED = {"onnx": ("onnxruntime", "onnxscript"), "torch": ()}
-X = normal(BATCH, 5, FEATURES)
+pytestmark = [
+    pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch alone"),
+    # Its tracers warn of each shape that Keras compares.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+TIMESTEPS = 3
+X = normal(BATCH, TIMESTEPS, FEATURES)
 SPEC = [keras.InputSpec(shape=X.shape, dtype="float32")]
+# With any batch size.
+ROWS = [keras.InputSpec(shape=(None, *X.shape[1:]), dtype="float32")]
+NEEDED = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "scipy"),
+    "torch": (),
+}
+ENDINGS = {"onnx": "onnx", "openvino": "xml", "torch": "pt2"}
+CLOSE = 1e-5
 
-pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch alone")
+# Up to 3.15; later ones refuse a recurrent layer with such a time axis in ONNX.
+open_in_onnx = pytest.mark.skipif(RELEASE >= (3, 16), reason="Keras refuses it")
 
 
-def exported(layer, folder, form, timesteps=5, **kwargs):
+def around(layer, timesteps=TIMESTEPS):
+    return keras.Sequential([keras.Input((timesteps, FEATURES)), layer])
+
+
+def exported(model, folder, form, **kwargs):
+    """The file that `model.export` writes, as a function of arrays."""
     if not all(importlib.util.find_spec(package) for package in NEEDED[form]):
         pytest.skip(f"without {NEEDED[form]}")
-    model = keras.Sequential([keras.Input((timesteps, FEATURES)), layer])
-    model(X)
-    path = str(folder / f"model.{'pt2' if form == 'torch' else form}")
+    path = str(folder / f"model.{ENDINGS[form]}")
     model.export(path, format=form, verbose=False, **kwargs)
-    if form == "torch":
-        import torch
+    return {"onnx": on_onnx, "openvino": on_openvino, "torch": on_torch}[form](path)
 
-        program = torch.export.load(path).module()
-        return model, lambda x: program(torch.from_numpy(x))
+
+def on_onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    name = session.get_inputs()[0].name
-    return model, lambda x: session.run(None, {name: x})[0]
+    names = [each.name for each in session.get_inputs()]
+    return lambda *xs: session.run(None, dict(zip(names, xs, strict=True)))
 
 
-@pytest.mark.parametrize("form", NEEDED)
-def test_runs_from_the_owned_states(form, tmp_path):
-    layer = InitStateLSTM(UNITS, initial_state=0.5)
-    model, call = exported(layer, tmp_path, form, input_signature=SPEC)
-    assert_same(call(X), model(X), tolerance=1e-5)
+def on_openvino(path):
+    import openvino
+
+    compiled = openvino.compile_model(path, "CPU")
+    return lambda *xs: list(compiled(xs).values())
+
+
+def on_torch(path):
+    import torch
+
+    program = torch.export.load(path).module()
+
+    def call(*xs):
+        tensors = list(map(torch.from_numpy, xs))
+        return keras.tree.flatten(program(tensors if len(xs) > 1 else tensors[0]))
+
+    return call
+
+
+def operations(path):
+    import onnx
+
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def of_several_kinds():
+    """A model of layers that start from a value, a mean, and a context."""
+    x, context = keras.Input(X.shape[1:]), keras.Input(CONTEXT.shape[1:])
+    outputs = [
+        InitStateLSTM(UNITS, initial_state=[0.5, "trainable"])(x),
+        InitStateLSTM(UNITS, initial_state=Sampled(0.3, 0.1))(x),
+        InitStateLSTM(UNITS, initial_state=Conditional(keras.layers.Dense(UNITS)))(
+            x, context=context
+        ),
+    ]
+    model = keras.Model([x, context], outputs)
+    for index, weight in enumerate(model.weights):
+        weight.assign(normal(*weight.shape, seed=index))
+    return model
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_holds_every_kind_of_state_for_any_batch_size(form, tmp_path):
+    model = of_several_kinds()
+    want = model([X, CONTEXT])
+    call = exported(model, tmp_path, form)
+    assert_same(call(X, CONTEXT), want, CLOSE)
+    assert_same(call(X[:2], CONTEXT[:2]), [each[:2] for each in want], CLOSE)
+
+
+def test_torch_export_holds_every_kind_of_state_for_one_batch_size(tmp_path):
+    model = of_several_kinds()
+    specs = [keras.InputSpec(shape=x.shape, dtype="float32") for x in (X, CONTEXT)]
+    call = exported(model, tmp_path, "torch", input_signature=[specs])
+    assert_same(call(X, CONTEXT), model([X, CONTEXT]), CLOSE)
 
 
 def test_torch_export_has_a_batch_size_of_one_if_none_is_given(tmp_path):
-    layer = InitStateLSTM(UNITS, initial_state=0.5)
-    model, call = exported(layer, tmp_path, "torch")
-    assert_same(call(X[:1]), model(X[:1]), tolerance=1e-5)
+    model = around(InitStateLSTM(UNITS, initial_state=0.5))
+    call = exported(model, tmp_path, "torch")
+    assert_same(call(X[:1]), [model(X[:1])], CLOSE)
     with pytest.raises(AssertionError, match="Guard failed"):
         call(X)
 
 
-def test_onnx_takes_any_batch_size(tmp_path):
-    layer = InitStateLSTM(UNITS, initial_state=0.5)
-    model, call = exported(layer, tmp_path, "onnx")
-    for x in (X, X[:2]):
-        assert_same(call(x), model(x), tolerance=1e-5)
+def test_onnx_refuses_a_model_that_was_never_called(tmp_path):
+    model = around(InitStateLSTM(UNITS, initial_state=0.5))
+    with pytest.raises(ValueError, match="has never called"):
+        exported(model, tmp_path, "onnx")
+    call = exported(model, tmp_path, "onnx", input_signature=ROWS)
+    assert_same(call(X), [model(X)], CLOSE)
+
+
+# An unknown number of timesteps.
+
+NATIVE = {
+    "LSTM": InitStateLSTM,
+    "GRU": InitStateGRU,
+    "RNN": InitStateSimpleRNN,
+}
+
+
+@open_in_onnx
+@pytest.mark.parametrize("node", NATIVE)
+def test_onnx_takes_any_length_where_the_native_kernel_runs(node, tmp_path):
+    model = around(NATIVE[node](UNITS, initial_state=0.5), timesteps=None)
+    model(X)
+    call = exported(model, tmp_path, "onnx")
+    for x in (X, X[:2, :2]):
+        assert_same(call(x), [model(x)], CLOSE)
+    assert node in operations(tmp_path / "model.onnx")
+
+
+def test_openvino_takes_a_gru_in_keras_loop_alone(tmp_path):
+    layer = InitStateGRU(UNITS, initial_state=0.5)
+    model = around(layer)
+    with pytest.raises(Exception, match="fully converted"):
+        exported(model, tmp_path, "openvino")
+    layer.use_fused = False
+    assert_same(exported(model, tmp_path, "openvino")(X), [model(X)], CLOSE)
+
+
+class Masked(keras.layers.Layer):
+    """A layer that is called with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = InitStateLSTM(UNITS, initial_state=0.5)
+
+    def call(self, x):
+        return self.lstm(x, mask=x[:, :, 0] > 0)
+
+
+IN_A_LOOP = {
+    "use_fused=False": lambda: InitStateLSTM(UNITS, initial_state=0.5, use_fused=False),
+    "mask": Masked,
+    "cell": lambda: InitStateRNN(keras.layers.LSTMCell(UNITS), initial_state=0.5),
+}
+
+
+@open_in_onnx
+@pytest.mark.parametrize("make", IN_A_LOOP)
+def test_onnx_of_keras_loop_needs_the_length(make, tmp_path):
+    """What is traced of a loop in Python is right for one number of timesteps."""
+    model = around(IN_A_LOOP[make](), timesteps=None)
+    model(X)
+    with pytest.raises(ValueError, match="a known number of timesteps"):
+        exported(model, tmp_path, "onnx")
+    assert not list(tmp_path.iterdir())
+    if make == "use_fused=False":
+        call = exported(model, tmp_path, "onnx", input_signature=ROWS)
+        assert_same(call(X), [model(X)], CLOSE)
+
+
+def test_openvino_of_keras_loop_needs_the_length(tmp_path):
+    model = around(IN_A_LOOP["use_fused=False"](), timesteps=None)
+    with pytest.raises(ValueError, match="a known number of timesteps"):
+        exported(model, tmp_path, "openvino")
+    call = exported(model, tmp_path, "openvino", input_signature=ROWS)
+    assert_same(call(X), [model(X)], CLOSE)
+
+
+@pytest.mark.skipif(RELEASE < (3, 16), reason="Keras lets it pass")
+def test_keras_refuses_an_unknown_length_in_onnx(tmp_path):
+    model = around(InitStateLSTM(UNITS, initial_state=0.5), timesteps=None)
+    model(X)
+    with pytest.raises(ValueError, match="dynamic time dimension"):
+        exported(model, tmp_path, "onnx")
+
+
+@open_in_onnx
+def test_keras_lstm_of_unknown_length_is_wrong_in_onnx(tmp_path):
+    model = around(keras.layers.LSTM(UNITS), timesteps=None)
+    model(X)
+    (got,) = exported(model, tmp_path, "onnx")(X)
+    assert np.abs(got - model(X).detach().numpy()).max() > 100 * CLOSE
+
+
+# Draws.
 
 
 def test_onnx_refuses_to_draw(tmp_path):
-    layer = InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample"))
+    model = around(InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample")))
+    model(X)
     with pytest.raises(ValueError, match="ONNX file can't draw an initial state"):
-        exported(layer, tmp_path, "onnx")
+        exported(model, tmp_path, "onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_torch_export_refuses_to_draw(tmp_path):
-    """By PyTorch, which can't trace the generator that Keras makes of a seed."""
-    layer = InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample"))
-    with pytest.raises(RuntimeError):
-        exported(layer, tmp_path, "torch", input_signature=SPEC)
+@pytest.mark.parametrize("form", ["openvino", "torch"])
+def test_pytorch_refuses_to_draw(form, tmp_path):
+    """It can't trace the generator that Keras makes of a seed, or sees two draws."""
+    model = around(InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample")))
+    with pytest.raises(Exception, match="Failed to export|Graphs differed"):
+        exported(model, tmp_path, form, input_signature=SPEC)
+
+
+# What Keras needs other packages for.
+
+
+@pytest.mark.parametrize(
+    ("form", "ending", "package"),
+    [("tf_saved_model", "", "tensorflow"), ("litert", ".tflite", "litert_torch")],
+)
+def test_a_format_of_another_framework_names_it(form, ending, package, tmp_path):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    model = around(InitStateLSTM(UNITS, initial_state=0.5))
+    name = package.replace("_", "-")
+    with pytest.raises(ImportError, match=f"{name}"):
+        model.export(tmp_path / f"model{ending}", format=form, verbose=False)
+
+
+# Streams. `test_traces.py` has stateful layers.
+
+
+@pytest.mark.parametrize(
+    ("form", "timesteps"),
+    [
+        pytest.param("onnx", None, marks=open_in_onnx),
+        ("onnx", 1),
+        ("openvino", None),
+        ("torch", 1),
+    ],
+)
+def test_states_as_inputs(form, timesteps, tmp_path):
+    lstm = InitStateLSTM(
+        UNITS, initial_state="trainable", return_sequences=True, name="lstm"
+    )
+    dense = keras.layers.Dense(1)
+    model = keras.Sequential([keras.Input((timesteps, FEATURES)), lstm, dense])
+    lstm.assign_initial_state(list(normal(2, UNITS)))
+    stream, states = with_states_as_inputs(model, BATCH)
+    stream.predict_on_batch([X[:, :1], *states])
+    specs = [(BATCH, 1, FEATURES), (BATCH, UNITS), (BATCH, UNITS)]
+    specs = [keras.InputSpec(shape=shape, dtype="float32") for shape in specs]
+    kwargs = {} if timesteps is None else {"input_signature": [specs]}
+    call = exported(stream, tmp_path, form, **kwargs)
+    lengths = [1] * TIMESTEPS if timesteps else [2, 1]
+    outputs = []
+    for x in np.split(X, np.cumsum(lengths)[:-1], axis=1):
+        # What comes out of one call goes into the next as it is.
+        output, *states = [
+            np.asarray(each.detach() if form == "torch" else each)
+            for each in call(np.ascontiguousarray(x), *states)
+        ]
+        outputs.append(output)
+    reference = keras.layers.LSTM(UNITS, return_sequences=True)
+    reference.build(X.shape)
+    reference.set_weights(lstm.cell.get_weights())
+    starts = [np.tile(row, (BATCH, 1)) for row in normal(2, UNITS)]
+    want = dense(reference(X, initial_state=starts))
+    assert_same(np.concatenate(outputs, 1), want, CLOSE)
