@@ -77,7 +77,7 @@ test-floor test-newest: test-%: .venv-%/ready
 	touch $@
 
 .venv-jax/ready .venv-torch/ready: .venv-%/ready: pyproject.toml .venv-%/bin/python
-	.venv-$*/bin/pip install --quiet --editable '.[test-core]' '$($*)'
+	.venv-$*/bin/pip install --quiet --editable '.[test-$*]' '$($*)'
 	touch $@
 
 .venv-jax/bin/python .venv-torch/bin/python: .venv-%/bin/python:
