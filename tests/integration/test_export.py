@@ -5,6 +5,7 @@ import ast
 import bisect
 import calendar
 import collections
+import importlib.util
 import inspect
 
 import keras
@@ -161,6 +162,14 @@ class TestSavedModel:
             model.export(tmp_path / "model", verbose=False)
             exported = tf.saved_model.load(str(tmp_path / "model"))
             assert_same(exported.serve(x), want, tolerance=1e-6)
+
+    def test_takes_any_size(self, tmp_path):
+        layer = InitStateLSTM(UNITS, initial_state=0.5)
+        model = keras.Sequential([keras.Input((None, FEATURES)), layer])
+        model.export(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / "model"))
+        for x in (X, X[:2, :3]):
+            assert_same(loaded.serve(x), model(x), tolerance=CLOSE)
 
     @pytest.mark.parametrize("use_fused", ["auto", True])
     def test_holds_nothing_compiled_unless_asked_to(self, use_fused, tmp_path):
@@ -345,6 +354,59 @@ class TestONNX:
                 run_onnx(path, X)
         else:
             assert_same(run_onnx(path, X), run_onnx(path, X))
+
+
+has_openvino = pytest.mark.skipif(
+    RELEASE < (3, 12) or not importlib.util.find_spec("openvino"),
+    reason="an older Keras, or no OpenVINO",
+)
+
+
+@has_openvino
+@pytest.mark.parametrize("make", MAKERS)
+def test_openvino_refuses_the_loop_of_keras(make, tmp_path):
+    model = keras.Sequential([keras.Input((3, FEATURES)), make("LSTM")])
+    with pytest.raises(Exception, match="No conversion rule.*TensorList"):
+        model.export(str(tmp_path / "model.xml"), format="openvino", verbose=False)
+
+
+@has_openvino
+def test_openvino_runs_what_is_unrolled(tmp_path):
+    import openvino
+
+    x = keras.Input((3, FEATURES), name="x")
+    context = keras.Input((6,), name="context")
+    outputs = [
+        InitStateLSTM(UNITS, unroll=True, initial_state=[0.5, "trainable"])(x),
+        ours("LSTM", "conditional", unroll=True)(x, context=context),
+    ]
+    model = keras.Model([x, context], outputs)
+    for index, weight in enumerate(model.weights):
+        weight.assign(normal(*weight.shape, seed=index))
+    path = str(tmp_path / "model.xml")
+    model.export(path, format="openvino", verbose=False)
+    compiled = openvino.compile_model(path, "CPU")
+    for rows in (BATCH, 2):
+        inputs = [X[:rows, :3], CONTEXT[:rows]]
+        got = list(compiled({"x": inputs[0], "context": inputs[1]}).values())
+        # After what the model returns, OpenVINO returns parts of its graph.
+        assert_same(got[:2], model(inputs), tolerance=CLOSE)
+
+
+@pytest.mark.skipif(RELEASE < (3, 15), reason="Keras writes none before 3.15")
+def test_the_format_of_pytorch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="requires PyTorch backend"):
+        around(ours("LSTM")).export(tmp_path / "model.pt2", format="torch")
+
+
+def test_onnx_refuses_a_model_that_was_never_called(tmp_path):
+    model = around(InitStateLSTM(UNITS, initial_state=0.5))
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match="has never called"):
+        model.export(path, format="onnx", verbose=False)
+    spec = [keras.InputSpec(shape=(None, *X.shape[1:]), dtype="float32")]
+    model.export(path, format="onnx", verbose=False, input_signature=spec)
+    assert_same(run_onnx(path, X), [model(X)], tolerance=CLOSE)
 
 
 # LiteRT.

@@ -87,6 +87,15 @@ def signed_onnx(model, folder):
     return onnx_file(model, folder, **signed)
 
 
+def openvino_file(model, folder):
+    import openvino
+
+    path = str(folder / "model.xml")
+    model.export(path, format="openvino", verbose=False, **signed)
+    compiled = openvino.compile_model(path, "CPU")
+    return lambda _: compiled([X])[0]
+
+
 # What makes something that is called with X, from a model whose stream it can't carry.
 TRACES = {
     "tensorflow": {},
@@ -99,6 +108,11 @@ TRACES = {
 }[BACKEND]
 if BACKEND == "torch" and installed("onnx", "onnxscript", "onnxruntime"):
     TRACES |= {"onnx": signed_onnx, "onnx by TorchScript": onnx_by_torchscript}
+
+if BACKEND == "torch" and installed("openvino", "scipy"):
+    TRACES["openvino"] = openvino_file
+if BACKEND == "jax" and installed("jax2onnx", "onnxruntime"):
+    TRACES["onnx"] = signed_onnx
 
 # What returns nothing that could be called.
 LOOKS = {
