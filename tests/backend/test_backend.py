@@ -133,3 +133,16 @@ carried = keras.ops.convert_to_numpy(layer.states[0])
 print(bool((carried != 0).all()), layer.h0.value.value.grad is not None)
 """
     assert in_a_fresh_process(script).split() == ["True", "True"]
+
+
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("tensorflow")), reason="TensorFlow is installed"
+)
+def test_logs_for_tensorboard_need_tensorflow(tmp_path):
+    layer = keras_init_lstm.InitStateLSTM(2, initial_state="trainable")
+    model = keras.Sequential([keras.Input((5, 3)), layer])
+    model.compile("sgd", "mse")
+    x, y = np.ones((2, 5, 3), "float32"), np.ones((2, 2), "float32")
+    callback = keras_init_lstm.callbacks.LogInitialState(tmp_path)
+    with pytest.raises(ImportError, match="tensorflow"):
+        model.fit(x, y, verbose=0, callbacks=[callback])
