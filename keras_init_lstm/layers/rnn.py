@@ -27,6 +27,10 @@ from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.initial_states.owned import OwnedStates, kinds_of
+from keras_init_lstm.layers._attributes import (
+    check_may_be_deleted,
+    replace_attribute,
+)
 from keras_init_lstm.layers._call import (
     TakesContext,
     building,
@@ -70,13 +74,13 @@ InitialStateArgument: TypeAlias = (
 class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     """Recurrent layer around any cell that owns its initial state.
 
-    It is `keras.layers.RNN` but for what a sequence starts from: states that the
-    layer owns and repeats for each row of the batch,
+    It is `keras.layers.RNN` except for the initial states: the layer owns them, and
+    broadcasts them to any batch size,
 
         InitStateRNN(cell)(x) == RNN(cell)(x, initial_state=states)
 
-    with `states` the owned ones tiled to `(batch, units)`. Without `initial_state` it
-    has the weights, the outputs and the summary of an `RNN`. `InitStateLSTM`,
+    with `states` the owned states as tensors `(batch, units)`. Without `initial_state`
+    it has the weights, the outputs and the summary of an `RNN`. `InitStateLSTM`,
     `InitStateGRU` and `InitStateSimpleRNN` are subclasses of it.
 
     Args:
@@ -87,18 +91,18 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         stateful: As in `keras.layers.RNN`; see "Stateful streams".
         unroll: As in `keras.layers.RNN`.
         zero_output_for_mask: As in `keras.layers.RNN`.
-        initial_state: What each sequence starts from. One entry, used for every
-            state (each then owns its own variables), or a list that is nested as the
-            cell's `state_size`, in which one entry may stand for all the states of a
-            cell. An entry is one of:
+        initial_state: The initial states. One entry, used for every state (each then
+            owns its own variables), or a list that is nested as the cell's
+            `state_size`, in which one entry may stand for all the states of a cell. An
+            entry is one of:
 
-            - `None` or `"zeros"`: what the cell starts from by itself, which is zeros
-              unless it has a `get_initial_state()` of its own.
+            - `None` or `"zeros"`: the initial state of the cell, which is zeros unless
+              the cell has a custom `get_initial_state()`.
             - A number or an array of shape `(units,)`: `Fixed` at that value.
             - `"fixed"`, `"sampled"` or `"trainable"`: the object with its defaults.
-            - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, or one of
-              another subclass of `InitialState`, which is copied; the layer's own are
-              in `layer.initial_state`, in the order of `layer.state_names`.
+            - A `Fixed`, `Sampled`, `Trainable` or `Conditional` object, or an object
+              of another subclass of `InitialState`. The layer makes a copy; the copies
+              are in `layer.initial_state`, in the order of `layer.state_names`.
 
             Defaults to `None`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
@@ -107,8 +111,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         sequences: A tensor `(batch, timesteps, features)`, or what the cell takes
             with a time axis at 1.
         initial_state: Tensors `(batch, units)`, nested as the cell's `state_size`, or
-            a single one if there is one state, that are used instead of the owned
-            states, for this call; `None`, or `None` as an entry, keeps the owned.
+            a single tensor if there is one state. They are used instead of the owned
+            states, for this call; `None`, or `None` as an entry, keeps the owned state.
             Pass `mask` too if there is one: Keras hands an implicit mask only to a
             layer called with a single tensor.
         mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is to be
@@ -119,8 +123,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             or a structure of them. Defaults to `None`.
         reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a new sequence
             begins: the row returns to its owned initial state before that timestep is
-            read. Or `(batch,)`, for what is read first. See "Sequences that follow
-            each other". Defaults to `None`.
+            read. Or `(batch,)`, for the timestep that is read first. See "Several
+            sequences in a row". Defaults to `None`.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
@@ -139,20 +143,20 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             the stream that the layer carries.
 
     Stateful streams:
-        As with `InitStateLSTM`.
+        As in `InitStateLSTM`.
 
-    Sequences that follow each other:
-        With `reset_mask` the sequences of a row are read as if each were a row by
-        itself: outputs, last states and gradients are the same. A learned state gets
-        the gradient of every sequence, a `Sampled` one is drawn anew for each, and a
-        `Conditional` one is computed from the context of the row, or with
-        `over_time=True` from that of the timestep. What is carried by a stream, or
-        given as `initial_state`, is what the timesteps before the first `True` of a
-        row start from. A masked timestep carries the state on, but a restart there
-        still counts. With `go_backwards=True`, and so in the backward layer of an
-        `InitStateBidirectional`, each sequence is read from its own end. cuDNN can't
-        restart: where a `(batch, timesteps)` is given, Keras's own loop runs on a GPU.
-        `keras_init_lstm.streams.pack()` lays sequences out that way.
+    Several sequences in a row:
+        With `reset_mask` each sequence of a row is read as if it were alone in a row:
+        outputs, last states and gradients are the same. A learned state gets the
+        gradient of every sequence, a `Sampled` state is drawn for each sequence, and a
+        `Conditional` state is computed from the context of the row, or with
+        `over_time=True` from the context of the timestep. The timesteps before the
+        first `True` of a row start from the carried state of a stream, or from the
+        given `initial_state`. A masked timestep keeps the state, but a reset at a
+        masked timestep still counts. With `go_backwards=True`, also in the backward
+        layer of an `InitStateBidirectional`, each sequence is read from its own end.
+        cuDNN can't reset: with a mask `(batch, timesteps)`, Keras's own loop runs on a
+        GPU. `keras_init_lstm.streams.pack()` makes such rows.
 
     Example:
     >>> cells = [keras.layers.LSTMCell(4), keras.layers.GRUCell(3)]
@@ -163,7 +167,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     ('cell0_h0', 'cell0_c0', 'cell1_h0')
     """
 
-    # The layer of Keras that this one is but for its initial state.
+    # The layer of Keras that this one equals except for its initial state.
     keras_layer: ClassVar[type[keras.layers.RNN]] = keras.layers.RNN
 
     def __init__(
@@ -192,7 +196,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         self._make_owned_states(initial_state)
 
     def _make_owned_states(self, initial_state: InitialStateArgument) -> None:
-        """Ends every constructor: makes what the layer owns of its states."""
+        """Ends every constructor: makes the owned states."""
         if getattr(keras.config, "is_nnx_enabled", bool)():
             raise ValueError(
                 "The layers of this package don't work in the NNX mode of Keras: Flax "
@@ -220,76 +224,13 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             return kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not hasattr(self, "_owned"):
-            super().__setattr__(name, value)
-        elif name == "initial_state" or name in self.state_names:
-            self._replace_initial_state(name, value)
-        elif name == "cell":
-            self._replace_cell(value)
-        elif name == "states":
-            raise ValueError(
-                f"The attribute `states` of {self.name} can't be set. Call "
-                "`reset_states(states=...)`, which lets a stateful layer start from "
-                f"given states. Received: states={described(value)}"
-            )
-        elif name == "stateful" and value and self.built and not self._running_stream:
-            raise ValueError(
-                f"The attribute `stateful` of {self.name}, which is built, can't be "
-                "set. `as_stateful(model, batch_size)` makes a stateful copy of a "
-                f"model. Received: stateful={described(value)}"
-            )
-        else:
+        # While Keras's constructor runs, the layer owns nothing yet.
+        if not (hasattr(self, "_owned") and replace_attribute(self, name, value)):
             super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name == "states" or name in self.state_names:
-            raise AttributeError(
-                f"The attribute `{name}` of {self.name} can't be deleted."
-                + ("" if name == "states" else " Set it to None for zeros.")
-            )
+        check_may_be_deleted(self, name)
         super().__delattr__(name)
-
-    @property
-    def _is_built_in_part(self) -> bool:
-        # States may be built, and a stream may have begun, before their layer is.
-        any_kind = any(kind is not None and kind.built for kind in self.initial_state)
-        return self.built or any_kind or self._running_stream is not None
-
-    def _replace_cell(self, cell: Any) -> None:
-        # Keras refuses what is no cell, and tells the states of what is one.
-        rnn = keras.layers.RNN(cell, name=self.name)
-        layout, kinds, replaced = StateLayout.of(rnn), self.initial_state, self.cell
-        initial_state = self._layout.pack(kinds) if any(kinds) else None
-        if not self._is_built_in_part:
-            self._kinds_of(layout, initial_state)  # What is refused changes nothing.
-        elif layout.state_size != self._layout.state_size:
-            raise ValueError(
-                f"The attribute `cell` of {self.name}, whose states are built, can't "
-                "be set to a cell with other states. Expected: "
-                f"state_size={self._layout.state_size}. "
-                f"Received: {described(cell)} with state_size={layout.state_size}"
-            )
-        super().__setattr__("cell", rnn.cell)
-        if rnn.cell is not replaced:
-            forget_layer(self, replaced)
-        self.state_size, self.single_state = rnn.state_size, rnn.single_state
-        if not self._is_built_in_part:
-            self._make_owned_states(initial_state)
-
-    def _replace_initial_state(self, name: str, value: Any) -> None:
-        kinds = list(self.initial_state)
-        if self._is_built_in_part:
-            raise ValueError(
-                f"The attribute `{name}` of {self.name}, which is built, can't be set. "
-                "`assign_initial_state()` overwrites the values that it owns, and "
-                "`from_keras(layer, initial_state)` makes a layer with other initial "
-                f"states. Received: {name}={described(value)}"
-            )
-        if name == "initial_state":
-            self._make_owned_states(value)
-        else:
-            kinds[self.state_names.index(name)] = value
-            self._make_owned_states(self._layout.pack(kinds))
 
     @property
     def _stream_in_use(self) -> Stream | None:
@@ -304,27 +245,29 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     ) -> Self:
         """Takes over a layer of Keras, with its weights.
 
-        The layer itself is left as it is, and shares nothing with the new one. Its
-        cell may be of a class that is not registered with Keras. While the states are
-        zero, outputs are equal to the last bit, for which `InitStateLSTM` is made with
+        `layer` is left unchanged, and shares nothing with the new layer. Its cell may
+        be of a class that is not registered with Keras. While the states are zero,
+        outputs are bit-identical. For that, `InitStateLSTM` is made with
         `use_fused=False`: pass `use_fused="auto"`, or set the attribute later.
 
         Args:
-            layer: A layer of Keras 3, built or not: of `InitStateLSTM` an `LSTM`, of
-                `InitStateGRU` a `GRU`, of `InitStateSimpleRNN` a `SimpleRNN`, of
-                `InitStateRNN` an `RNN`; or one of this package.
-            initial_state: As in the constructor. `None` means zeros, as in `layer`,
-                and of a layer of this package the owned states. Defaults to `None`.
-            **kwargs: Arguments of the constructor, in place of those of `layer`.
+            layer: A layer of Keras 3, built or not: an `LSTM` for `InitStateLSTM`, a
+                `GRU` for `InitStateGRU`, a `SimpleRNN` for `InitStateSimpleRNN`, an
+                `RNN` for `InitStateRNN`; or a layer of this package.
+            initial_state: As in the constructor. `None` means zeros, as in `layer`;
+                for a layer of this package it means the owned states. Defaults to
+                `None`.
+            **kwargs: Arguments of the constructor that replace the arguments of
+                `layer`.
 
         Returns:
-            A layer of the same name, built if `layer` is, which goes on with its
-            stream if it is stateful. What is frozen stays so: with the whole layer,
-            its initial states too. To learn only these, freeze `layer.cell` instead.
+            A layer of the same name, built if `layer` is. If it is stateful, it
+            continues the stream. What is frozen stays frozen: in a frozen layer, the
+            initial states too. To learn only these, freeze `layer.cell` instead.
 
         Raises:
-            ValueError: If `layer` is of another class, or of a subclass that computes
-                something of its own.
+            ValueError: If `layer` is of another class, or of a subclass with its own
+                computation.
 
         Example:
         >>> lstm = keras.layers.LSTM(4)
@@ -370,8 +313,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
 
     @property
     def initial_state(self) -> tuple[InitialState | None, ...]:
-        """The objects that own the initial states, in order; `None` for zeros."""
-        # A tuple: an entry set in a list would be lost. Set the whole, or `layer.h0`.
+        """The objects that own the initial states, in order; `None` means zeros."""
+        # A tuple, since an entry that is set in a list would be lost.
         return tuple(self._owned.kinds)
 
     @property
@@ -453,7 +396,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     ) -> Any:
         check_loop(self, sequences, mask, training, super().inner_loop)
         stream = self._stream_in_use
-        # Of calls from several threads each goes on from the one before.
+        # Calls from several threads run one after the other.
         with stream.lock if stream else contextlib.nullcontext():
             if stream is not None:
                 backend.check_runs_once(
@@ -482,7 +425,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         context: Any,
         reset_mask: Any,
     ) -> tuple[list[Any], list[Any]]:
-        """What the rows of a call start from, and what from if they restart."""
+        """The states that the rows of a call start from, and the ones of a reset."""
         batch_size, timesteps = ops.shape(sequences)[:2]
         explicit = self._layout.tensors(explicit, batch_size, at_run_time=True)
         context = unwrapped(context)
@@ -530,10 +473,10 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
 
         Returns:
             List of tensors `(batch_size, units)` of dtype `compute_dtype`, nested as
-            the cell's `state_size`; of an LSTM, h and c.
+            the cell's `state_size`; for an LSTM, h and c.
 
         Raises:
-            ValueError: If `batch_size` is none, or if `context` is missing, or not
+            ValueError: If `batch_size` is not one, or if `context` is missing, or not
                 used by any state.
         """
         check_batch_size(batch_size)
@@ -550,11 +493,11 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         """Overwrites the owned initial states.
 
         Args:
-            states: List of arrays (of an LSTM, h and c), nested as the cell's
-                `state_size`, each of shape `(units,)`, or `(batch, units)`, of which
-                the mean over the batch is taken: the final states of one layer can
-                start another. `None` as an entry leaves that state. Of a `Sampled`
-                state, the mean is overwritten.
+            states: List of arrays (for an LSTM, h and c), nested as the cell's
+                `state_size`, each of shape `(units,)` or `(batch, units)`. The mean is
+                taken over the batch, so the final states of one layer can be the
+                initial state of another. `None` as an entry leaves that state
+                unchanged. For a `Sampled` state, the mean is overwritten.
 
         Raises:
             ValueError: If an array is of another shape or not finite, or if the

@@ -509,12 +509,23 @@ def _tensor_array(tensor: tf.Tensor) -> tf.TensorArray:
 
 
 def _loop(timesteps: Any, step: Callable, carried: tuple) -> Sequence:
+    def body(t: tf.Tensor, *carried: Any) -> tuple:
+        return t + 1, *map(_with_known_shape, step(t, *carried), carried)
+
     return tf.while_loop(
         lambda t, *_: t < timesteps,
-        lambda t, *carried: (t + 1, *step(t, *carried)),
+        body,
         (tf.constant(0), *carried),
         maximum_iterations=timesteps,
     )[1:]
+
+
+def _with_known_shape(new: Any, old: Any) -> Any:
+    # The batch size may be known of a gradient, and not of what the loop reads: for
+    # TensorFlow, one row and an unknown number of rows make an unknown number.
+    if isinstance(old, tf.TensorArray):
+        return new
+    return tf.ensure_shape(new, old.shape)
 
 
 def _unrolled(timesteps: int, step: Callable, carried: tuple) -> Sequence:

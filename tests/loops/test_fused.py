@@ -376,6 +376,17 @@ def test_differentiated_twice_by_one_tensor_that_is_both_states():
 
 
 class TestBatches:
+    @pytest.mark.parametrize("make", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    def test_of_one_row_after_others(self, make):
+        layer = make(UNITS, use_fused=True)
+        for rows in (4, 3):  # From then on the loop forgets the number of rows.
+            layer(batch(rows), training=True)
+        x, found = batch(1), []
+        for each in (layer, reference_of(layer)):
+            step = tf.function(functools.partial(of_weights_and_inputs, each))
+            found.append(step(tf.constant(x), training=True))
+        assert_same(*found, tolerance=1e-5)
+
     @given(st.integers(0, 5000), st.integers(0, 5000))
     def test_their_sizes_are_rounded_up_to_few(self, rows, other):
         rounded = fused_loop.rounded_up(rows)

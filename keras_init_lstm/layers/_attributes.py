@@ -1,0 +1,92 @@
+"""Attributes of a layer that a user sets or deletes after its construction."""
+
+from typing import Any
+
+import keras
+
+from keras_init_lstm._checks import described
+from keras_init_lstm._keras import forget_layer
+from keras_init_lstm.initial_states.layout import StateLayout
+
+
+def replace_attribute(layer: Any, name: str, value: Any) -> bool:
+    """Sets an attribute whose change concerns the owned states or the stream.
+
+    Returns:
+        Whether it was set. If not, it is set like any attribute of a layer.
+
+    Raises:
+        ValueError: If it can't be set, or not any more. The layer is then unchanged.
+    """
+    if name == "initial_state" or name in layer.state_names:
+        _replace_initial_state(layer, name, value)
+        return True
+    if name == "cell":
+        _replace_cell(layer, value)
+        return True
+    if name == "states":
+        raise ValueError(
+            f"The attribute `states` of {layer.name} can't be set. Call "
+            "`reset_states(states=...)`, which lets a stateful layer start from "
+            f"given states. Received: states={described(value)}"
+        )
+    if name == "stateful" and value and layer.built and not layer._running_stream:
+        raise ValueError(
+            f"The attribute `stateful` of {layer.name}, which is built, can't be "
+            "set. `as_stateful(model, batch_size)` makes a stateful copy of a "
+            f"model. Received: stateful={described(value)}"
+        )
+    return False
+
+
+def check_may_be_deleted(layer: Any, name: str) -> None:
+    """Raises an `AttributeError` for a state, and for what is carried."""
+    if hasattr(layer, "_owned") and (name == "states" or name in layer.state_names):
+        raise AttributeError(
+            f"The attribute `{name}` of {layer.name} can't be deleted."
+            + ("" if name == "states" else " Set it to None for zeros.")
+        )
+
+
+def _replace_initial_state(layer: Any, name: str, value: Any) -> None:
+    if _is_built_in_part(layer):
+        raise ValueError(
+            f"The attribute `{name}` of {layer.name}, which is built, can't be set. "
+            "`assign_initial_state()` overwrites the values that it owns, and "
+            "`from_keras(layer, initial_state)` makes a layer with other initial "
+            f"states. Received: {name}={described(value)}"
+        )
+    if name != "initial_state":
+        kinds = list(layer.initial_state)
+        kinds[layer.state_names.index(name)] = value
+        value = layer._layout.pack(kinds)
+    layer._make_owned_states(value)
+
+
+def _replace_cell(layer: Any, cell: Any) -> None:
+    # Keras checks that it is a cell, and finds its states.
+    rnn = keras.layers.RNN(cell, name=layer.name)
+    layout, kinds, replaced = StateLayout.of(rnn), layer.initial_state, layer.cell
+    initial_state = layer._layout.pack(kinds) if any(kinds) else None
+    is_built = _is_built_in_part(layer)
+    if not is_built:
+        layer._kinds_of(layout, initial_state)  # An error changes nothing.
+    elif layout.state_size != layer._layout.state_size:
+        raise ValueError(
+            f"The attribute `cell` of {layer.name}, whose states are built, can't "
+            "be set to a cell with other states. Expected: "
+            f"state_size={layer._layout.state_size}. "
+            f"Received: {described(cell)} with state_size={layout.state_size}"
+        )
+    keras.layers.Layer.__setattr__(layer, "cell", rnn.cell)
+    if rnn.cell is not replaced:
+        forget_layer(layer, replaced)
+    layer.state_size, layer.single_state = rnn.state_size, rnn.single_state
+    if not is_built:
+        layer._make_owned_states(initial_state)
+
+
+def _is_built_in_part(layer: Any) -> bool:
+    # States may be built, and a stream may have begun, before their layer is.
+    any_kind = any(kind is not None and kind.built for kind in layer.initial_state)
+    return layer.built or any_kind or layer._running_stream is not None
