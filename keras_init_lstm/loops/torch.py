@@ -102,6 +102,7 @@ def may_be_exported(call: Call) -> bool:  # noqa: ARG001
     return False
 
 
+@torch.compiler.disable  # Dynamo compiles what is called where it broke the graph.
 def run(call: Call) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
     """Runs the loop of a call for which `check()` raises nothing.
 

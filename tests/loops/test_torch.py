@@ -1,6 +1,7 @@
 """PyTorch's native kernels, against a plain loop in float64."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -486,3 +487,23 @@ def test_what_does_not_fit_is_refused(cell):
     ):
         with pytest.raises(NotFusedError, match="do not fit|are not"):
             native.check(changed)
+
+
+def test_is_not_compiled_where_dynamo_has_broken_the_graph():
+    graphs = []
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    weights = torch.ones(3, 4), torch.ones(1, 4), torch.ones(4)
+    states = [torch.zeros(2, 1), torch.zeros(2, 1)]
+    call = Call("lstm", torch.ones(2, 5, 3), states, *weights)
+
+    @functools.partial(torch.compile, backend=compiler)
+    def broken(call):
+        torch._dynamo.graph_break()
+        return native.run(call)
+
+    assert torch.equal(broken(call)[1], native.run(call)[1])
+    assert not graphs
