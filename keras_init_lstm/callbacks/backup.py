@@ -156,13 +156,13 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch > 0 and self._backup is None:
             return
-        # On JAX, `self.model` is one that has been given its variables back, which a
-        # training step must not be.
+        # On JAX, to read `self.model` gives the variables their values back, which must
+        # not happen within a training step.
         model = self.model
         train_function = model.train_function
 
-        # Called by `fit()` once, with what it would train on: the state, on JAX alone,
-        # and an iterator, or on PyTorch a list of batches.
+        # `fit()` calls it once, with an iterator, or on PyTorch with a list of batches;
+        # on JAX the state comes before.
         def stand_in(*arguments: Any) -> Any:
             restore()
             *state, source = arguments
@@ -185,8 +185,8 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         self._batch += batches
         self._read += batches
         if self._backup is not None:
-            # At the very point at which it was saved, so that what callbacks did before
-            # that is in it, and those that come after do theirs again.
+            # At the point in the list of callbacks at which it was saved: the backup
+            # holds what the callbacks before did, and the ones after do theirs again.
             if self._batch >= self._backup.batch:
                 self._restore(self._backup)
                 self._backup = None
@@ -199,7 +199,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         if self._backup is not None:
             raise ValueError(
                 f"The data of `fit()` end before the batch at which the backup in "
-                f"{self.backup_dir} goes on. Expected at least {self._backup.batch} "
+                f"{self.backup_dir} continues. Expected at least {self._backup.batch} "
                 f"batches, as before. Received: {self._batch}"
             )
         if self.save_freq == "epoch":
@@ -230,15 +230,16 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         if source is self._source:
             if self.save_freq == "epoch":
                 raise ValueError(
-                    "Where the data of `fit(steps_per_epoch=...)` go on from epoch to "
-                    "epoch, argument `save_freq` must be a number of batches. "
+                    "Where the data of `fit(steps_per_epoch=...)` continue from epoch "
+                    "to epoch, argument `save_freq` must be a number of batches. "
                     'Received: "epoch"'
                 )
             return
         if self._went_on:
             raise ValueError(
-                "The data of `fit(steps_per_epoch=...)` must never end where they go "
-                "on from epoch to epoch: repeat them, or leave out `steps_per_epoch`. "
+                "The data of `fit(steps_per_epoch=...)` must never end where they "
+                "continue from epoch to epoch: repeat them, or leave out "
+                "`steps_per_epoch`. "
                 f"Received: data that ended after {self._read} batches"
             )
         self._source, self._read = source, 0
@@ -263,7 +264,8 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         """All that training changes, except metrics, which are reset each epoch."""
         optimizer = self.model.optimizer
         found = [*self.model.variables, *(optimizer.variables if optimizer else [])]
-        # The states of stateful layers, which not every backend has among the former.
+        # The states of stateful layers, which are not variables of every backend's
+        # model.
         for layer in layers_within(self.model):
             for state in keras.tree.flatten(getattr(layer, "states", None)):
                 if isinstance(state, CarriedState):

@@ -74,15 +74,20 @@ class InitialState(keras.layers.Layer):
     stddev: keras.Variable
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
-    # Not for type checkers, which would then accept any argument and any attribute.
+    # Type checkers must not see these two: they would then accept any argument and any
+    # attribute.
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> InitialState:
+            # A layer copies a kind once for each state, by a call with the same
+            # arguments. A configuration would not do, since it holds no lambda. Only
+            # here are the arguments seen of every subclass's constructor.
             kind = super().__new__(cls, *args, **named_arguments(kwargs))
             object.__setattr__(kind, "_made_with", (args, kwargs))
             return kind
 
         def __getattr__(self, name: str) -> Any:
+            # `value` and its like do not exist before `build()`: say so.
             classes = type(self).__mro__
             if any(name in vars(cls).get("__annotations__", ()) for cls in classes):
                 raise AttributeError(self._missing(name))
@@ -124,7 +129,7 @@ class InitialState(keras.layers.Layer):
         return None  # The layer that owns it builds it, also when it is loaded.
 
     def call(self, batch_size: Any, training: bool = False) -> Any:
-        """Returns the state that a batch starts from.
+        """Returns the initial states of a batch.
 
         Args:
             batch_size: Python integer or scalar integer tensor.
@@ -142,10 +147,10 @@ class InitialState(keras.layers.Layer):
         training: bool = False,
         context: Any = None,
     ) -> Any:
-        """Returns what rows restart from, where `reset_mask` says that they do.
+        """Returns the initial states of the sequences that begin within a batch.
 
-        By default rows restart from what they started from in the same call. A kind
-        that is drawn, or differs with time, says otherwise.
+        By default they equal the initial state of their row in the same call. A kind
+        that is drawn, or that differs with time, overrides this.
 
         Args:
             batch_size: As in `call()`.
@@ -160,10 +165,10 @@ class InitialState(keras.layers.Layer):
         return None
 
     def preview(self, batch_size: int) -> Any:
-        """Returns what a stream that has not begun yet shows as its state.
+        """Returns what a stream shows as its state before the first call.
 
-        It is looked at without a context, and must not draw: NaN for what takes a
-        context, else the `value` if one is owned, else the same as `call()`.
+        It has no context and must not draw: NaN for a kind that takes a context, else
+        the `value` if the kind owns one, else the same as `call()`.
 
         Args:
             batch_size: Python integer.
@@ -179,7 +184,7 @@ class InitialState(keras.layers.Layer):
     def copy(self, **kwargs: Any) -> Self:
         """Returns an unbuilt object with the same arguments, except for `kwargs`.
 
-        Unlike a way through `get_config()`, it takes any callable as an initializer.
+        Unlike `from_config(get_config())`, it takes any callable as an initializer.
         """
         args, given = self._arguments_of_copy()
         copied = type(self)(*args, **{**given, **kwargs})
@@ -191,9 +196,9 @@ class InitialState(keras.layers.Layer):
         return self._made_with
 
     def hand_over_to(self, other: Self) -> None:
-        """Gives a copy that was made from the configuration what that does not hold.
+        """Gives a copy from the configuration what a configuration does not hold.
 
-        Such as the weights of a layer that the constructor was given.
+        Such as the weights of an encoder that the constructor was given.
         """
 
     def __repr__(self) -> str:

@@ -196,6 +196,8 @@ def _block(
     if program.time_first:
         masks, inputs = _with_time_first(masks, inputs)
 
+    # TensorFlow has no other way to give a function a gradient. So the gradient, which
+    # can be differentiated too, is a second such function inside of the first.
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         # A tape of the caller would otherwise differentiate the compiled function.
