@@ -16,7 +16,7 @@ def make_parser(command, document):
 
     Args:
         command: Below `benchmarks`, as Python writes it.
-        document: The docstring of the command, of which `--help` shows the first line.
+        document: The docstring of the command. `--help` shows its first line.
     """
     return argparse.ArgumentParser(
         prog=f"python -m benchmarks.{command}", description=document.partition("\n")[0]

@@ -513,7 +513,7 @@ def batch_of(model):
             return rng.random(shape) > 0.4
         if x.dtype == "int32" or shape == (BATCH, TIMESTEPS):
             drawn = rng.integers(0, 5, shape)
-            drawn[1] = 0  # A sequence of which nothing is left.
+            drawn[1] = 0  # A sequence without a timestep that is read.
             return drawn.astype(x.dtype.name)
         values = rng.normal(size=shape)
         if len(shape) == 3:

@@ -78,7 +78,7 @@ class TwoSpeedCell(layers.Layer):
 
 
 class UnregisteredCell(layers.Layer):
-    """A cell of the user's own that Keras cannot find by its name."""
+    """A custom cell that Keras cannot find by its name."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -117,7 +117,7 @@ def recurrent(package, name, arguments):
 
 
 def _cell(name, given):
-    """Two cells of Keras, or one of a user's own."""
+    """Two cells of Keras, or a custom cell."""
     if name == "custom":
         return TwoSpeedCell(given["units"], dtype=given["dtype"])
     upper = {**given, "units": given["units"] + 1}
@@ -130,7 +130,7 @@ def sampled(*args, learned=False, **kwargs):
 
 
 class PerRow(InitialState):
-    """A kind of a user's own: it has a weight, but no value for each unit."""
+    """A custom kind: it has a weight, but no value for each unit."""
 
     def build(self, state_shape):
         super().build(state_shape)
@@ -159,7 +159,7 @@ def encoder(units=UNITS, **kwargs):
     return layers.Dense(units, bias_initializer="random_normal", **kwargs)
 
 
-# One layer of each kind, and that of Keras beside it.
+# One layer of each kind, and its layer of Keras.
 
 KINDS = [*STARTS, "conditional"]
 
@@ -498,7 +498,7 @@ if BACKEND == "tensorflow":  # Elsewhere the same code takes longer.
 
 
 def with_weights(model):
-    """The model, all of whose weights are drawn at random."""
+    """The model, with all weights drawn at random."""
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     return model

@@ -69,7 +69,7 @@ def across_loops(dtype="float32"):
 def nested(layer, states):
     """One state for each size, nested as the cell has them.
 
-    In lists of Python: those of a cell are tracked by Keras, and no tree to JAX.
+    In lists of Python: Keras tracks the lists of a cell, which JAX takes for leaves.
     """
     remaining = iter(states)
 
@@ -218,7 +218,7 @@ def gradients(call, watched, order=1):
 
 
 class HandedItsStates(keras.layers.Layer):
-    """A layer of Keras that is handed, at each call, states made of weights beside it.
+    """A layer of Keras that is handed, at each call, states made of its own weights.
 
     Args:
         rnn: The layer of Keras.

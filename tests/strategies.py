@@ -193,7 +193,7 @@ class Case:
     def misplaces_zeros(self):
         """Whether Keras puts zeros for a mask elsewhere than it says.
 
-        Its unrolled loops do so by the mask before it is reversed; on JAX, not at all.
+        Its unrolled loops use the mask before it is reversed, and on JAX no mask.
         """
         if self.mask is None or not self.arguments["zero_output_for_mask"]:
             return False
@@ -207,7 +207,7 @@ class Case:
         return BACKEND != "torch" or not fails
 
     def assert_same(self, got, expected):
-        """To the last bit; the fused loop rounds in another order."""
+        """Bit-identical, except for the fused loop, which rounds in another order."""
         fused = self.arguments.get("use_fused")
         assert_same(got, expected, self.tolerance if fused else 0)
 

@@ -121,7 +121,7 @@ class TestWithInitialState:
             with pytest.raises(ValueError, match="`where` must .*Received"):
                 with_initial_state(model, 0.5, where)
 
-    def test_a_stream_beside_what_is_chosen_goes_on(self):
+    def test_a_stream_next_to_what_is_chosen_continues(self):
         x = keras.Input(SHAPE[1:], batch_size=SHAPE[0])
         layer = InitStateLSTM(3, initial_state=0.5, stateful=True, name="running")
         h = layer(x), layers.LSTM(3, name="chosen")(x)

@@ -225,7 +225,7 @@ def test_two_lists_hold_the_layers_of_a_functional_model():
         assert vars(model)[name] == model.layers
 
 
-def test_a_mask_is_kept_beside_its_tensor():
+def test_a_mask_is_kept_with_its_tensor():
     assert _keras.mask_of(keras.Input((3,))) is None
     words = layers.Embedding(5, 2, mask_zero=True)(keras.Input((3,), dtype="int32"))
     assert tuple(_keras.mask_of(words).shape) == (None, 3)

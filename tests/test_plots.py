@@ -135,7 +135,7 @@ def in_plane(ax):
 def by_covariance(visits):
     """Whether two axes stand out, the projection on them, and their shares.
 
-    By the eigenvectors of the covariance, of which the largest entry is positive.
+    By the eigenvectors of the covariance, whose largest entries are positive.
     """
     centered = visits - visits.mean(axis=0)
     values, vectors = np.linalg.eigh(centered.T @ centered)

@@ -31,7 +31,7 @@ def mypy(script):
 def pyright(script):
     output = run("pyright", "--outputjson", "--pythonpath", sys.executable, str(script))
     # What `keras.ops` returns is inferred from all backends at once, and in Keras 3.10
-    # that of OpenVINO is no array.
+    # the result of OpenVINO is not an array.
     return {
         1 + each["range"]["start"]["line"]
         for each in json.loads(output)["generalDiagnostics"]

@@ -68,7 +68,7 @@ class Trainer:
     def passes(self, train, seed, rate, steps):
         """Trains from the current weights, and yields after each part of the steps.
 
-        The arguments are those of `fit`.
+        The arguments are the arguments of `fit`.
         """
         for variable, value in zip(
             self._optimizer.variables, self._optimizer_at_first, strict=True

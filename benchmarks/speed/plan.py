@@ -41,7 +41,7 @@ EXTRA_MODES = tuple(
     for way, sequences in (("eager", True), ("function", False))
     for action in ("inference", "training step")
 )
-# So small that the memory is only that of the graph and the compiler.
+# So small that nearly all memory belongs to the graph and the compiler.
 SMALL = Shape(1, 8, 1, 1)
 BUCKET_SHAPE = Shape(32, 80, 16, 64)
 GROWTH_SHAPE = Shape(32, 50, 32, 128)

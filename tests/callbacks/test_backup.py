@@ -187,7 +187,7 @@ class TestGoesOn:
         source = SOURCES[source]
         want, history = train(source=source)
         of_epoch = source().get("steps_per_epoch", BATCHES)
-        # Where data go on, once more, from where a run went on.
+        # Once more from the restored run, where the data continue.
         for epoch in [1] if of_epoch == BATCHES else [1, 2]:
             interrupted(backup, (epoch, 3), source=source)
         steps = Steps()
@@ -235,7 +235,7 @@ class TestGoesOn:
         assert_same(train(backup(), make=make)[0], want)
 
     @pytest.mark.parametrize("backup_first", [True, False])
-    def test_beside_callbacks_that_change_the_model(self, backup_first, backup):
+    def test_with_callbacks_that_change_the_model(self, backup_first, backup):
         class Meddle(ResetStates):
             """Neither can be done twice, or left out, without being seen."""
 

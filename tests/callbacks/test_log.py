@@ -135,7 +135,7 @@ class TestLog:
         assert list(found["model/rnn/h0/value/norm"]) == [0, 1, 2, 3]
 
     @pytest.mark.parametrize("update_freq", ["epoch", 1000])
-    def test_beside_the_callback_of_keras(self, update_freq, tmp_path):
+    def test_together_with_the_callback_of_keras(self, update_freq, tmp_path):
         board = keras.callbacks.TensorBoard(tmp_path, update_freq=update_freq)
         fit(small_model(), board, LogInitialState(tmp_path))
         assert events(tmp_path / "train")

@@ -398,7 +398,7 @@ class TestKinds:
 
 @keras.saving.register_keras_serializable("test_initial_states")
 class FromLayers(InitialState):
-    """A kind of a user's own that computes a state by layers without a `build()`."""
+    """A custom kind that computes a state by layers without a `build()`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -133,7 +133,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
 
 
 def with_endpoint(model, path, **endpoint):
-    """Writes a SavedModel that has a function of no inputs beside `serve`."""
+    """Writes a SavedModel that has a function without inputs next to `serve`."""
     archive = keras.export.ExportArchive()
     spec = keras.InputSpec(shape=X.shape, dtype="float32")
     archive.track_and_add_endpoint("serve", model, [spec])
@@ -209,7 +209,7 @@ class TestSavedModel:
         assert (to_numpy(loaded.serve(X)) != to_numpy(loaded.serve(X))).all()
 
     @pytest.mark.parametrize("make", MAKERS)
-    def test_has_an_endpoint_that_starts_a_stream_afresh(self, make, tmp_path):
+    def test_has_an_endpoint_that_resets_a_stream(self, make, tmp_path):
         model = of_a_stream(make)
         first, second = flat([model(X), model(X)])
 
@@ -218,15 +218,15 @@ class TestSavedModel:
             return tf.constant(True)  # What returns no tensor is no endpoint.
 
         loaded = with_endpoint(model, tmp_path / "model", reset=reset)
-        # The file goes on from where the stream is.
+        # The file continues from where the stream is.
         assert_same(loaded.serve(X), model(X), tolerance=CLOSE)
         for restart in (loaded.reset, loaded.signatures["reset"]):
             restart()
             assert_same(loaded.serve(X), first, tolerance=CLOSE)
             assert_same(loaded.serve(X), second, tolerance=CLOSE)
         keras_init_lstm.streams.reset_states(model)
-        afresh = with_endpoint(model, tmp_path / "afresh")
-        assert_same(afresh.serve(X), first, tolerance=CLOSE)
+        fresh = with_endpoint(model, tmp_path / "fresh")
+        assert_same(fresh.serve(X), first, tolerance=CLOSE)
         assert np.abs(first - second).max() > 100 * CLOSE
 
     @pytest.mark.parametrize("make", MAKERS)

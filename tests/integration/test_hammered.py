@@ -1,6 +1,6 @@
 """A layer called very often: no memory that grows, no trace after the first ones.
 
-`make hammer` runs the full numbers, and prints what they show beside Keras's LSTM.
+`make hammer` runs the full numbers, and prints the figures of Keras's LSTM as well.
 """
 
 import functools

@@ -118,7 +118,7 @@ class TestTraining:
 
     def test_a_stateful_model_in_fit(self):
         # With a learning rate only for the states: the loss of each epoch is then
-        # that of the stream from the states learned so far.
+        # the stream from the states learned so far.
         model = keras.Sequential(
             [
                 keras.Input(SHAPE[1:], batch_size=BATCH),

@@ -265,7 +265,7 @@ def lstm(**kwargs):
 
 
 class OfContext(InitialState):
-    """A kind of a user's own, that says nothing about restarts."""
+    """A custom kind that says nothing about restarts."""
 
     takes_context = True
 

@@ -414,7 +414,7 @@ class TestConfig:
 
 @keras.saving.register_keras_serializable("test_recurrent")
 class CellOfLayers(keras.layers.Layer):
-    """A cell of a user's own without a `build()`."""
+    """A custom cell without a `build()`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

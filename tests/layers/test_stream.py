@@ -1,4 +1,4 @@
-"""Stateful layers: what they carry from call to call, and how they start afresh."""
+"""Stateful layers: what they carry from call to call, and how they are reset."""
 
 import keras
 import numpy as np
@@ -69,7 +69,7 @@ def bad_states(data, layer):
 class Stream(RuleBasedStateMachine):
     """A stateful layer against one of Keras that is handed its state at every call.
 
-    `carried` is what the stream carries, NaN in the rows that start afresh.
+    `carried` is what the stream carries, NaN in the rows that are reset.
     """
 
     @initialize(
@@ -582,7 +582,7 @@ class TestResetStates:
         without = results([])
         assert np.any(np.asarray(without[1]) != np.asarray(first))
 
-    def test_validation_in_fit_and_the_epoch_after_it_start_afresh(self):
+    def test_validation_in_fit_and_the_epoch_after_it_are_reset(self):
         model = nested_model()
         model.layers[-1].rate = 0.0
         model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
@@ -636,7 +636,7 @@ class TestStatesOfALayer:
 
 
 class TestFit:
-    """A stream in `fit`, `evaluate` and `predict`, beside that of Keras's own LSTM."""
+    """A stream in `fit`, `evaluate` and `predict`, compared with Keras's LSTM."""
 
     x = normal(3 * BATCH, TIMESTEPS, FEATURES)
 
@@ -720,7 +720,7 @@ class TestFit:
         # and TensorFlow reports the one that it comes to first.
         model = self.model(layer, lambda _, outputs: keras.ops.mean(outputs))
         errors = (ValueError, tf.errors.InvalidArgumentError) if tf else ValueError
-        # In a graph of TensorFlow the words are those of a name.
+        # In a graph of TensorFlow the words are in the name of a node.
         message = rf"Expected.a.batch.size.of.{BATCH}.+as.in.+last.batch"
         with pytest.raises(errors, match=message):
             self.run(model, how, x=self.x[:-1])

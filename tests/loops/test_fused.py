@@ -599,7 +599,7 @@ class TestWhenItRuns:
             model.predict(batch(rows), batch_size=rows, verbose=0)
         assert 1 <= len(taken) <= 2
 
-    def test_not_beside_a_gpu(self, taken, monkeypatch):
+    def test_not_where_there_is_a_gpu(self, taken, monkeypatch):
         monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
         fused.available.cache_clear()
         try:
@@ -641,7 +641,7 @@ def of_any_batch(call):
 
 
 def without_its_parts(layer):
-    """A concrete function of another function, of which nothing else is left."""
+    """A concrete function of another function, which is deleted."""
 
     def concrete():
         inner = of_any_batch(layer)

@@ -1,4 +1,4 @@
-"""Precision policies, XLA and determinism in `fit`, beside Keras's LSTM."""
+"""Precision policies, XLA and determinism in `fit`, compared with Keras's LSTM."""
 
 import keras
 import numpy as np
@@ -28,13 +28,13 @@ def after_training(layer, policy, **compile_arguments):
 
 
 def case_of(*drawn):
-    """A case of values of which each may have marks."""
+    """A case of values, each of which may have marks."""
     values = [each.values[0] if hasattr(each, "marks") else each for each in drawn]
     marks = [mark for each in drawn for mark in getattr(each, "marks", ())]
     return pytest.param(*values, marks=marks)
 
 
-# Each policy, and each mode beside that with the most to go wrong.
+# Each policy, and each mode with the policy in which most can go wrong.
 CASES = [case_of("mixed_float16", mode) for mode in MODES]
 CASES += [case_of(policy, {}) for policy in ("float32", FLOAT64, "mixed_bfloat16")]
 

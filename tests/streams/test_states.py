@@ -41,26 +41,26 @@ NAMES = {
 
 class TestResetStatesByRows:
     @pytest.mark.parametrize("rows", [[0, 2], np.array([True, False, True, False])])
-    def test_these_rows_start_afresh_and_the_others_go_on(self, rows):
+    def test_these_rows_are_reset_and_the_others_continue(self, rows):
         model, new = streaming(), normal(*SHAPE, seed=1)
-        afresh = to_numpy(model(new))
+        reset = to_numpy(model(new))
         reset_states(model)
         model(X)
         states = get_states(model)
-        goes_on = to_numpy(model(new))
+        continued = to_numpy(model(new))
         set_states(model, states)
         reset_states(model, rows=rows)
         got = to_numpy(model(new))
-        assert_same(got[[0, 2]], afresh[[0, 2]], 1e-6)
-        assert_same(got[[1, 3]], goes_on[[1, 3]], 1e-6)
-        assert np.abs(afresh - goes_on).max() > 1e-3
+        assert_same(got[[0, 2]], reset[[0, 2]], 1e-6)
+        assert_same(got[[1, 3]], continued[[1, 3]], 1e-6)
+        assert np.abs(reset - continued).max() > 1e-3
 
     def test_refused_rows_change_nothing(self):
         small = InitStateLSTM(UNITS, stateful=True, name="small")
         small(X[:2])
         model = streaming()
         model(X)
-        model.extra = small  # A stream of two rows beside those of four.
+        model.extra = small  # A stream of two rows next to the streams of four.
         before = get_states(model)
         for rows in ([3], [[0], [1, 2]]):
             with pytest.raises(ValueError, match="`rows` must be different integers"):
@@ -98,7 +98,7 @@ class TestGetAndSetStates:
         fresh = {name for name, array in states.items() if np.isnan(array).all()}
         assert fresh == set(NAMES) - {"inner/of_keras/h0"}
 
-    def test_a_stream_goes_on_in_another_model_from_a_file(self, tmp_path):
+    def test_a_stream_continued_in_another_model_from_a_file(self, tmp_path):
         model, other = streaming(), streaming("of_another_name")
         model(X)
         reset_states(model, rows=[1])
@@ -172,7 +172,7 @@ class TestGetAndSetStates:
         set_states(layer, states)
         assert_same(get_states(layer), states)
 
-    def test_a_conditional_state_starts_afresh_after_it_was_moved(self):
+    def test_a_conditional_state_is_reset_after_it_was_moved(self):
         start = Conditional(layers.Dense(UNITS))
         layer = InitStateLSTM(UNITS, initial_state=start, stateful=True)
         context = normal(BATCH, 2)
