@@ -230,7 +230,7 @@ class HandedItsStates(keras.layers.Layer):
     def __init__(self, rnn, layer, noise):
         super().__init__()
         self.rnn = rnn
-        self.supports_masking = True
+        self.supports_masking = rnn.supports_masking  # From Keras 3.16 on, it is False.
         self.takes_context = layer.takes_context
         self.owned = [
             [self._copy(weight) for weight in entry.weights]

@@ -160,8 +160,9 @@ class Outer(layers.Layer):
     def build(self, shape):
         self.scale = self.add_weight(shape=(UNITS,), initializer="ones")
 
-    def call(self, context):
-        return self.inner(context) * self.scale
+    def call(self, context, training=False):
+        # Keras 3.16 does not hand `training` to the layers called after a Sequential.
+        return self.inner(context, training=training) * self.scale
 
 
 @keras.saving.register_keras_serializable("test_conditional")
