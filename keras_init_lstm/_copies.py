@@ -253,14 +253,7 @@ def specs_of_shapes(shapes: Any) -> Any:
 
 def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration of a layer, with the functions that no configuration keeps."""
-    config = layer.get_config()
-    if isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
-        # Keras leaves these two out.
-        left_out = {
-            "implementation": layer.cell.implementation,
-            "use_cudnn": layer.use_cudnn,
-        }
-        config = {**left_out, **config}
+    config = {**left_out_of_config(layer), **layer.get_config()}
     if _is_ours_or_keras(type(layer)):
         for key in config:
             value = getattr(layer, key, None)
@@ -269,6 +262,16 @@ def arguments_of(layer: keras.layers.Layer) -> dict[str, Any]:
             if callable(value) and not _is_ours_or_keras(named):
                 config[key] = value
     return config
+
+
+def left_out_of_config(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The arguments of an LSTM or GRU that are not in Keras's `get_config()`."""
+    if not isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
+        return {}
+    return {
+        "implementation": layer.cell.implementation,
+        "use_cudnn": layer.use_cudnn,
+    }
 
 
 def _is_ours_or_keras(named: Any) -> bool:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -146,30 +146,31 @@ def data_of_fit() -> Any:
     Keras tells a callback nothing about the data, so this looks for the local variable
     of `fit()` among the callers.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        epoch_iterator = frame.f_locals.get("epoch_iterator")
-        if epoch_iterator is not None:
-            return epoch_iterator.data_adapter
-        frame = frame.f_back
-    return None
+    epoch_iterator = _local_of_a_caller("epoch_iterator")
+    return None if epoch_iterator is None else epoch_iterator.data_adapter
 
 
 def exports_any_length() -> bool:
-    """Whether `model.export()` runs for inputs of which more than the rows is unknown.
+    """Whether `model.export()` runs for inputs with unknown dimensions after the first.
 
     Keras then traces with a size of one, and tells a layer nothing about it. So this
     looks for the local variable of the exporter among the callers.
     """
+    signature = _local_of_a_caller("input_signature", _EXPORTERS_BY_TRACE)
+    specs = keras.tree.flatten(signature)
+    return signature is not None and any(None in tuple(s.shape)[1:] for s in specs)
+
+
+def _local_of_a_caller(name: str, modules: Collection[str] | None = None) -> Any:
+    """A local variable of the nearest caller that has it, or `None`."""
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") in _EXPORTERS_BY_TRACE:
-            signature = frame.f_locals.get("input_signature")
-            if signature is not None:
-                specs = keras.tree.flatten(signature)
-                return any(None in tuple(spec.shape)[1:] for spec in specs)
+        if modules is None or frame.f_globals.get("__name__") in modules:
+            value = frame.f_locals.get(name)
+            if value is not None:
+                return value
         frame = frame.f_back
-    return False
+    return None
 
 
 def epoch_of_data(data: Any) -> int | None:

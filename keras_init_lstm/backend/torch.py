@@ -81,8 +81,8 @@ class _Torch(Backend):
         is_tracing = not torch.compiler.is_compiling() and torch.jit.is_tracing()
         if is_tracing and exports_any_length():
             raise ValueError(
-                f"The layer {name} runs Keras's loop here, of which PyTorch traces one "
-                "timestep, and the file would be wrong for any other number. Expected "
+                f"The layer {name} runs Keras's loop here. PyTorch traces one timestep "
+                "of it, and the file would be wrong for any other number. Expected "
                 "a known number of timesteps: export with an `input_signature` such as "
                 '`[keras.InputSpec(shape=(None, 12, 3), dtype="float32")]`. Received: '
                 "an input with unknown dimensions after the first"

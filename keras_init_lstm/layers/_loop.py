@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from keras_init_lstm import loops
 from keras_init_lstm._checks import one_of
+from keras_init_lstm._copies import left_out_of_config
 from keras_init_lstm._keras import DECIDES_TO_FUSE_DIRECTIONS
 from keras_init_lstm.backend import NotFusedError, backend
 from keras_init_lstm.layers._resets import restarting_loop
@@ -57,13 +58,8 @@ class UseCudnnAttribute:
 
 def arguments_of_loop(layer: Any) -> dict[str, Any]:
     """The arguments of a layer that choose its loop. Keras saves none of them."""
-    arguments = {}
-    if hasattr(layer, "use_fused"):
-        arguments["use_fused"] = layer.use_fused
-    if hasattr(layer, "use_cudnn"):
-        arguments["implementation"] = layer.cell.implementation
-        arguments["use_cudnn"] = layer._use_cudnn
-    return arguments
+    use_fused = {"use_fused": layer.use_fused} if hasattr(layer, "use_fused") else {}
+    return {**use_fused, **left_out_of_config(layer)}
 
 
 def bit_identical(cls: type) -> dict[str, Any]:
