@@ -13,8 +13,13 @@ NEWEST_PYTHON ?= python3.13
 demo: .venv/ready
 	$(BIN)/python -m benchmarks.demo
 
-bench: .venv/ready
+bench: .venv/ready .venv-jax/ready .venv-torch/ready
 	$(BIN)/python -m benchmarks.speed --output benchmarks/results/bench.png
+	KERAS_BACKEND=tensorflow $(BIN)/$(bench-backend)
+	KERAS_BACKEND=torch .venv-torch/bin/$(bench-backend)
+	KERAS_BACKEND=jax .venv-jax/bin/$(bench-backend)
+
+bench-backend = python -m benchmarks.speed.backends --output benchmarks/results/backends.png
 
 # The API reference: build/docs/index.html.
 docs: .venv/ready

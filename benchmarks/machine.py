@@ -15,33 +15,49 @@ def cores():
 
 def machine():
     """Returns what the times depend on."""
-    # The other functions need neither.
-    import keras
-    import tensorflow as tf
-
     info = Path("/proc/cpuinfo")
     models = [
         text.partition(":")[2].strip()
         for text in (info.read_text().splitlines() if info.exists() else ())
         if text.startswith("model name")
     ]
-    try:
-        torch_version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        torch_version = None
     return {
         "cores": cores(),
         "cpu": (models or [platform.processor() or platform.machine()])[0],
-        "gpus": [
-            tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-            for gpu in tf.config.get_visible_devices("GPU")
-        ],
+        "gpus": gpus(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "torch": torch_version,
+        **{name: version(name) for name in ("tensorflow", "keras", "torch", "jax")},
     }
+
+
+def version(package):
+    """Returns the version of an installed package, or `None`."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gpus():
+    """Returns the names of the GPUs that the backend of Keras sees."""
+    # Imported here, as `cores()` and `peak_bytes()` need neither.
+    import keras
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return list(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return [d.device_kind for d in jax.devices() if d.platform == "gpu"]
+    import tensorflow as tf
+
+    return [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.get_visible_devices("GPU")
+    ]
 
 
 def peak_bytes():

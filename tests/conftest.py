@@ -10,6 +10,7 @@ import pytest
 # What the tests in a file cannot be imported without.
 NEEDED = {
     "loops/test_cudnn.py": ("tensorflow",),
+    "benchmarks/test_backends.py": ("matplotlib",),
     "benchmarks/test_demo.py": ("matplotlib", "scipy", "sklearn", "tqdm"),
     "benchmarks/test_evidence.py": (
         "aeon",

@@ -8,7 +8,6 @@ spread crosses 1 there is no significant difference, and the ratio is marked as 
 "1.01=".
 """
 
-import argparse
 import json
 import sys
 import time
@@ -18,7 +17,7 @@ import tensorflow as tf
 
 from benchmarks.command import add_output, make_parser, positive, rounded
 from benchmarks.machine import cores, machine
-from benchmarks.speed.contenders import CONTENDERS, Shape
+from benchmarks.speed.contenders import CONTENDERS, parse_shape
 from benchmarks.speed.fresh_process import COMPILER, MEASUREMENTS
 from benchmarks.speed.measurements import run_all
 from benchmarks.speed.picture import save_picture, save_summary
@@ -29,19 +28,12 @@ from benchmarks.speed.runs import on_gpu, torch
 
 def parse_args(argv):
     """Returns the options, or exits with what is wrong."""
-
-    def shape(text):
-        sizes = text.split("x")
-        if len(sizes) != 4:
-            raise argparse.ArgumentTypeError(f"expected BxTxFxU, got {text!r}")
-        return Shape(*map(positive, sizes))
-
     parser = make_parser("speed", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="two shapes, fewer rounds, no extras")
     add(
         "--shapes",
-        type=shape,
+        type=parse_shape,
         nargs="+",
         metavar="BxTxFxU",
         help="batch x time x features x units to measure (default: the nine of GRID)",

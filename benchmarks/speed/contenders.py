@@ -1,11 +1,13 @@
 """Who takes part in the benchmark, at which sizes and in which modes."""
 
+from argparse import ArgumentTypeError
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import keras
 
+from benchmarks.command import positive
 from benchmarks.speed.explicit_state import ExplicitState
 from keras_init_lstm import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 
@@ -20,6 +22,28 @@ class Shape(NamedTuple):
 
     def __str__(self):
         return "x".join(map(str, self))
+
+
+def parse_shape(text):
+    """Returns the shape that an argument of the command line names."""
+    sizes = text.split("x")
+    if len(sizes) != 4:
+        raise ArgumentTypeError(f"expected BxTxFxU, got {text!r}")
+    return Shape(*map(positive, sizes))
+
+
+GRID = (
+    Shape(32, 5, 10, 128),
+    Shape(16, 10, 20, 64),
+    Shape(8, 20, 5, 32),
+    Shape(32, 20, 8, 64),
+    Shape(32, 100, 32, 128),
+    Shape(64, 200, 64, 256),
+    Shape(1, 1000, 16, 64),
+    Shape(256, 50, 32, 128),
+    Shape(32, 50, 256, 512),
+)
+TINY, MIDDLING, LARGE, LONG = GRID[2], GRID[4], GRID[8], GRID[6]
 
 
 class Mode(NamedTuple):

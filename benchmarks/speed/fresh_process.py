@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from benchmarks.machine import peak_bytes
 from benchmarks.speed.contenders import TRAINING, make_layer
-from benchmarks.speed.runs import StepClock, make_run
+from benchmarks.speed.fit import StepClock
+from benchmarks.speed.runs import make_run
 from benchmarks.speed.timing import Run
 
 COMPILER = "XLA"

@@ -1,6 +1,5 @@
 """All measurements of a plan: times, traces, fits, memory and growth."""
 
-import math
 import time
 
 import keras
@@ -21,6 +20,7 @@ from benchmarks.speed.contenders import (
     TRAINING,
     make_layer,
 )
+from benchmarks.speed.fit import fit_steps
 from benchmarks.speed.fresh_process import in_fresh_process
 from benchmarks.speed.graphs import count_traces, cudnn_ops
 from benchmarks.speed.runs import make_run
@@ -115,12 +115,6 @@ def ratios(times):
         kind: {name: ratio(times[over], times[under]) for name, over, under in found}
         for kind, found in pairs.items()
     }
-
-
-def fit_steps(training, seconds):
-    """Returns how many steps of `fit` take so long, by a case of training steps."""
-    step = training["median_ms"][BASELINE] / 1e3
-    return min(64, max(3, math.ceil(seconds / step)))
 
 
 def trace_counts(plan, features=4, units=8):

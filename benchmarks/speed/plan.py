@@ -12,8 +12,13 @@ from benchmarks.speed.contenders import (
     FEW,
     FIT,
     FUSED,
+    GRID,
     INFERENCE,
+    LARGE,
     LAYERS,
+    LONG,
+    MIDDLING,
+    TINY,
     TORCH,
     TORCH_LOOP,
     TRAINING,
@@ -24,18 +29,6 @@ from benchmarks.speed.contenders import (
 from benchmarks.speed.fresh_process import COMPILER
 from benchmarks.speed.timing import MIN_SECONDS
 
-GRID = (
-    Shape(32, 5, 10, 128),
-    Shape(16, 10, 20, 64),
-    Shape(8, 20, 5, 32),
-    Shape(32, 20, 8, 64),
-    Shape(32, 100, 32, 128),
-    Shape(64, 200, 64, 256),
-    Shape(1, 1000, 16, 64),
-    Shape(256, 50, 32, 128),
-    Shape(32, 50, 256, 512),
-)
-TINY, MIDDLING, LARGE, LONG = GRID[2], GRID[4], GRID[8], GRID[6]
 EXTRA_MODES = tuple(
     Mode(action, way, sequences)
     for way, sequences in (("eager", True), ("function", False))

@@ -15,8 +15,16 @@ import tensorflow as tf
 
 from benchmarks.command import make_parser
 from benchmarks.machine import machine
-from benchmarks.speed.contenders import DEFAULT, INFERENCE, TRAINING, make_layer
-from benchmarks.speed.plan import LARGE, LONG, MIDDLING, TINY
+from benchmarks.speed.contenders import (
+    DEFAULT,
+    INFERENCE,
+    LARGE,
+    LONG,
+    MIDDLING,
+    TINY,
+    TRAINING,
+    make_layer,
+)
 from benchmarks.speed.runs import call_run
 from benchmarks.speed.timing import Run, ratio, take_turns
 from keras_init_lstm.streams import StreamStore, pack, with_states_as_inputs

@@ -1,0 +1,1 @@
+"""The layers on each backend, next to its own native layer."""

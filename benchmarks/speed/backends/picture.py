@@ -1,0 +1,52 @@
+"""A small picture: Keras's layers compared with ours, on each backend."""
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.speed.backends.cases import NATIVE
+from benchmarks.speed.backends.report import rows
+from benchmarks.speed.contenders import BASELINE
+from benchmarks.speed.timing import geometric_mean
+
+# The label, the colour (of Okabe and Ito's) and the marker of the other layers.
+STYLES = {
+    BASELINE: ("Keras's layer", "#D55E00", "o"),
+    NATIVE: ("the backend's own layer", "#0072B2", "D"),
+}
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)
+
+
+def save_picture(path, results):
+    """Draws a panel for each backend, with a row for each case of an LSTM and a GRU."""
+    found = {name: rows(result["cases"]) for name, result in sorted(results.items())}
+    labels = list(dict.fromkeys(case for by_case in found.values() for case in by_case))
+    labels = [label for label in labels if not label.startswith("SimpleRNN")] or labels
+    with mpl.rc_context({"font.size": 12}):
+        fig = Figure(figsize=(11, 1.6 + 0.3 * len(labels)), layout="constrained")
+        axes = fig.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
+        for ax, (name, by_case) in zip(axes, found.items(), strict=True):
+            for other, (label, color, marker) in STYLES.items():
+                points = [
+                    (at, geometric_mean(by_case[case]["ratios"][other]))
+                    for at, case in enumerate(labels)
+                    if other in by_case.get(case, {}).get("ratios", {})
+                ]
+                at, means = np.array(points).reshape(-1, 2).T
+                ax.plot(means, at, marker, color=color, ms=8, label=label)
+            ax.axvline(1, color="k", linewidth=1)
+            ax.grid(color="0.9")
+            ax.set_axisbelow(True)
+            ax.set_title(name)
+            ax.set_xlabel("its time / the time of ours")
+        ax.set_xscale("log")
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in TICKS if 0.8 * low < tick < 1.2 * high]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+        axes[0].set_yticks(range(len(labels)), labels)
+        axes[0].invert_yaxis()
+        fig.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2
+        )
+        fig.savefig(path, dpi=90)
