@@ -19,7 +19,8 @@ class ExplicitState(keras.layers.Layer):
         super().__init__()
         self.lstm = keras.layers.LSTM(units, **lstm_arguments)
         self.initializers, self.fixed = {"h0": h0, "c0": c0}, fixed
-        self.supports_masking = True
+        # From Keras 3.16 on, its LSTM does not hand its mask on.
+        self.supports_masking = self.lstm.supports_masking
 
     def build(self, shape):
         self.lstm.build(shape)

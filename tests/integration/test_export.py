@@ -32,7 +32,7 @@ from models import (
     of_keras,
     ours,
 )
-from oracles import assert_same, flat, tiled_states, to_numpy
+from oracles import OPENVINO_IN_FLOAT32, assert_same, flat, tiled_states, to_numpy
 
 pytestmark = pytest.mark.tensorflow
 
@@ -385,7 +385,7 @@ def test_openvino_runs_what_is_unrolled(tmp_path):
         weight.assign(normal(*weight.shape, seed=index))
     path = str(tmp_path / "model.xml")
     model.export(path, format="openvino", verbose=False)
-    compiled = openvino.compile_model(path, "CPU")
+    compiled = openvino.compile_model(path, "CPU", OPENVINO_IN_FLOAT32)
     for rows in (BATCH, 2):
         inputs = [X[:rows, :3], CONTEXT[:rows]]
         got = list(compiled({"x": inputs[0], "context": inputs[1]}).values())

@@ -17,7 +17,7 @@ from keras_init_lstm import (
 )
 from keras_init_lstm.streams import with_states_as_inputs
 from models import BATCH, CONTEXT, FEATURES, UNITS, normal
-from oracles import assert_same
+from oracles import OPENVINO_IN_FLOAT32, assert_same
 
 pytestmark = [
     pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch alone"),
@@ -66,7 +66,7 @@ def on_onnx(path):
 def on_openvino(path):
     import openvino
 
-    compiled = openvino.compile_model(path, "CPU")
+    compiled = openvino.compile_model(path, "CPU", OPENVINO_IN_FLOAT32)
     return lambda *xs: list(compiled(xs).values())
 
 
