@@ -329,8 +329,8 @@ def hand_over(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
 
 
 def _carry_on(states: Any, target: Any) -> None:
-    if hasattr(target, "_go_on_from"):
-        target._go_on_from(states)
+    if hasattr(target, "_carry_on"):
+        target._carry_on(states)
         return
     pairs = zip(*map(keras.tree.flatten, (states, target.states)), strict=True)
     for state, copied in pairs:

@@ -30,7 +30,7 @@ def replace_attribute(layer: Any, name: str, value: Any) -> bool:
             "`reset_states(states=...)`, which lets a stateful layer start from "
             f"given states. Received: states={described(value)}"
         )
-    if name == "stateful" and value and layer.built and not layer._running_stream:
+    if name == "stateful" and value and layer.built and not layer._stream.has_begun:
         raise ValueError(
             f"The attribute `stateful` of {layer.name}, which is built, can't be "
             "set. `as_stateful(model, batch_size)` makes a stateful copy of a "
@@ -89,4 +89,4 @@ def _replace_cell(layer: Any, cell: Any) -> None:
 def _is_built_in_part(layer: Any) -> bool:
     # States may be built, and a stream may have begun, before their layer is.
     any_kind = any(kind is not None and kind.built for kind in layer.initial_state)
-    return layer.built or any_kind or layer._running_stream is not None
+    return layer.built or any_kind or layer._stream.has_begun

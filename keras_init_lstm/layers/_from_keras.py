@@ -13,7 +13,34 @@ from keras_init_lstm.layers._loop import bit_identical
 _COMPUTATION = {"__call__", "build", "call", "get_initial_state", "inner_loop"}
 
 
-def check_can_take_over(cls: Any, layer: Any) -> None:
+def taken_over(cls: Any, layer: Any, initial_state: Any = None, **kwargs: Any) -> Any:
+    """Does what `cls.from_keras()` does, with the same arguments."""
+    _check_can_take_over(cls, layer)
+    arguments = dict(kwargs)
+    if initial_state is not None:
+        arguments["initial_state"] = initial_state
+    taken = unbuilt(layer, cls, **arguments)
+    taken.supports_masking = layer.supports_masking
+    if type(taken.cell) is not type(layer.cell):
+        raise ValueError(
+            f"Argument `layer` must have a cell {type(taken.cell).__name__}, as "
+            f"`{cls.keras_layer.__name__}` makes it. `InitStateRNN(cell)` takes "
+            f"any. Received: {described(layer)} with {described(layer.cell)}"
+        )
+    if layer.built:
+        taken.build_from_config(layer.get_build_config())
+        taken.built = True
+        hand_over(layer.cell, taken.cell)
+        taken.cell.trainable = kwargs.get("trainable", layer.cell.trainable)
+    # States may be built, and have been assigned to, before their layer is.
+    taken._build_owned()
+    if initial_state is None:
+        _hand_over_initial_states(layer, taken)
+    taken._carry_on(layer.states)
+    return taken
+
+
+def _check_can_take_over(cls: Any, layer: Any) -> None:
     """Raises a `ValueError` if `cls.from_keras(layer)` would compute something else."""
     # An LSTM, GRU or SimpleRNN is an RNN too, but is given no cell.
     takes_cell = cls.keras_layer is keras.layers.RNN
@@ -55,12 +82,12 @@ def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
 def hand_over_weights(layer: Any, ours: Any) -> None:
     """Gives `ours`, once it is built, the weights of `layer`; frozen ones stay so."""
     hand_over(layer.cell, ours.cell)
-    hand_over_initial_states(layer, ours)
+    _hand_over_initial_states(layer, ours)
     for source, target in zip(layers_within(layer), layers_within(ours), strict=True):
         target.trainable = source.trainable
 
 
-def hand_over_initial_states(layer: Any, ours: Any) -> None:
+def _hand_over_initial_states(layer: Any, ours: Any) -> None:
     """Gives `ours` the owned states of `layer`, if it owns any that are built."""
     if _owns_states(layer):
         for source, target in zip(layer.initial_state, ours.initial_state, strict=True):

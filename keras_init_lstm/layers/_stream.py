@@ -141,27 +141,36 @@ class CarriedState:
 class Stream:
     """What a stateful layer carries: one state for each sequence of a batch.
 
+    It has no states before it begins: when its layer is built, or is given states.
+
     Args:
-        layout: The states of the layer's cell.
-        batch_size: The number of sequences, which all batches must have.
-        dtype: That of the variables.
-        preview: Function of the index of a state and the batch size that returns what
-            it shows while it is fresh.
+        owned: The initial states of the layer.
     """
 
-    def __init__(
-        self,
-        layout: StateLayout,
-        batch_size: int,
-        dtype: str,
-        preview: Callable[[int, int], Any],
-    ) -> None:
-        self.batch_size = batch_size
+    def __init__(self, owned: OwnedStates) -> None:
         self.lock = threading.RLock()
+        self.batch_size: int | None = None
+        self.states: list[CarriedState] = []
+        self._owned = owned
+
+    def begin(self, batch_size: int, dtype: str) -> None:
+        """Makes the states, whose rows are fresh.
+
+        Args:
+            batch_size: The number of sequences, which all batches must have.
+            dtype: The dtype of the variables.
+        """
+        preview = self._owned.preview
         self.states = [
             CarriedState(state, batch_size, dtype, functools.partial(preview, index))
-            for index, state in enumerate(layout.states)
+            for index, state in enumerate(self._owned.layout.states)
         ]
+        self.batch_size = batch_size
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are states."""
+        return self.batch_size is not None
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -170,7 +179,7 @@ class Stream:
 
     def check_batch_size(self, batch_size: int | None) -> None:
         """Raises a `ValueError` if a batch is known to have another size."""
-        if batch_size not in (None, self.batch_size):
+        if self.has_begun and batch_size not in (None, self.batch_size):
             raise ValueError(
                 f"{self._expectation} To export a model, pass an `input_signature` "
                 "with that batch size. Received: sequences with a batch size of "
@@ -207,6 +216,37 @@ class Stream:
             for carried, state, tensor in triples
         ]
 
+    def given(
+        self, states: Any, rows: Any, dtype: str
+    ) -> tuple[list[Any], Any, int | None]:
+        """Returns given states and rows for `restart()`, and the batch size.
+
+        Args:
+            states: Arrays `(batch, units)` or `None`, nested as the layout is. With
+                `rows`, each array has one row for each of them.
+            rows: Integers or booleans `(batch,)`, of a stream that has begun; or
+                `None` for all.
+            dtype: The dtype in which the states must be finite.
+
+        Raises:
+            ValueError: If they are not as above.
+        """
+        layout = self._owned.layout
+        if rows is None:
+            arrays, batch_size = states_as_arrays(
+                layout, states, self.batch_size, dtype
+            )
+            return arrays, None, batch_size
+        assert self.batch_size is not None
+        chosen = rows_as_mask(rows, self.batch_size)
+        arrays, _ = states_as_arrays(layout, states, int(chosen.sum()), dtype)
+        values: list[Any] = [None] * len(arrays)
+        for index, array in enumerate(arrays):
+            if array is not None:
+                values[index] = np.zeros((self.batch_size, array.shape[1]), array.dtype)
+                values[index][chosen] = array
+        return values, chosen[:, None], self.batch_size
+
     def restart(self, states: Sequence[Any] | None = None, rows: Any = None) -> None:
         """Sets what the next call starts from: `states`, or the initial states.
 
@@ -234,132 +274,36 @@ class Stream:
                 carried.assign(np.where(fresh, 0, array), fresh)
 
 
-class CarriesStream(keras.layers.Layer):
-    """What a layer inherits from before `RNN`, to carry a stream if it is stateful.
-
-    A subclass has the layout of its states in `_layout`, and what it owns of them in
-    `_owned`.
-    """
-
-    _layout: StateLayout
-    _owned: OwnedStates
-    _running_stream: Stream | None = None
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """The variables of the layer, on JAX with the variables of the stream.
-
-        A training step on JAX is a pure function of the variables of a model, so
-        `fit()` keeps only changes of these.
-        """
-        variables: list[keras.Variable] = super().variables
-        if backend.returns_changed_variables and self._running_stream is not None:
-            variables = variables + self._running_stream.variables
-        return variables
-
-    def _begin_stream(self, batch_size: Any) -> None:
-        preview = self._owned.preview
-        stream = Stream(self._layout, batch_size, self.variable_dtype, preview)
-        self._running_stream = stream
-        # Past Keras, which would turn the list into a list of another class.
-        object.__setattr__(self, "states", self._layout.pack(stream.states))
-        # A checkpoint of TensorFlow holds a stream under this name.
-        self._stream = backend.trackable(
-            {state.name: state.variables for state in stream.states}
-        )
-
-    def reset_state(self) -> None:
-        """Resets the stream to the owned initial state."""
-        if self._running_stream is not None:
-            self._running_stream.restart()
-
-    def reset_states(
-        self, states: Sequence[Any] | None = None, rows: Any = None
-    ) -> None:
-        """Resets the stream to the owned initial state, or to the given states.
-
-        Args:
-            states: List of arrays `(batch, units)` (for an LSTM, h and c), nested as
-                the cell's `state_size`, that the next call starts from, also the first
-                call. With `rows`, each array has one row for each of them. `None` as an
-                entry, or for all, means the owned initial state. Defaults to `None`.
-            rows: Which rows of the batch to reset: integers, or booleans `(batch,)`.
-                Defaults to `None`, all.
-
-        Raises:
-            ValueError: If the layer is not stateful, if `rows` are not rows of the
-                batch, or if an array is not finite or has another shape. The carried
-                states are then unchanged.
-
-        Example:
-        >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
-        >>> layer.reset_states(states=[np.ones((2, 4)), np.zeros((2, 4))])
-        >>> layer.reset_states(rows=[1])
-        >>> layer.states[0].numpy().tolist()
-        [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
-        """
-        if states is None and rows is None:
-            self.reset_state()
-            return
-        for argument, value in (("states", states), ("rows", rows)):
-            if value is not None and not self.stateful:
-                raise ValueError(
-                    f"Argument `{argument}` is for a layer with `stateful=True`, and "
-                    f"{self.name} was created with stateful=False. "
-                    f"Received: {argument}={described(value)}"
-                )
-        batch_size = self._running_stream.batch_size if self._running_stream else None
-        if rows is not None:
-            self._reset_rows(rows, states, batch_size)
-            return
-        arrays, batch_size = states_as_arrays(
-            self._layout, states, batch_size, self.compute_dtype
-        )
-        if batch_size is not None:
-            self._stream_of(batch_size).restart(arrays)
-
-    def _stream_of(self, batch_size: int) -> Stream:
-        """The stream, which begins if it has not."""
-        if self._running_stream is None:
-            self._build_owned()
-            with keras.name_scope(self.name):
-                self._begin_stream(batch_size)
-        assert self._running_stream is not None
-        return self._running_stream
-
-    def _reset_rows(self, rows: Any, states: Any, batch_size: int | None) -> None:
-        if batch_size is None:
+def check_has_stream(layer: Any, states: Any, rows: Any) -> None:
+    """Raises a `ValueError` if a layer has no stream to be reset to these arguments."""
+    for argument, value in (("states", states), ("rows", rows)):
+        if value is not None and not layer.stateful:
             raise ValueError(
-                f"Argument `rows` is for a stream that has begun, and {self.name} was "
-                f"not built yet. Received: rows={described(rows)}"
+                f"Argument `{argument}` is for a layer with `stateful=True`, and "
+                f"{layer.name} was created with stateful=False. "
+                f"Received: {argument}={described(value)}"
             )
-        chosen = rows_as_mask(rows, batch_size)
-        arrays, _ = states_as_arrays(
-            self._layout, states, int(chosen.sum()), self.compute_dtype
+    if rows is not None and not layer._stream.has_begun:
+        raise ValueError(
+            f"Argument `rows` is for a stream that has begun, and {layer.name} was "
+            f"not built yet. Received: rows={described(rows)}"
         )
-        values: list[Any] = [None] * len(arrays)
-        for index, array in enumerate(arrays):
-            if array is not None:
-                values[index] = np.zeros((batch_size, array.shape[1]), array.dtype)
-                values[index][chosen] = array
-        self._stream_of(batch_size).restart(values, chosen[:, None])
-
-    def _go_on_from(self, states: Any) -> None:
-        """Carries what another layer carries."""
-        if not (self.stateful and states):
-            return
-        arrays = [
-            state.carried() if isinstance(state, CarriedState) else _of_keras(state)
-            for state in keras.tree.flatten(states)
-        ]
-        if not all(np.isnan(array).all() for array in arrays):
-            self._stream_of(len(arrays[0])).carry(arrays)
 
 
-def _of_keras(state: Any) -> np.ndarray:
-    """A state of a layer of Keras, whose zeros are a stream that has not begun."""
-    array = np.array(ops.convert_to_numpy(state))
-    return array if array.any() else np.full_like(array, np.nan)
+def carried_arrays(states: Any) -> list[np.ndarray]:
+    """Returns what any layer carries, for `Stream.carry()`; NaN in fresh rows.
+
+    The zeros of a layer of Keras are a stream that has not begun.
+    """
+    arrays = []
+    for state in keras.tree.flatten(states):
+        if isinstance(state, CarriedState):
+            array = state.carried()
+        else:
+            array = np.array(ops.convert_to_numpy(state))
+            array = array if array.any() else np.full_like(array, np.nan)
+        arrays.append(array)
+    return arrays
 
 
 def rows_as_mask(rows: Any, batch_size: int) -> np.ndarray:

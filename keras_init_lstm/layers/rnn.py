@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_init_lstm._checks import (
     check_batch_size,
-    described,
     refuse_legacy,
     shape_of,
 )
 from keras_init_lstm._copies import (
     build_inside,
     builds_itself,
-    hand_over,
     specs_of_shapes,
 )
 from keras_init_lstm._keras import forget_layer
@@ -38,11 +37,7 @@ from keras_init_lstm.layers._call import (
     specs_of,
     unwrapped,
 )
-from keras_init_lstm.layers._from_keras import (
-    check_can_take_over,
-    hand_over_initial_states,
-    unbuilt,
-)
+from keras_init_lstm.layers._from_keras import taken_over
 from keras_init_lstm.layers._loop import (
     arguments_of_loop,
     check_loop,
@@ -53,7 +48,7 @@ from keras_init_lstm.layers._resets import (
     first_read,
     restarted,
 )
-from keras_init_lstm.layers._stream import CarriesStream, Stream
+from keras_init_lstm.layers._stream import Stream, carried_arrays, check_has_stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -71,7 +66,7 @@ InitialStateArgument: TypeAlias = (
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
+class InitStateRNN(TakesContext, keras.layers.RNN):
     """Recurrent layer around any cell that owns its initial state.
 
     It is `keras.layers.RNN` except for the initial states: the layer owns them, and
@@ -212,6 +207,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
                 forget_layer(self, kind)
         self._layout = layout
         self._owned = OwnedStates(layout, kinds, self._states_of_cell)
+        self._stream = Stream(self._owned)
         # Also as attributes `h0` and so on, after which Keras and TensorFlow name the
         # entries of their files.
         for state, kind in self._owned:
@@ -231,10 +227,6 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     def __delattr__(self, name: str) -> None:
         check_may_be_deleted(self, name)
         super().__delattr__(name)
-
-    @property
-    def _stream_in_use(self) -> Stream | None:
-        return self._running_stream if self.stateful else None
 
     @classmethod
     def from_keras(
@@ -277,29 +269,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         >>> bool(keras.ops.all(layer(x) == lstm(x)))
         True
         """
-        check_can_take_over(cls, layer)
-        arguments = dict(kwargs)
-        if initial_state is not None:
-            arguments["initial_state"] = initial_state
-        taken = unbuilt(layer, cls, **arguments)
-        taken.supports_masking = layer.supports_masking
-        if type(taken.cell) is not type(layer.cell):
-            raise ValueError(
-                f"Argument `layer` must have a cell {type(taken.cell).__name__}, as "
-                f"`{cls.keras_layer.__name__}` makes it. `InitStateRNN(cell)` takes "
-                f"any. Received: {described(layer)} with {described(layer.cell)}"
-            )
-        if layer.built:
-            taken.build_from_config(layer.get_build_config())
-            taken.built = True
-            hand_over(layer.cell, taken.cell)
-            taken.cell.trainable = kwargs.get("trainable", layer.cell.trainable)
-        # States may be built, and have been assigned to, before their layer is.
-        taken._build_owned()
-        if initial_state is None:
-            hand_over_initial_states(layer, taken)
-        taken._go_on_from(layer.states)
-        return taken
+        return taken_over(cls, layer, initial_state, **kwargs)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -333,7 +303,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         # Before anything else changes, since an encoder may refuse the context.
         known = context_shape is not None
         self._owned.build(specs_of_shapes(context_shape) if known else None)
-        if self.stateful and self._running_stream is None:
+        if self.stateful and not self._stream.has_begun:
             self._begin_stream(batch_size)
         if isinstance(self.cell, keras.layers.Layer):
             self._build_cell((batch_size, *sequences_shape[2:]))
@@ -355,8 +325,7 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
                 "built: pass `batch_size` to `Input`. "
                 f"Received: sequences of shape {tuple(shape)}"
             )
-        if self._running_stream is not None:
-            self._running_stream.check_batch_size(shape[0])
+        self._stream.check_batch_size(shape[0])
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
         with building, keras.name_scope(self.name):
@@ -378,8 +347,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             self._check_batch_size(shape)
         rows = (*shape, None, None)[:2]
         explicit: Any = self._layout.tensors(initial_state, rows[0])
-        if self._stream_in_use is not None:
-            self._stream_in_use.check_batch_size(rows[0])
+        if self.stateful:
+            self._stream.check_batch_size(rows[0])
         if reset_mask is not None:
             check_reset_mask(reset_mask, rows)
             explicit = None  # All that is owned may be restarted from.
@@ -395,14 +364,13 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         reset_mask: Any = None,
     ) -> Any:
         check_loop(self, sequences, mask, training, super().inner_loop)
-        stream = self._stream_in_use
         # Calls from several threads run one after the other.
-        with stream.lock if stream else contextlib.nullcontext():
-            if stream is not None:
+        with self._stream.lock if self.stateful else contextlib.nullcontext():
+            if self.stateful:
                 backend.check_runs_once(
                     f"The stateful layer {self.name}", "the stream has moved on by then"
                 )
-                sequences = stream.with_batch_size(sequences)
+                sequences = self._stream.with_batch_size(sequences)
             states, starts = self._states_of_call(
                 sequences, initial_state, training, context, reset_mask
             )
@@ -431,7 +399,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
         context = unwrapped(context)
         # All that is owned may be restarted from.
         given = explicit if reset_mask is None else None
-        # `__call__()` has checked it too, but TimeDistributed calls `call()` directly.
+        # `__call__()` has checked it before it built anything. But TimeDistributed and
+        # `stateless_call()` run `call()` alone.
         self._owned.check_context(context, (batch_size, timesteps), given, self.name)
         training, first = bool(training), first_read(self)
         owned = self._owned.for_batch(batch_size, training, context, given, first)
@@ -442,8 +411,8 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
             starts = self._owned.for_restarts(
                 owned, batch_size, timesteps, training, context
             )
-        if self._stream_in_use is not None:
-            states = self._stream_in_use.in_place_of(states, explicit)
+        if self.stateful:
+            states = self._stream.in_place_of(states, explicit)
         return states, starts
 
     def inner_loop(
@@ -455,6 +424,80 @@ class InitStateRNN(TakesContext, CarriesStream, keras.layers.RNN):
     ) -> Any:
         of_keras = super().inner_loop
         return run_loop(self, sequences, initial_state, mask, training, of_keras)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of the layer, on JAX with the variables of the stream.
+
+        A training step on JAX is a pure function of the variables of a model, so
+        `fit()` keeps only changes of these.
+        """
+        variables: list[keras.Variable] = super().variables
+        if backend.returns_changed_variables:
+            variables = variables + self._stream.variables
+        return variables
+
+    def reset_state(self) -> None:
+        """Resets the stream to the owned initial state."""
+        self._stream.restart()
+
+    def reset_states(
+        self, states: Sequence[Any] | None = None, rows: Any = None
+    ) -> None:
+        """Resets the stream to the owned initial state, or to the given states.
+
+        Args:
+            states: List of arrays `(batch, units)` (for an LSTM, h and c), nested as
+                the cell's `state_size`, that the next call starts from, also the first
+                call. With `rows`, each array has one row for each of them. `None` as an
+                entry, or for all, means the owned initial state. Defaults to `None`.
+            rows: Which rows of the batch to reset: integers, or booleans `(batch,)`.
+                Defaults to `None`, all.
+
+        Raises:
+            ValueError: If the layer is not stateful, if `rows` are not rows of the
+                batch, or if an array is not finite or has another shape. The carried
+                states are then unchanged.
+
+        Example:
+        >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
+        >>> layer.reset_states(states=[np.ones((2, 4)), np.zeros((2, 4))])
+        >>> layer.reset_states(rows=[1])
+        >>> layer.states[0].numpy().tolist()
+        [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+        """
+        if states is None and rows is None:
+            self.reset_state()
+            return
+        check_has_stream(self, states, rows)
+        given = self._stream.given(states, rows, self.compute_dtype)
+        arrays, chosen, batch_size = given
+        if batch_size is not None:
+            self._stream_of(batch_size).restart(arrays, chosen)
+
+    def _begin_stream(self, batch_size: Any) -> None:
+        self._stream.begin(batch_size, self.variable_dtype)
+        # Past Keras, which would turn the list into a list of another class.
+        object.__setattr__(self, "states", self._layout.pack(self._stream.states))
+        # A checkpoint of TensorFlow holds a stream under this name.
+        self._carried = backend.trackable(
+            {state.name: state.variables for state in self._stream.states}
+        )
+
+    def _stream_of(self, batch_size: int) -> Stream:
+        """The stream, which begins if it has not."""
+        if not self._stream.has_begun:
+            self._build_owned()
+            with keras.name_scope(self.name):
+                self._begin_stream(batch_size)
+        return self._stream
+
+    def _carry_on(self, states: Any) -> None:
+        """Carries what another layer carries in its `states`."""
+        if self.stateful and states:
+            arrays = carried_arrays(states)
+            if not all(np.isnan(array).all() for array in arrays):
+                self._stream_of(len(arrays[0])).carry(arrays)
 
     def _states_of_cell(self, batch_size: Any) -> list[Any]:
         return keras.tree.flatten(super().get_initial_state(batch_size))

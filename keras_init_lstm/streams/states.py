@@ -12,7 +12,8 @@ from keras_init_lstm._files import as_written
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.layout import StateLayout
-from keras_init_lstm.layers._stream import CarriedState, CarriesStream, rows_as_mask
+from keras_init_lstm.layers._stream import CarriedState, rows_as_mask
+from keras_init_lstm.layers.rnn import InitStateRNN
 
 
 def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
@@ -70,7 +71,7 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
     # All are checked before any is changed.
     masks = [rows_as_mask(rows, _states_of(layer)[0].shape[0]) for layer in recurrent]
     for layer, mask in zip(recurrent, masks, strict=True):
-        if isinstance(layer, CarriesStream):
+        if isinstance(layer, InitStateRNN):
             layer.reset_states(rows=mask)
             continue
         for state in _states_of(layer):
@@ -155,7 +156,7 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
         for named in of_layers
     ]
     for layer, values in zip(layers.values(), arrays, strict=True):
-        if isinstance(layer, CarriesStream):
+        if isinstance(layer, InitStateRNN):
             layer._stream_of(len(values[0])).carry(values)
             continue
         for state, value in zip(_states_of(layer), values, strict=True):
