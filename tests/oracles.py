@@ -70,7 +70,7 @@ def across_loops(dtype="float32"):
 
 
 def nested(layer, states):
-    """One state for each size, nested as the cell has them.
+    """One state for each size, nested as Keras's own `get_initial_state` nests them.
 
     In lists of Python: Keras tracks the lists of a cell, which JAX takes for leaves.
     """
@@ -79,7 +79,10 @@ def nested(layer, states):
     def pack(size):
         return next(remaining) if isinstance(size, int) else [pack(s) for s in size]
 
-    return pack(layer.state_size)
+    sizes = layer.state_size
+    if isinstance(layer.cell, keras.layers.StackedRNNCells) and len(sizes) > 1:
+        sizes = [[size] if isinstance(size, int) else size for size in sizes]
+    return pack(sizes)
 
 
 def value_of(entry):

@@ -24,12 +24,12 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
-    """The states of a cell in order, and how they are nested in its `state_size`.
+    """The states of a cell in order, and how they are nested.
 
     Args:
         states: One `State` for each.
-        state_size: Integers, nested as the cell takes and returns its states.
-        single: Whether the cell has one state, and speaks of it without a list.
+        state_size: Integers, nested as Keras nests the states that the cell takes and
+            returns: in a list, and in a list for each cell of a stack.
 
     Example:
     >>> from keras_init_lstm.initial_states.layout import StateLayout
@@ -40,12 +40,11 @@ class StateLayout:
     >>> layout.unpack([[1, 2], 3], "states")
     [1, 2, 3]
     >>> layout.pack([1, 2, 3])
-    [[1, 2], 3]
+    [[1, 2], [3]]
     """
 
     states: tuple[State, ...]
-    state_size: Any
-    single: bool
+    state_size: list[Any]
 
     @classmethod
     def of(cls, rnn: keras.layers.RNN) -> "StateLayout":
@@ -55,7 +54,7 @@ class StateLayout:
         if isinstance(rnn, keras.layers.LSTM) and len(units) == 2:
             names = ("h0", "c0")  # Also where a user has put in another cell.
         states = map(State, names, units)
-        return cls(tuple(states), _as_lists(rnn.state_size), rnn.single_state)
+        return cls(tuple(states), _nested_as_list(rnn.cell))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +62,7 @@ class StateLayout:
         return tuple(state.name for state in self.states)
 
     def pack(self, entries: Sequence[Any]) -> list[Any]:
-        """Nests one entry for each state as the cell's `state_size` is nested."""
+        """Nests one entry for each state as `state_size` is nested."""
         remaining = iter(entries)
         return keras.tree.map_structure(lambda _: next(remaining), self.state_size)
 
@@ -73,7 +72,7 @@ class StateLayout:
         """Returns one entry for each state, of what is nested as `state_size` is.
 
         `None` may stand for all the states of a cell, and, with `one_for_all`, so may
-        any entry.
+        any entry. A single state needs no list.
 
         Raises:
             ValueError: If it is nested otherwise, or if numbers in a list may be
@@ -84,7 +83,7 @@ class StateLayout:
             if not isinstance(sizes, list):
                 return [given]
             is_list = isinstance(given, (list, tuple))
-            if given is None or (one_for_all and not is_list):
+            if not is_list and (given is None or one_for_all or len(sizes) == 1):
                 return [given] * len(keras.tree.flatten(sizes))
             if not is_list or len(given) != len(sizes):
                 raise ValueError(self._not_one_each(nested, argument, one_for_all))
@@ -101,8 +100,6 @@ class StateLayout:
                 for entry in entries(size, part)
             ]
 
-        if self.single and not isinstance(nested, (list, tuple)):
-            return [nested]
         return entries(self.state_size, nested)
 
     def tensors(
@@ -143,6 +140,22 @@ class StateLayout:
             f"Argument `{argument}` must be a list with one entry for {which}: "
             f"{text}{hint}. Received: {argument}={described(nested)}"
         )
+
+
+def _nested_as_list(cell: Any) -> list[Any]:
+    """Returns the sizes of the states of a cell, nested as Keras nests the states.
+
+    In the `state_size` of a stack, the size of a single state has no list, but Keras
+    puts the state itself into one. Its loop on JAX relies on that: without the list, it
+    shows the state of the first row at the masked timesteps of all rows.
+    """
+    if isinstance(cell, keras.layers.StackedRNNCells):
+        nested = [_nested_as_list(inner) for inner in cell.cells]
+        # A stack of one such cell returns the state without the list, so that with it
+        # Keras's loops fail.
+        return nested if len(nested) > 1 or len(nested[0]) > 1 else nested[0]
+    sizes = cell.state_size
+    return _as_lists(sizes) if isinstance(sizes, (list, tuple)) else [sizes]
 
 
 def _as_lists(sizes: Any) -> Any:

@@ -515,8 +515,8 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
                 Defaults to `None`.
 
         Returns:
-            List of tensors `(batch_size, units)` of dtype `compute_dtype`, nested as
-            the cell's `state_size`; for an LSTM, h and c.
+            List of tensors `(batch_size, units)` of dtype `compute_dtype`: for an LSTM,
+            h and c; for a stack of cells, a list for each cell.
 
         Raises:
             ValueError: If `batch_size` is not one, or if `context` is missing, or not
