@@ -11,7 +11,13 @@ from backends import BACKEND, RELEASE, tf
 from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm.streams import get_states, reset_states, set_states
 from models import BATCH, SHAPE, UNITS, X, normal
-from oracles import assert_same, flat, reference_of, to_numpy
+from oracles import (
+    OPENVINO_IN_FLOAT32,
+    assert_same,
+    flat,
+    reference_of,
+    to_numpy,
+)
 
 if BACKEND == "torch":
     import torch
@@ -92,7 +98,7 @@ def openvino_file(model, folder):
 
     path = str(folder / "model.xml")
     model.export(path, format="openvino", verbose=False, **signed)
-    compiled = openvino.compile_model(path, "CPU")
+    compiled = openvino.compile_model(path, "CPU", OPENVINO_IN_FLOAT32)
     return lambda _: compiled([X])[0]
 
 
