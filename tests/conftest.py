@@ -26,7 +26,6 @@ NEEDED = {
         "tf2onnx",
     ),
     "loops/test_fused.py": ("tensorflow",),
-    "benchmarks/test_fuzz.py": ("tensorflow",),
     "integration/test_hammered.py": ("tensorflow",),
     "keras2/test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),

@@ -1,4 +1,4 @@
-"""Random layers and calls, compared with the layers of Keras.
+"""Random layers and calls, compared with the layers of Keras, on its backend.
 
 A case draws a layer of the family, its initial states, and a few calls. It prints the
 command that repeats a case that failed.
@@ -12,7 +12,6 @@ import time
 import traceback
 
 import keras
-import tensorflow as tf
 
 from benchmarks.command import make_parser
 from benchmarks.fuzz.case import BrokenRuleError, Case
@@ -58,7 +57,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=random.randrange(10**9))
     options = parser.parse_args(argv)
     # No errors of tensors that Keras drops, which are logged when they are collected.
-    tf.get_logger().handlers = [logging.NullHandler()]
+    logging.getLogger("tensorflow").handlers = [logging.NullHandler()]
     print(f"Cases of the seeds from {options.seed} on")
     outcomes = fuzz(range(options.seed, options.seed + options.count), options.minutes)
     for what, count in sorted(outcomes.items()):

@@ -6,14 +6,17 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from backends import tf
 from oracles import to_numpy
+
+# What a layer may raise. TensorFlow raises its own errors at run time.
+ERRORS = (ValueError, TypeError, *([tf.errors.OpError] if tf else []))
 
 
 def run(way, layer, x, kwargs):
     """Calls a layer in one of the ways of `draws.WAYS`."""
-    if way == "eager":
+    if way == "eager" or (tf is None and "predict" not in way):
         return layer(x, **kwargs)
     if way == "graph":
         return tf.function(lambda: layer(x, **kwargs))()
@@ -22,18 +25,20 @@ def run(way, layer, x, kwargs):
     given = {"sequences": x, **kwargs}
     if "context" in kwargs:
         given["context"] = np.asarray(kwargs["context"])
-    arrays = [to_numpy(a) for a in keras.tree.flatten(given) if hasattr(a, "shape")]
+    if "predict" in way:
+        del given["training"]
+    leaves = keras.tree.flatten(given)
+    arrays = [to_numpy(leaf) for leaf in leaves if hasattr(leaf, "shape")]
 
     def call(*tensors):
         left = iter(tensors)
-        of_leaf = lambda leaf: next(left) if hasattr(leaf, "shape") else leaf  # noqa: E731
-        return layer(**keras.tree.map_structure(of_leaf, given))
+        new = [next(left) if hasattr(leaf, "shape") else leaf for leaf in leaves]
+        return layer(**keras.tree.pack_sequence_as(given, new))
 
     if way == "unknown shapes":
         shapes = [[None] * (a.ndim - 1) + [a.shape[-1]] for a in arrays]
         specs = [tf.TensorSpec(s, a.dtype) for s, a in zip(shapes, arrays, strict=True)]
         return tf.function(call, input_signature=specs)(*arrays)
-    del given["training"]
     batch_size = len(x) if layer.stateful else None
     inputs = [keras.Input(a.shape[1:], batch_size, dtype=str(a.dtype)) for a in arrays]
     model = keras.Model(inputs, call(*inputs))
@@ -46,7 +51,7 @@ def attempt(function, *args):
     value, error, log = None, None, logging.Handler(logging.WARNING)
     log.emit = lambda record: texts.append(record.getMessage())
     texts = []
-    logger = tf.get_logger()
+    logger = logging.getLogger("tensorflow")
     handlers, logger.handlers = logger.handlers, [log]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
