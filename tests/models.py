@@ -303,6 +303,21 @@ def models_to_save():
     }
 
 
+def of_several_kinds(layer_with_a_mean, timesteps=None):
+    """A model of layers that start from a value, a mean, and a context."""
+    x, context = keras.Input((timesteps, FEATURES)), keras.Input(CONTEXT.shape[1:])
+    conditional = Conditional(layers.Dense(UNITS))
+    outputs = [
+        InitStateLSTM(UNITS, initial_state=[0.5, "trainable"])(x),
+        layer_with_a_mean(UNITS, initial_state=Sampled(0.3, 0.1))(x),
+        InitStateLSTM(UNITS, initial_state=conditional)(x, context=context),
+    ]
+    model = keras.Model([x, context], outputs)
+    for index, weight in enumerate(model.weights):
+        weight.assign(normal(*weight.shape, seed=index))
+    return model
+
+
 # Models of Keras alone, which are there to be adopted.
 
 

@@ -22,6 +22,7 @@ from benchmarks.demo.writer import (
     train,
     walk,
 )
+from benchmarks.evidence import text
 from benchmarks.intervals import differences, interval
 
 # One worker makes the run that the tests look at.
@@ -291,6 +292,7 @@ def test_one_seed_has_no_intervals():
     assert signed(np.full((1, 2), -0.5)) == ["-0.50", "-0.50"]
 
 
+@pytest.mark.parametrize("main", [demo.main, text.main], ids=["demo", "text"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -300,11 +302,11 @@ def test_one_seed_has_no_intervals():
         (["--output", "picture.jpg"], "must end in .png"),
     ],
 )
-def test_refused_arguments(arguments, message, capsys, monkeypatch, tmp_path):
+def test_refused_arguments(main, arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(SystemExit):
-        demo.main(arguments)
+        main(arguments)
 
     assert message in capsys.readouterr().err
 

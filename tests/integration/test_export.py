@@ -11,7 +11,6 @@ import inspect
 import keras
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import tf2onnx
 from ai_edge_litert.interpreter import Interpreter
@@ -19,6 +18,7 @@ from keras import layers
 
 import keras_init_lstm
 from backends import RELEASE, in_a_fresh_process, tf
+from exports import on_onnx
 from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm.streams import with_states_as_inputs
 from models import (
@@ -246,12 +246,6 @@ def onnx_file(model, folder, **kwargs):
     return folder / "model.onnx"
 
 
-def run_onnx(path, *inputs):
-    session = onnxruntime.InferenceSession(path)
-    names = [given.name for given in session.get_inputs()]
-    return session.run(None, dict(zip(names, inputs, strict=True)))
-
-
 def loops(graph):
     operations = collections.Counter(node.op_type for node in graph.node)
     wanted = ("LSTM", "GRU", "Loop", "Scan")
@@ -281,7 +275,7 @@ class TestONNX:
         keras_init_lstm.streams.reset_states(model)
         path = onnx_file(model, tmp_path)
         for _ in range(2):  # The file has no place for what a stream carries.
-            assert_same(run_onnx(path, X, CONTEXT), want, tolerance=CLOSE)
+            assert_same(on_onnx(path)(X, CONTEXT), want, tolerance=CLOSE)
 
         graph = onnx.load(path).graph
         # tf2onnx recognises an LSTM in what Keras writes from 3.12 on.
@@ -305,7 +299,7 @@ class TestONNX:
         for make in MAKERS:
             model = of_wrapped_layers(make)
             path = onnx_file(model, tmp_path)
-            assert_same(run_onnx(path, X), [model(X)], tolerance=CLOSE)
+            assert_same(on_onnx(path)(X), [model(X)], tolerance=CLOSE)
             found.append(loops(onnx.load(path).graph))
         assert found[0] == found[1]
 
@@ -317,7 +311,7 @@ class TestONNX:
         specs = [tf.TensorSpec(X.shape)]
         tf2onnx.convert.from_function(function, specs, output_path=path)
         assert function.experimental_get_tracing_count() == 1
-        assert_same(run_onnx(path, X), want, tolerance=CLOSE)
+        assert_same(on_onnx(path)(X), want, tolerance=CLOSE)
         operation = "LSTM" if RELEASE >= (3, 12) else "Loop"
         assert loops(onnx.load(path).graph) == {operation: 1}
 
@@ -342,7 +336,7 @@ class TestONNX:
         for kind in filter(None, layer.initial_state):
             kind.at_inference = "mean"
         path = onnx_file(model, tmp_path)
-        assert_same(run_onnx(path, X), [model(X)], tolerance=CLOSE)
+        assert_same(on_onnx(path)(X), [model(X)], tolerance=CLOSE)
 
     @pytest.mark.parametrize("batch_size", [None, BATCH])
     def test_keras_writes_a_draw_that_is_none(self, batch_size, tmp_path):
@@ -351,9 +345,9 @@ class TestONNX:
         path = onnx_file(model, tmp_path, input_signature=[spec])
         if batch_size is None:
             with pytest.raises(Exception, match="StatelessRandomNormalV2"):
-                run_onnx(path, X)
+                on_onnx(path)(X)
         else:
-            assert_same(run_onnx(path, X), run_onnx(path, X))
+            assert_same(on_onnx(path)(X), on_onnx(path)(X))
 
 
 has_openvino = pytest.mark.skipif(
@@ -406,7 +400,7 @@ def test_onnx_refuses_a_model_that_was_never_called(tmp_path):
         model.export(path, format="onnx", verbose=False)
     spec = [keras.InputSpec(shape=(None, *X.shape[1:]), dtype="float32")]
     model.export(path, format="onnx", verbose=False, input_signature=spec)
-    assert_same(run_onnx(path, X), [model(X)], tolerance=CLOSE)
+    assert_same(on_onnx(path)(X), [model(X)], tolerance=CLOSE)
 
 
 # LiteRT.
@@ -556,13 +550,11 @@ def test_onnx_of_a_model_with_states_as_inputs(tmp_path):
     model, series, want = forecaster(None, FEATURES)
     stream, states = with_states_as_inputs(model, BATCH)
     stream.predict_on_batch([series, *states])  # Keras refuses one never called.
-    session = onnxruntime.InferenceSession(onnx_file(stream, tmp_path))
-    names = [each.name for each in session.get_inputs()]
+    path = onnx_file(stream, tmp_path)
+    names = [each.name for each in onnx.load(path).graph.input]
     assert names[1:] == ["first_h0", "first_c0", "second_h0"]
 
-    def call(*inputs):
-        return session.run(None, dict(zip(names, inputs, strict=True)))
-
+    call = on_onnx(path)
     for timesteps in (1, 6):
         assert_same(in_chunks(call, series, states, timesteps), want, CLOSE)
 

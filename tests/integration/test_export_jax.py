@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from backends import BACKEND
-from keras_init_lstm import Conditional, InitStateGRU, InitStateLSTM, Sampled
+from exports import on_onnx
+from keras_init_lstm import InitStateGRU, InitStateLSTM, Sampled
 from keras_init_lstm.streams import with_states_as_inputs
-from models import BATCH, CONTEXT, FEATURES, UNITS, normal
+from models import BATCH, CONTEXT, FEATURES, UNITS, normal, of_several_kinds
 from oracles import assert_same
 
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="of JAX alone")
@@ -38,13 +39,9 @@ def around(layer, timesteps=None, batch_size=None):
 
 
 def onnx_file(model, folder, **kwargs):
-    import onnxruntime
-
     path = folder / "model.onnx"
     model.export(path, format="onnx", verbose=False, **kwargs)
-    session = onnxruntime.InferenceSession(path)
-    names = [each.name for each in session.get_inputs()]
-    return lambda *xs: session.run(None, dict(zip(names, xs, strict=True)))
+    return on_onnx(path)
 
 
 def saved_model(model, folder, **kwargs):
@@ -67,25 +64,9 @@ WRITTEN = [
 ]
 
 
-def of_several_kinds():
-    x, context = keras.Input((None, FEATURES)), keras.Input(CONTEXT.shape[1:])
-    outputs = [
-        InitStateLSTM(UNITS, initial_state=[0.5, "trainable"])(x),
-        InitStateGRU(UNITS, initial_state=Sampled(0.3, 0.1))(x),
-        InitStateLSTM(UNITS, initial_state=Conditional(keras.layers.Dense(UNITS)))(
-            x, context=context
-        ),
-    ]
-    model = keras.Model([x, context], outputs)
-    for index, weight in enumerate(model.weights):
-        if weight.dtype == "float32":
-            weight.assign(normal(*weight.shape, seed=index))
-    return model
-
-
 @pytest.mark.parametrize("write", WRITTEN)
 def test_holds_every_kind_of_state_for_any_size(write, tmp_path):
-    model = of_several_kinds()
+    model = of_several_kinds(InitStateGRU)
     model([X, CONTEXT])
     call = write(model, tmp_path)
     for x, context in ((X, CONTEXT), (X[:2, :2], CONTEXT[:2])):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from backends import BACKEND, RELEASE
+from exports import on_onnx, on_openvino
 from keras_init_lstm import (
-    Conditional,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
@@ -16,8 +16,8 @@ from keras_init_lstm import (
     Sampled,
 )
 from keras_init_lstm.streams import with_states_as_inputs
-from models import BATCH, CONTEXT, FEATURES, UNITS, normal
-from oracles import OPENVINO_IN_FLOAT32, assert_same
+from models import BATCH, CONTEXT, FEATURES, UNITS, normal, of_several_kinds
+from oracles import assert_same
 
 pytestmark = [
     pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch alone"),
@@ -55,21 +55,6 @@ def exported(model, folder, form, **kwargs):
     return {"onnx": on_onnx, "openvino": on_openvino, "torch": on_torch}[form](path)
 
 
-def on_onnx(path):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    names = [each.name for each in session.get_inputs()]
-    return lambda *xs: session.run(None, dict(zip(names, xs, strict=True)))
-
-
-def on_openvino(path):
-    import openvino
-
-    compiled = openvino.compile_model(path, "CPU", OPENVINO_IN_FLOAT32)
-    return lambda *xs: list(compiled(xs).values())
-
-
 def on_torch(path):
     import torch
 
@@ -88,25 +73,9 @@ def operations(path):
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
-def of_several_kinds():
-    """A model of layers that start from a value, a mean, and a context."""
-    x, context = keras.Input(X.shape[1:]), keras.Input(CONTEXT.shape[1:])
-    outputs = [
-        InitStateLSTM(UNITS, initial_state=[0.5, "trainable"])(x),
-        InitStateLSTM(UNITS, initial_state=Sampled(0.3, 0.1))(x),
-        InitStateLSTM(UNITS, initial_state=Conditional(keras.layers.Dense(UNITS)))(
-            x, context=context
-        ),
-    ]
-    model = keras.Model([x, context], outputs)
-    for index, weight in enumerate(model.weights):
-        weight.assign(normal(*weight.shape, seed=index))
-    return model
-
-
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_holds_every_kind_of_state_for_any_batch_size(form, tmp_path):
-    model = of_several_kinds()
+    model = of_several_kinds(InitStateLSTM, TIMESTEPS)
     want = model([X, CONTEXT])
     call = exported(model, tmp_path, form)
     assert_same(call(X, CONTEXT), want, CLOSE)
@@ -114,7 +83,7 @@ def test_holds_every_kind_of_state_for_any_batch_size(form, tmp_path):
 
 
 def test_torch_export_holds_every_kind_of_state_for_one_batch_size(tmp_path):
-    model = of_several_kinds()
+    model = of_several_kinds(InitStateLSTM, TIMESTEPS)
     specs = [keras.InputSpec(shape=x.shape, dtype="float32") for x in (X, CONTEXT)]
     call = exported(model, tmp_path, "torch", input_signature=[specs])
     assert_same(call(X, CONTEXT), model([X, CONTEXT]), CLOSE)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from backends import BACKEND, RELEASE, tf
+from exports import on_onnx, on_openvino
 from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm.streams import get_states, reset_states, set_states
 from models import BATCH, SHAPE, UNITS, X, normal
@@ -43,15 +44,11 @@ def stream(initial_state=0.5):
     return model, layer
 
 
-def run_onnx(path):
-    session = pytest.importorskip("onnxruntime").InferenceSession(path)
-    return session.run(None, {session.get_inputs()[0].name: X})[0]
-
-
 def onnx_file(model, folder, **kwargs):
     path = folder / "model.onnx"
     model.export(path, format="onnx", verbose=False, **kwargs)
-    return lambda _: run_onnx(path)
+    run = on_onnx(path)
+    return lambda _: run(X)[0]
 
 
 signed = {"input_signature": SIGNATURE}
@@ -82,7 +79,8 @@ def torch_file(model, folder):
 def onnx_by_torchscript(model, folder):
     path = folder / "model.onnx"
     torch.onnx.export(model, (torch.from_numpy(X),), path, dynamo=False)
-    return lambda _: run_onnx(path)
+    run = on_onnx(path)
+    return lambda _: run(X)[0]
 
 
 def make_fx(model, _):
@@ -94,12 +92,10 @@ def signed_onnx(model, folder):
 
 
 def openvino_file(model, folder):
-    import openvino
-
     path = str(folder / "model.xml")
     model.export(path, format="openvino", verbose=False, **signed)
-    compiled = openvino.compile_model(path, "CPU", OPENVINO_IN_FLOAT32)
-    return lambda _: compiled([X])[0]
+    run = on_openvino(path)
+    return lambda _: run(X)[0]
 
 
 # What makes something that is called with X, from a model whose stream it can't carry.
