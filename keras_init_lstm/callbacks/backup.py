@@ -1,29 +1,26 @@
 """A training run that is killed and started again ends as if nothing had happened."""
 
 import contextlib
-import dataclasses
-import json
 import os
 import pathlib
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_init_lstm._checks import described
-from keras_init_lstm._files import as_written, partial_path, write_whole
+from keras_init_lstm._files import partial_path
 from keras_init_lstm._keras import (
     begin_at_epoch,
     build_metrics,
     data_of_fit,
     epoch_of_data,
-    layers_within,
-    set_epoch_of_data,
 )
-from keras_init_lstm.backend import backend
-from keras_init_lstm.layers._stream import CarriedState
+from keras_init_lstm.callbacks._backup_file import (
+    Backup,
+    random_state,
+    set_random_state,
+)
 
 
 class ExactBackupAndRestore(keras.callbacks.Callback):
@@ -128,14 +125,14 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         self._data = data_of_fit()
         self._undo_epoch: Callable[[], None] = lambda: None
         # What is to be restored.
-        self._backup: _Backup | None = None
+        self._backup: Backup | None = None
         if self._path.exists():
-            self._backup = _Backup.read_from(self._path)
+            self._backup = Backup.read_from(self._path)
             self._check_order(self._backup)
             optimizer = self.model.optimizer
             if optimizer is not None and not optimizer.built:
                 optimizer.build(self.model.trainable_variables)
-            self._assign(self._variables(), self._backup.variables)
+            self._backup.restore_variables(self.model, self.backup_dir)
             model = self.model
             self._undo_epoch = _before_next_training(
                 model, lambda: begin_at_epoch(model, None)
@@ -148,10 +145,10 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         self._went_on = self._read > self._batch
         self._epoch, self._batch = epoch, 0
         if self._backup is not None:
-            _set_random_state(self._backup.random, self._data)
+            set_random_state(self._backup.random, self._data)
             if self._backup.batch == 0:
                 self._backup = None
-        self._random_at_epoch_begin = _random_state(self._data)
+        self._random_at_epoch_begin = random_state(self._data)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch > 0 and self._backup is None:
@@ -188,7 +185,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             # At the point in the list of callbacks at which it was saved: the backup
             # holds what the callbacks before did, and the ones after do theirs again.
             if self._batch >= self._backup.batch:
-                self._restore(self._backup)
+                self._backup.restore(self.model, self.backup_dir)
                 self._backup = None
         elif self.save_freq != "epoch":
             self._since_backup += batches
@@ -203,7 +200,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
                 f"batches, as before. Received: {self._batch}"
             )
         if self.save_freq == "epoch":
-            self._save(epoch + 1, 0, _random_state(self._data), logs)
+            self._save(epoch + 1, 0, random_state(self._data), logs)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._undo_epoch()
@@ -214,7 +211,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             with contextlib.suppress(OSError):  # Something else is in it.
                 self._path.parent.rmdir()
 
-    def _check_order(self, backup: "_Backup") -> None:
+    def _check_order(self, backup: Backup) -> None:
         """Raises a `ValueError` if the batches can't come in the order of `backup`."""
         was_counted = backup.random["epoch_of_data"] is not None
         is_counted = epoch_of_data(self._data) is not None
@@ -245,7 +242,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
         self._source, self._read = source, 0
         self._random = self._random_at_epoch_begin
 
-    def _skip(self, model: keras.Model, source: Any, backup: "_Backup") -> None:
+    def _skip(self, model: keras.Model, source: Any, backup: Backup) -> None:
         """Reads what `fit()` would train on in one call."""
         if isinstance(source, list):
             return  # They have been read.
@@ -260,99 +257,17 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
             # Which on TensorFlow are built when the training step is traced.
             build_metrics(model, batch)
 
-    def _variables(self) -> list[keras.Variable]:
-        """All that training changes, except metrics, which are reset each epoch."""
-        optimizer = self.model.optimizer
-        found = [*self.model.variables, *(optimizer.variables if optimizer else [])]
-        # The states of stateful layers, which are not variables of every backend's
-        # model.
-        for layer in layers_within(self.model):
-            for state in keras.tree.flatten(getattr(layer, "states", None)):
-                if isinstance(state, CarriedState):
-                    found += state.variables
-                elif isinstance(state, keras.Variable):
-                    found.append(state)
-        return list({id(variable): variable for variable in found}.values())
-
     def _save(self, epoch: int, batch: int, random_state: Any, logs: Any) -> None:
         self._since_backup = 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        _Backup(
+        Backup.of(
+            self.model,
             epoch=epoch,
             batch=batch,
             read=self._read,
             random=random_state,
-            backend_random=backend.random_state(),
             logs=logs,
-            variables=list(map(as_written, self._variables())),
-            metrics=list(map(as_written, self.model.metrics_variables)),
         ).write(self._path)
-
-    def _restore(self, backup: "_Backup") -> None:
-        self._assign(self._variables(), backup.variables)
-        self._assign(self.model.metrics_variables, backup.metrics)
-        backend.set_random_state(backup.backend_random)
-
-    def _assign(
-        self, variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]
-    ) -> None:
-        shapes = [tuple(variable.shape) for variable in variables]
-        if shapes != [array.shape for array in arrays]:
-            raise ValueError(
-                f"The backup in {self.backup_dir} is of another model, or of one that "
-                f"was compiled otherwise. Expected: {described(variables)}. "
-                f"Received: {described(arrays)}"
-            )
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
-
-
-@dataclasses.dataclass
-class _Backup:
-    """What is saved: all that training changes, and the place where it continues.
-
-    Args:
-        epoch: The epoch in which it continues.
-        batch: The number of batches of that epoch that have been trained on.
-        read: The number of batches that came from the same iterator, maybe since
-            an earlier epoch.
-        random: The random state from which that iterator began.
-        backend_random: The random state of the backend now.
-        logs: What `fit()` logged last.
-        variables: The values of the variables.
-        metrics: The values of the variables of the metrics.
-    """
-
-    epoch: int
-    batch: int
-    read: int
-    random: Any
-    backend_random: Any
-    logs: Any
-    variables: list[np.ndarray]
-    metrics: list[np.ndarray]
-
-    def write(self, path: pathlib.Path) -> None:
-        """Writes all or nothing."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        lists = {name: fields.pop(name) for name in ("variables", "metrics")}
-        arrays = {
-            f"{name}/{index}": array
-            for name, of_name in lists.items()
-            for index, array in enumerate(of_name)
-        }
-        text = json.dumps(fields, default=lambda value: np.asarray(value).tolist())
-        write_whole(path, text=np.array(text), **arrays)
-
-    @classmethod
-    def read_from(cls, path: pathlib.Path) -> "_Backup":
-        """Reads what `write` wrote."""
-        with np.load(path) as file:
-            fields = json.loads(file["text"].item())
-            for name in ("variables", "metrics"):
-                count = sum(key.startswith(f"{name}/") for key in file)
-                fields[name] = [file[f"{name}/{index}"] for index in range(count)]
-        return cls(**fields)
 
 
 def _before_next_training(
@@ -386,23 +301,3 @@ def _before_next_training(
 
     attributes["make_train_function"] = make_train_function
     return restore
-
-
-def _random_state(data: Any) -> dict[str, Any]:
-    """Returns the states of the generators from which data may draw their order."""
-    return {
-        "epoch_of_data": epoch_of_data(data),
-        "python": random.getstate(),
-        # The global one, which Keras uses.
-        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
-        "backend": backend.random_state(),
-    }
-
-
-def _set_random_state(state: dict[str, Any], data: Any) -> None:
-    if state["epoch_of_data"] is not None:
-        set_epoch_of_data(data, state["epoch_of_data"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    backend.set_random_state(state["backend"])

@@ -17,7 +17,7 @@ from keras import layers
 from backends import BACKEND, in_a_fresh_process, tf
 from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm._keras import epoch_of_data
-from keras_init_lstm.callbacks import ExactBackupAndRestore
+from keras_init_lstm.callbacks import ExactBackupAndRestore, _backup_file
 from keras_init_lstm.callbacks import backup as backup_module
 from keras_init_lstm.streams import ResetStates
 from models import BATCH, FEATURES, normal
@@ -537,7 +537,7 @@ class TestRefuses:
             return 1 if epoch_of_data(data) is None else None
 
         with monkeypatch.context() as patch:
-            patch.setattr(backup_module, "epoch_of_data", of_another)
+            patch.setattr(_backup_file, "epoch_of_data", of_another)
             interrupted(backup, (1, 1))
         with pytest.raises(ValueError, match=r"same version of Keras.*Received: Keras"):
             train(backup())
