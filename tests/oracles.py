@@ -24,9 +24,6 @@ TOLERANCES = {
     "mixed_float16": 1e-2,
 }
 
-# Otherwise OpenVINO computes in bfloat16 where the CPU can.
-OPENVINO_IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-
 
 def to_numpy(tensor):
     """A tensor or variable of any backend, as it is now.

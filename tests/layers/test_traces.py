@@ -13,7 +13,6 @@ from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm.streams import get_states, reset_states, set_states
 from models import BATCH, SHAPE, UNITS, X, normal
 from oracles import (
-    OPENVINO_IN_FLOAT32,
     assert_same,
     flat,
     reference_of,
