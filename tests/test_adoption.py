@@ -303,6 +303,7 @@ class TestFromLayer:
         assert not InitStateLSTM.from_keras(layers.LSTM(2)).use_fused
         lstm = InitStateLSTM.from_keras(layers.LSTM(2), use_fused="auto")
         assert lstm.use_fused == "auto"
+        assert InitStateLSTM.from_keras(lstm).use_fused == "auto"
 
     @pytest.mark.parametrize(
         ("layer", "method"),
@@ -332,8 +333,10 @@ class TestFromLayer:
 
     def test_what_get_config_forgets(self):
         gru = layers.GRU(2, use_cudnn=False, implementation=1)
+        gru.supports_masking = not gru.supports_masking
         taken = InitStateGRU.from_keras(gru, dropout=0.5)
         assert not taken.use_cudnn and taken.cell.implementation == 1
+        assert taken.supports_masking == gru.supports_masking
         assert taken.dropout == 0.5
         assert InitStateLSTM.from_keras(layers.LSTM(2), use_fused="auto").use_fused
 
@@ -402,6 +405,12 @@ class TestFromLayer:
         assert not taken.built
         assert_same(taken.get_initial_state(1), layer.get_initial_state(1))
         assert_same(taken.states, layer.states)
+
+    def test_of_this_package_with_other_initial_states(self):
+        layer = InitStateLSTM(2, initial_state="trainable")
+        layer.assign_initial_state([np.ones(2), np.ones(2)])
+        taken = InitStateLSTM.from_keras(layer, "trainable")
+        assert_same(taken.get_initial_state(1), [np.zeros((1, 2), "float32")] * 2)
 
     def test_the_outputs_are_equal(self):
         lstm = layers.LSTM(2)

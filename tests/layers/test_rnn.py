@@ -541,8 +541,25 @@ class TestAttributesThatAreSet:
         for name in ("h0", "c0", "states", "initial_state"):
             with pytest.raises(AttributeError, match=f"{name}.*delete"):
                 delattr(layer, name)
+        with pytest.raises(AttributeError, match="h0.*Set it to None for zeros"):
+            del layer.h0
         assert layer.initial_state == kinds and layer.h0 is kinds[0]
         assert layer.c0 is None and layer.states is None
+
+    @pytest.mark.parametrize(
+        ("start", "build"),
+        [
+            (None, lambda layer: layer.build(X.shape)),
+            ("trainable", lambda layer: layer.get_initial_state(1)),
+            (None, lambda layer: layer.reset_states([X[:, 0, :UNITS]] * 2)),
+        ],
+        ids=["layer", "initial state", "stream"],
+    )
+    def test_an_initial_state_is_refused_once_a_part_is_built(self, start, build):
+        layer = InitStateLSTM(UNITS, initial_state=start, stateful=True)
+        build(layer)
+        with pytest.raises(ValueError, match="`h0`.*is built.*Received"):
+            layer.h0 = 0.5
 
     def test_a_state_that_is_replaced_leaves_nothing_behind(self):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
@@ -577,6 +594,24 @@ class TestAttributesThatAreSet:
         assert layer.state_names == ("h0",)
         want = keras.layers.RNN(layer.cell, return_state=True)(X)
         assert_same(layer(X), want)
+
+    def test_the_initial_states_of_a_layer_whose_cell_is_replaced(self):
+        layer = InitStateLSTM(UNITS, initial_state=["trainable", None])
+        first = layer.cell
+        layer.cell = keras.layers.LSTMCell(UNITS + 1)
+        assert layer.h0 is not None and layer.c0 is None
+        assert first not in layers_within(layer)
+        layer.get_initial_state(1)  # Only the states are built.
+        h0, second = layer.h0, layer.cell
+        layer.cell = keras.layers.LSTMCell(UNITS + 1)
+        assert layer.h0 is h0
+        assert second not in layers_within(layer)
+
+    def test_a_cell_that_is_set_again_stays(self):
+        layer = InitStateLSTM(UNITS)
+        layer.cell = layer.cell
+        layer.build(X.shape)
+        assert layer.weights == layer.cell.weights
 
     @pytest.mark.parametrize("built", [False, True])
     def test_a_cell_that_does_not_fit_changes_nothing(self, built):
@@ -668,8 +703,15 @@ class TestAttributesThatAreSet:
             layer.states = [X[:, 0, :UNITS]] * 2
         layer = InitStateLSTM(UNITS)
         layer(X)
+        layer.stateful = False
         with pytest.raises(ValueError, match="`stateful` .*as_stateful.*Received"):
             layer.stateful = True
+
+    def test_a_layer_becomes_stateful_before_it_is_built(self):
+        layer = InitStateLSTM(UNITS, initial_state=0.5)
+        layer.stateful = True
+        layer(X)
+        assert (to_numpy(layer.states[0]) != 0.5).any()
 
     def test_in_the_nnx_mode_of_keras_a_layer_is_refused(self, monkeypatch):
         monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
