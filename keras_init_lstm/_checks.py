@@ -1,4 +1,4 @@
-"""Checks of values and shapes, and how an error message describes what came."""
+"""Checks values and shapes, and describes values for error messages."""
 
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -17,10 +17,11 @@ _LARGEST_BFLOAT16 = (2 - 2**-7) * 2.0**127
 def finite_array(value: Any, argument: str, dtype: str = "float64") -> np.ndarray:
     """Returns `value` as a new float64 array that is finite in `dtype`.
 
-    float64 holds every value of the narrower float types, so no bit is lost.
+    float64 holds every value of the narrower float dtypes exactly.
 
     Raises:
-        ValueError: If `value` is not made of real numbers, or is not finite.
+        ValueError: If `value` is not a real number or an array of real numbers, or is
+            not finite in `dtype`.
     """
     try:
         if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
@@ -47,7 +48,7 @@ def array_of_shape(value: Any, argument: str, dtype: str, *shapes: Shape) -> np.
     """Returns `value` as an array that is finite in `dtype` and has one of `shapes`.
 
     Raises:
-        ValueError: If it is not, or if it is empty.
+        ValueError: If `value` is not such an array, or is empty.
     """
     array = finite_array(value, argument, dtype)
     if array.size == 0 or not any(fits(array.shape, shape) for shape in shapes):
@@ -73,7 +74,7 @@ def check_batch_size(batch_size: Any) -> None:
 
 
 def check_positive_integer(value: Any, argument: str, or_none: bool = False) -> None:
-    """Raises a `ValueError` unless it is one, or with `or_none` is `None`."""
+    """Raises a `ValueError` unless `value` is one, or `None` with `or_none`."""
     if or_none and value is None:
         return
     if type(value) is bool or not isinstance(value, (int, np.integer)) or value < 1:
@@ -84,7 +85,7 @@ def check_positive_integer(value: Any, argument: str, or_none: bool = False) -> 
 
 
 def check_layer(value: Any, argument: str) -> None:
-    """Raises a `ValueError` unless it is a layer or model of Keras 3."""
+    """Raises a `ValueError` unless `value` is a layer or model of Keras 3."""
     if not isinstance(value, keras.layers.Layer):
         raise ValueError(
             f"Argument `{argument}` must be a model or layer of Keras 3. "
@@ -94,7 +95,7 @@ def check_layer(value: Any, argument: str) -> None:
 
 def one_of(value: Any, argument: str, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` unless `value` is one of `choices`."""
-    # By type as well, since 1 == True, and since to compare an array gives an array.
+    # Compare the types too: 1 == True, and a comparison with an array is an array.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(
             f"Argument `{argument}` must be one of {list(choices)}. "
@@ -103,20 +104,20 @@ def one_of(value: Any, argument: str, choices: Iterable[Any]) -> None:
 
 
 def fits(shape: Shape, expected: Shape) -> bool:
-    """Whether two shapes, `None` for what is unknown, can be the same."""
+    """Whether two shapes, with `None` for unknown sizes, can be equal."""
     return len(shape) == len(expected) and all(
         a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
     )
 
 
 def check_shape(tensor: Any, shape: Sequence[Any], expectation: str) -> None:
-    """Raises a `ValueError` unless `tensor` is one that can have this shape.
+    """Raises a `ValueError` unless `tensor` is a tensor that can have this shape.
 
     Args:
         tensor: Anything.
-        shape: For each dimension an integer, a scalar integer tensor, or `None`
-            where any size will do.
-        expectation: What the error says before "Received".
+        shape: For each dimension an integer, a scalar integer tensor, or `None` for
+            any size.
+        expectation: The text of the error before "Received".
     """
     given, expected = shape_of(tensor), tuple(map(_known, shape))
     if not hasattr(tensor, "shape") or not (given is None or fits(given, expected)):
@@ -124,14 +125,23 @@ def check_shape(tensor: Any, shape: Sequence[Any], expectation: str) -> None:
 
 
 def with_shape(tensor: Any, shape: Sequence[Any], expectation: str) -> Any:
-    """Returns `tensor`, checked as by `check_shape()`, and at run time for the rest.
+    """Returns `tensor` with a check of the sizes that are only known at run time.
 
-    What is made from the tensor that is returned waits for that check.
+    Operations on the returned tensor wait for this check. The backend raises its own
+    error there.
+
+    Args:
+        tensor: As in `check_shape()`.
+        shape: As in `check_shape()`.
+        expectation: As in `check_shape()`.
+
+    Raises:
+        ValueError: As `check_shape()`.
     """
     check_shape(tensor, shape, expectation)
     given = shape_of(tensor) or [None] * len(shape)
     pairs = zip(given, shape, strict=True)
-    if any(want is not None and None in (got, _known(want)) for got, want in pairs):
+    if any(b is not None and None in (a, _known(b)) for a, b in pairs):
         return backend.with_shape(tensor, shape, expectation)
     return tensor
 
@@ -141,7 +151,7 @@ def _known(size: Any) -> int | None:
 
 
 def shape_of(value: Any) -> Shape | None:
-    """The shape of a tensor or array as a tuple; `None` without a known shape."""
+    """Returns the shape of a tensor or array as a tuple; `None` if it is unknown."""
     try:
         return tuple(value.shape)
     except (AttributeError, TypeError, ValueError):  # A tensor of unknown rank.
@@ -149,7 +159,7 @@ def shape_of(value: Any) -> Shape | None:
 
 
 def shape_text(shape: Sequence[Any]) -> str:
-    """A shape as it is written in messages, with a name for what is unknown."""
+    """Returns a shape as text for messages, with names for unknown sizes."""
     sizes = [
         str(size) if isinstance(size, int) else ("batch", "timesteps")[min(index, 1)]
         for index, size in enumerate(shape)
@@ -163,7 +173,7 @@ def is_legacy(value: Any) -> bool:
 
 
 def refuse_legacy(value: Any, argument: str) -> None:
-    """Raises a `ValueError` if a tensor of `tf_keras` is among `value`."""
+    """Raises a `ValueError` if `value` is or has a tensor of `tf_keras`."""
     for leaf in keras.tree.flatten(value):
         if is_legacy(leaf):
             raise ValueError(
@@ -173,7 +183,7 @@ def refuse_legacy(value: Any, argument: str) -> None:
 
 
 def described(value: Any) -> str:
-    """Describes a value for an error message: an array by its shape, not its values."""
+    """Describes a value for an error message: of an array only shape and dtype."""
     kind = type(value).__name__
     if is_legacy(value):
         return (
@@ -189,6 +199,6 @@ def described(value: Any) -> str:
     if isinstance(value, (list, tuple, dict)):
         shapes = [shape_of(leaf) for leaf in keras.tree.flatten(value)]
         if any(shape is not None for shape in shapes):
-            # A list of many numbers needs no such care: `reprlib` shows the first few.
+            # Show no values of arrays. `reprlib` shortens a list of many numbers.
             return f"a {kind} of {len(shapes)} with the shapes {reprlib.repr(shapes)}"
     return f"{reprlib.repr(value)} (of type {kind})"

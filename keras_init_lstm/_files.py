@@ -1,4 +1,4 @@
-"""Files of arrays that are written whole, and arrays as such a file can hold them."""
+"""Writes files of arrays atomically, and converts arrays to dtypes of such files."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ import numpy as np
 
 
 def partial_path(path: Path) -> Path:
-    """The file that `write_whole()` leaves if the process is killed."""
-    # In the same folder, since no file replaces one of another file system at once.
+    """Returns the path of the file that `write_whole()` leaves if it is killed."""
+    # Use the same folder: a rename to another file system is not atomic.
     return path.with_name(f"{path.name}.partial")
 
 
 def write_whole(path: Path, **arrays: Any) -> None:
-    """Writes an `.npz` file that replaces an older one once it is whole and on disk."""
+    """Writes an `.npz` file. It replaces an older file once it is complete on disk."""
     partial = partial_path(path)
     try:
         with partial.open("wb") as file:
@@ -25,7 +25,7 @@ def write_whole(path: Path, **arrays: Any) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    if os.name == "posix":  # Windows opens no folders.
+    if os.name == "posix":  # Windows can't open a folder.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -34,15 +34,15 @@ def write_whole(path: Path, **arrays: Any) -> None:
 
 
 def writable_dtype(tensor: Any) -> str:
-    """The dtype in which a file holds a tensor.
+    """Returns the dtype in which a file holds a tensor.
 
-    NumPy's files don't hold bfloat16. float32 has all of its values.
+    It is float32 for bfloat16, which NumPy's files can't hold.
     """
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     return "float32" if dtype == "bfloat16" else dtype
 
 
 def as_written(tensor: Any) -> np.ndarray:
-    """A new array of a tensor or variable, in its `writable_dtype()`."""
+    """Returns a tensor or variable as a new array of its `writable_dtype()`."""
     array = keras.ops.convert_to_numpy(tensor)
     return np.array(array, writable_dtype(tensor))

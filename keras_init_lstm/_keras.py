@@ -1,7 +1,7 @@
-"""The private attributes of Keras that the package reads, all of them.
+"""All the private attributes of Keras that the package uses.
 
-Each function says what Keras has no public way to say. `tests/test_keras.py` has a
-test for each, so that a release of Keras that changes one is named by it.
+Each function does something for which Keras has no public API. `tests/test_keras.py`
+has a test for each function, which fails if a release of Keras changes it.
 """
 
 import functools
@@ -13,11 +13,11 @@ from typing import Any
 
 import keras
 
-# The attributes in which a Functional model keeps its layers, in one order.
+# The attributes in which a Functional model keeps its layers, in the same order.
 LISTS_OF_LAYERS = ("_operations", "_layers")
 
-# The code by which `Bidirectional`, from 3.15 on, decides to run both directions in one
-# call of cuDNN from zeros. Keras has no way in which a layer could decline.
+# The code with which `Bidirectional`, from Keras 3.15 on, decides to run both
+# directions in one call of cuDNN from zeros. Keras has no API for a layer to decline.
 DECIDES_TO_FUSE_DIRECTIONS = frozenset(
     method.__code__
     for name, method in vars(keras.layers.Bidirectional).items()
@@ -27,53 +27,52 @@ DECIDES_TO_FUSE_DIRECTIONS = frozenset(
 # The modules that trace a model when it is exported to ONNX.
 ONNX_EXPORTERS = ("keras.src.export.onnx", "tf2onnx.", "jax2onnx.", "torch.onnx.")
 
-# The modules in which `model.export()` calls the tracer of PyTorch.
+# The modules in which `model.export()` traces with PyTorch.
 _EXPORTERS_BY_TRACE = ("keras.src.export.onnx", "keras.src.export.openvino")
 
 
 def layers_within(
     layer: keras.layers.Layer, include_self: bool = True, recursive: bool = True
 ) -> list[keras.layers.Layer]:
-    """The layers inside any layer, whether or not that is a model."""
+    """Returns the layers inside any layer or model."""
     return list(layer._flatten_layers(include_self, recursive))
 
 
 def forget_layer(layer: keras.layers.Layer, inner: keras.layers.Layer) -> None:
-    """Takes a layer that is no longer an attribute out of the layers inside another.
+    """Removes `inner` from the layers inside `layer`.
 
-    Keras keeps it there, with its weights, when the attribute is set or deleted.
+    Keras does not remove it, and its weights, when the attribute is set or deleted.
     """
     layer._tracker.untrack(inner)
 
 
 @functools.cache
 def _methods_of(cls: Any) -> frozenset[str]:
-    # Keras wraps `build()` and `quantize()` of every object.
+    # Keras replaces `build()` and `quantize()` of every object.
     methods = {name for name in dir(cls) if callable(getattr(cls, name))}
     return frozenset(methods - {"build", "quantize"})
 
 
 def has_replaced_methods(layer: keras.layers.Layer) -> bool:
-    """Whether a method of the class of a layer was replaced on the object."""
+    """Whether the object overrides a method of its class."""
     cls: Any = type(layer)
     return not _methods_of(cls).isdisjoint(vars(layer))
 
 
-def set_trainable_of_itself(layer: keras.layers.Layer, trainable: bool) -> None:
-    """Sets `trainable`, which the public setter sets on the layers inside as well."""
+def set_trainable_flag(layer: keras.layers.Layer, trainable: bool) -> None:
+    """Sets `trainable` of one layer. Keras's setter sets it on inner layers too."""
     layer._trainable = trainable
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What a model was compiled with; `get_compile_config()` holds no functions."""
+    """Returns the arguments of `compile()`. `get_compile_config()` has no functions."""
     return dict(model._compile_config.config)
 
 
 def trace(call: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function with symbolic tensors, as Keras builds layers by their call.
+    """Calls a function with symbolic tensors, as Keras does to build a layer.
 
-    The function is given tensors of the backend; it is called only for the variables
-    that it makes.
+    The function gets tensors of the backend. It is called only to create variables.
     """
     from keras.src import backend
 
@@ -83,10 +82,10 @@ def trace(call: Callable[..., Any], *args: Any) -> Any:
 def clone_uncompiled(
     model: keras.Model, inputs: Any, clone_layer: Callable[[Any], Any]
 ) -> keras.Model:
-    """Clones a model without what it was compiled with.
+    """Clones a model and does not compile the clone.
 
-    `clone_model()` also compiles the clone of a compiled model, from a configuration
-    that holds only losses and metrics which are registered with Keras.
+    `clone_model()` compiles the clone of a compiled model from a configuration, which
+    holds only losses and metrics that are registered with Keras.
     """
     compiled, model.compiled = model.compiled, False
     try:
@@ -96,20 +95,20 @@ def clone_uncompiled(
 
 
 def named_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a layer, to be handed to `Layer.__new__()`.
+    """Returns the arguments of a layer for `Layer.__new__()`, with the dtype as text.
 
-    Of a class without `get_config()` Keras keeps them there if all are numbers or text:
-    a dtype policy would keep such a layer from being saved.
+    For a class without `get_config()`, Keras saves the arguments if all of them are
+    numbers or text. With a dtype policy, such a layer could not be saved.
     """
     policy: Any = kwargs.get("dtype")
     return kwargs | ({"dtype": policy.name} if hasattr(policy, "name") else {})
 
 
 def layer_and_reason(error: Exception) -> tuple[str | None, str]:
-    """The layer that `load_model()` could not make, if it is known, and the reason.
+    """Returns the name of the layer that `load_model()` can't load, and the reason.
 
-    The error has them in its text alone, after the whole configuration of each layer
-    around.
+    The error has them only in its text, after the configuration of each outer layer.
+    The name is `None` if the text does not have it.
     """
     *configs, reason = str(error).split("Exception encountered: ")
     name = re.search(r".*config=.*?'name': '(.*?)'", "".join(configs[-1:]), re.S)
@@ -117,7 +116,7 @@ def layer_and_reason(error: Exception) -> tuple[str | None, str]:
 
 
 def output_shape_of(layer: keras.layers.Lambda) -> Any:
-    """The argument `output_shape` that a `Lambda` was made with."""
+    """Returns the argument `output_shape` of a `Lambda`."""
     return layer._output_shape
 
 
@@ -127,24 +126,24 @@ def is_empty(variable: keras.Variable) -> bool:
 
 
 def write_back(model: keras.layers.Layer) -> None:
-    """Gives the variables of a model their present values, within `fit()` on JAX.
+    """Writes the training state of `fit()` on JAX to the variables of a model.
 
-    They are in a state there that Keras hands from step to step.
+    Within an epoch, Keras keeps the values of the variables in this state.
     """
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
 
 
 def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Lets `fit()` begin at an epoch, in place of its argument `initial_epoch`."""
+    """Lets `fit()` begin at an epoch, and ignore its argument `initial_epoch`."""
     model._initial_epoch = epoch
 
 
 def data_of_fit() -> Any:
-    """The object from which the running `fit()` takes its batches, or `None`.
+    """Returns the data adapter of the running `fit()`, or `None`.
 
-    Keras tells a callback nothing about the data, so this looks for the local variable
-    of `fit()` among the callers.
+    Keras does not pass the data to a callback, so this function looks for a local
+    variable of `fit()` among the callers.
     """
     epoch_iterator = _local_of_a_caller("epoch_iterator")
     return None if epoch_iterator is None else epoch_iterator.data_adapter
@@ -153,8 +152,8 @@ def data_of_fit() -> Any:
 def exports_any_length() -> bool:
     """Whether `model.export()` runs for inputs with unknown dimensions after the first.
 
-    Keras then traces with a size of one, and tells a layer nothing about it. So this
-    looks for the local variable of the exporter among the callers.
+    Keras then traces with a size of one, and does not tell the layer. So this function
+    looks for a local variable of the exporter among the callers.
     """
     signature = _local_of_a_caller("input_signature", _EXPORTERS_BY_TRACE)
     specs = keras.tree.flatten(signature)
@@ -162,7 +161,7 @@ def exports_any_length() -> bool:
 
 
 def _local_of_a_caller(name: str, modules: Collection[str] | None = None) -> Any:
-    """A local variable of the nearest caller that has it, or `None`."""
+    """Returns a local variable of the nearest caller that has it, or `None`."""
     frame = inspect.currentframe()
     while frame is not None:
         if modules is None or frame.f_globals.get("__name__") in modules:
@@ -174,10 +173,10 @@ def _local_of_a_caller(name: str, modules: Collection[str] | None = None) -> Any
 
 
 def epoch_of_data(data: Any) -> int | None:
-    """The number from which Keras 3.16 draws the order of an epoch.
+    """Returns the number from which Keras 3.16 draws the order of an epoch, or `None`.
 
-    It counts the epochs of one call of `fit()`, whatever the first epoch is. An older
-    Keras draws the order from the global generators, and has no such number.
+    It counts the epochs of one call of `fit()`, from any initial epoch. Older versions
+    of Keras have no such number: they draw the order from the global generators.
     """
     return getattr(data, "_epoch", None)
 
@@ -193,61 +192,61 @@ def build_metrics(model: keras.Model, batch: Any) -> None:
 
 
 def mask_of(tensor: Any) -> Any:
-    """The mask that Keras keeps with a tensor, or `None`."""
+    """Returns the implicit mask of a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
 
 
 def rnn_hands_mask_on() -> bool:
-    """Whether a recurrent layer of Keras hands its mask on to the next layer.
+    """Whether a recurrent layer of Keras passes its mask to the next layer.
 
-    Up to Keras 3.15 it does. Later ones use the mask of their input, and warn that they
-    do not hand it on.
+    It does up to Keras 3.15. In later versions, it uses the mask of its input, and
+    warns that it does not pass it on.
     """
     cell = types.SimpleNamespace(call=None, state_size=1)
     return bool(keras.layers.RNN(cell, name="asked").supports_masking)
 
 
 def infers_shapes() -> bool:
-    """Whether layers are called for the shapes of their outputs, and nothing else."""
+    """Whether layers are called only for the shapes of their outputs."""
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
 
 
 def rnn(*args: Any, **kwargs: Any) -> Any:
-    """The loop of Keras. The public layers only offer it around the step of a cell."""
+    """Runs Keras's loop with any step function. The public layers run only a cell."""
     from keras.src import backend
 
     return backend.rnn(*args, **kwargs)
 
 
 def takes_training(cell: Any) -> bool:
-    """Whether the `call()` of a cell, which need not be a layer, takes `training`."""
+    """Whether the `call()` of a cell takes `training`. A cell need not be a layer."""
     return bool(getattr(cell, "_call_has_training_arg", False))
 
 
 def run_through(model: keras.Model, inputs: Any, call: Any) -> Any:
-    """Calls the operations of a Functional model one by one, by a function of yours.
+    """Runs a Functional model, with a function that calls its operations.
 
-    `call(operation, *args, **kwargs)` is given the arguments of each operation.
+    The function is called as `call(operation, *args, **kwargs)` for each operation.
     """
     return model._run_through_graph(inputs, lambda operation: operation, call)
 
 
 def in_stateless_scope() -> bool:
-    """Whether what is assigned to variables goes to a scope, and not into them."""
+    """Whether assignments change a stateless scope, and not the variables."""
     with keras.StatelessScope() as scope:
         return scope.original_scope is not None
 
 
 class ReplacedVariable(keras.Variable):
-    """A variable of PyTorch that takes a new tensor, where others are written into.
+    """A variable of PyTorch whose assignment replaces its tensor.
 
-    A backward pass that comes later still needs the tensor that was read before. A
-    subclass implements `copied()`.
+    Keras's variable overwrites its tensor, which a later backward pass may still need.
+    A subclass implements `copied()`.
     """
 
     def copied(self, value: Any) -> Any:
-        """Returns a copy of a tensor that no gradient flows into."""
+        """Returns a copy of a tensor through which no gradient flows."""
         raise NotImplementedError
 
     def _initialize(self, value: Any) -> None:

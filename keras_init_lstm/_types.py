@@ -1,11 +1,11 @@
-"""The types of arguments that several modules take, for type checkers and readers."""
+"""The types of the arguments that several modules take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-# The sizes of a tensor, `None` for one that is not known yet.
+# The sizes of a tensor. A size is `None` if it is not known yet.
 Shape: TypeAlias = tuple[int | None, ...]
 
 
@@ -15,10 +15,10 @@ class SupportsArray(Protocol):
     def __array__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-# One number for all units, or one for each.
+# One number for all units, or one number for each unit.
 Numbers: TypeAlias = float | Sequence[float] | SupportsArray
 
-# As Keras takes them: an instance, its name or its configuration.
+# Keras takes an instance, its name or its configuration.
 Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Activation: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
 Regularizer: TypeAlias = str | dict[str, Any] | Callable[..., Any] | None
@@ -28,7 +28,7 @@ UseCudnn: TypeAlias = bool | Literal["auto"]
 
 
 class LayerArguments(TypedDict, total=False):
-    """What every layer of Keras takes by `**kwargs`."""
+    """The `**kwargs` of every Keras layer."""
 
     name: str | None
     dtype: Any
@@ -37,19 +37,19 @@ class LayerArguments(TypedDict, total=False):
 
 
 class RNNArguments(LayerArguments, total=False):
-    """What `RNN` takes by `**kwargs`."""
+    """The `**kwargs` of `RNN`."""
 
     activity_regularizer: Regularizer
 
 
 class LSTMArguments(LayerArguments, total=False):
-    """What `LSTM` and `GRU` take by `**kwargs`."""
+    """The `**kwargs` of `LSTM` and `GRU`."""
 
     implementation: Literal[1, 2]
     zero_output_for_mask: bool
 
 
 class SimpleRNNArguments(LayerArguments, total=False):
-    """What `SimpleRNN` takes by `**kwargs`."""
+    """The `**kwargs` of `SimpleRNN`."""
 
     zero_output_for_mask: bool

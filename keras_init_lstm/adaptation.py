@@ -1,4 +1,4 @@
-"""Adapting a trained model by nothing but where it starts."""
+"""Adapts a trained model by its initial states alone."""
 
 import contextlib
 import re
@@ -11,34 +11,34 @@ from keras import ops
 
 from keras_init_lstm._checks import check_layer, described, shape_of
 from keras_init_lstm._copies import hand_over
-from keras_init_lstm._keras import layers_within, set_trainable_of_itself
+from keras_init_lstm._keras import layers_within, set_trainable_flag
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
 from keras_init_lstm.streams.states import by_paths
-from keras_init_lstm.streams.step_model import check_states, make_stepping
+from keras_init_lstm.streams.step_model import check_states, make_step_model
 
 __all__ = ["estimate_initial_state", "train_only_initial_state"]
 
 
 def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
-    """Freezes all of a model but the initial states of its recurrent layers.
+    """Freezes a model except for the initial states of its recurrent layers.
 
-    So that a trained model adapts to a new machine, user or task by a handful of
-    numbers. Compile the model afterwards, as after any change of `trainable`.
+    A trained model then adapts to a new machine, user or task by a few numbers. Compile
+    the model afterwards, as after any change of `trainable`.
 
     Args:
         model: A model or layer of Keras 3, built, with layers of this package. It is
-            changed in place. A frozen initial state is learned from now on, but not a
-            `Fixed` one, nor a `Sampled` one with `learned=False`.
+            changed in place. A frozen initial state becomes trainable, except for a
+            `Fixed` state, and for a `Sampled` state with `learned=False`.
 
     Returns:
-        A function without arguments that undoes it: all is as frozen as before.
+        A function without arguments that restores all `trainable` attributes.
 
     Raises:
-        ValueError: If `model` is none, or has no initial state to learn. Nothing is
-            then changed.
+        ValueError: If `model` is not a model or layer of Keras 3, or has no initial
+            state to learn. Nothing is then changed.
 
     Example:
     >>> model = keras.Sequential([
@@ -57,43 +57,40 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
     """
     check_layer(model, "model")
     layers, variables = layers_within(model), model.variables
-    flags = [(each, each.trainable) for each in (*layers, *variables)]
+    flags = [(x, x.trainable) for x in (*layers, *variables)]
 
     def undo() -> None:
-        for each, trainable in flags:
-            if isinstance(each, keras.layers.Layer):
-                set_trainable_of_itself(each, trainable)
+        for x, trainable in flags:
+            if isinstance(x, keras.layers.Layer):
+                set_trainable_flag(x, trainable)
             else:
-                each.trainable = trainable
+                x.trainable = trainable
 
     kinds = [layer for layer in layers if isinstance(layer, InitialState)]
     for kind in kinds:
         if not kind.trainable:
             kind.trainable = True
-    of_kinds = {id(each) for kind in kinds for each in _within(kind)}
+    learned = {id(x) for kind in kinds for x in (*layers_within(kind), *kind.variables)}
     for layer in layers:
-        if id(layer) in of_kinds:
+        if id(layer) in learned:
             continue
-        if of_kinds.isdisjoint(map(id, layers_within(layer))):
+        if learned.isdisjoint(map(id, layers_within(layer))):
             layer.trainable = False
         else:
             # Keras trains nothing inside a frozen layer.
-            set_trainable_of_itself(layer, True)
+            set_trainable_flag(layer, True)
     for variable in variables:
-        if id(variable) not in of_kinds:
+        if id(variable) not in learned:
             variable.trainable = False
     if not model.trainable_variables:
         undo()
         raise ValueError(
             "Argument `model` must have an initial state to learn, such as "
             "`initial_state='trainable'`, and be built. `with_initial_state(model, "
-            f"'trainable')` makes one of any model. Received: {described(model)}"
+            "'trainable')` returns such a model from any model. "
+            f"Received: {described(model)}"
         )
     return undo
-
-
-def _within(kind: InitialState) -> list[Any]:
-    return [*layers_within(kind), *kind.variables]
 
 
 def estimate_initial_state(
@@ -104,21 +101,20 @@ def estimate_initial_state(
     steps: int = 300,
     learning_rate: float = 0.05,
 ) -> Any:
-    """Returns the initial states that best explain data under frozen weights.
+    """Returns the initial state of each sequence that best explains its data.
 
-    One for each sequence: the state from which a trained model best explains a series
-    that it has not seen before, to continue from there after a few values of it. Adam
-    searches them from the initial states that the layers own. The layers are left
-    unchanged. `findstates` of MATLAB's System Identification Toolbox does the same for
-    state-space models.
+    The weights stay frozen. A trained model can then continue a new series from its
+    first values. Adam minimises the loss over the initial states, from the initial
+    states that the layers own. The layers are left unchanged. `findstates` of MATLAB's
+    System Identification Toolbox does the same for state-space models.
 
     Args:
         layer_or_model: A recurrent layer of this package or of Keras, built; or a
             Sequential or Functional model with such layers that read forwards.
         x: The inputs: an array `(batch, timesteps, features)`, or a list of arrays for
-            a model of several inputs.
-        y: The targets: what it should return for `x`.
-        loss: Loss function, or the name of one. Defaults to `"mse"`.
+            a model with several inputs.
+        y: The targets of the outputs for `x`.
+        loss: Loss function, or its name. Defaults to `"mse"`.
         steps: Positive integer, the number of steps of the optimizer. Defaults to 300.
         learning_rate: Positive float, the learning rate of the first step. It falls to
             zero along half a cosine. Defaults to 0.05.
@@ -129,8 +125,9 @@ def estimate_initial_state(
         `set_states(as_stateful(model, batch), ...)`.
 
     Raises:
-        ValueError: If `layer_or_model` is none of these, if `x` or `y` does not fit
-            it, or if `steps` or `learning_rate` is not positive.
+        ValueError: If `layer_or_model` is none of these, is not built, or can't be a
+            stream (see `with_states_as_inputs()`); if `x`, `y` or `loss` does not fit
+            it; or if `steps` or `learning_rate` is not positive.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(4, return_sequences=True)
@@ -153,12 +150,12 @@ def estimate_initial_state(
             )
     batch_size: Any = None
     for argument, value in (("x", x), ("y", y)):
-        rows = {_rows_of(leaf) for leaf in keras.tree.flatten(value)}
-        batch_size = batch_size or next(iter(rows), None)
-        if not batch_size or rows != {batch_size}:
+        batch_sizes = {_batch_size_of(leaf) for leaf in keras.tree.flatten(value)}
+        batch_size = batch_size or next(iter(batch_sizes), None)
+        if not batch_size or batch_sizes != {batch_size}:
             raise ValueError(
                 f"Argument `{argument}` must be an array with one row for each "
-                "sequence, at least one, or a structure of them. "
+                "sequence, at least one, or a structure of arrays. "
                 f"Received: {argument}={described(value)}"
             )
     inputs = list(map(ops.convert_to_numpy, keras.tree.flatten(x)))
@@ -170,69 +167,71 @@ def estimate_initial_state(
                 "Argument `layer_or_model` must be a recurrent layer, or a Sequential "
                 f"or Functional model. Received: {described(layer_or_model)}"
             )
-        started, names = _of_model(layer_or_model, batch_size)
+        estimator, names = _estimator_of_model(layer_or_model, batch_size)
     elif layer_or_model.built:
         check_states(layer_or_model)
-        started = _of_layer(layer_or_model, batch_size)
+        estimator = _estimator_of_layer(layer_or_model, batch_size)
     else:
         raise ValueError(
             "Argument `layer_or_model` must be built: call it once. "
             f"Received: {described(layer_or_model)}"
         )
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    started.compile(keras.optimizers.Adam(schedule), loss)
+    estimator.compile(keras.optimizers.Adam(schedule), loss)
     given = inputs if len(inputs) > 1 else inputs[0]
-    with _blaming("x", x, "what the layer or model is called with"):
-        outputs = started(given)
-    with _blaming("y", y, "what `loss` compares with the outputs"):
-        started.compute_loss(x=given, y=y, y_pred=outputs)
+    with _as_error_of("x", x, "fit the inputs of the layer or model"):
+        outputs = estimator(given)
+    with _as_error_of("y", y, "fit the outputs and `loss`"):
+        estimator.compute_loss(x=given, y=y, y_pred=outputs)
     for _ in range(steps):
-        started.train_on_batch(given, y)
-    found = [np.array(ops.convert_to_numpy(state)) for state in started.states]
+        estimator.train_on_batch(given, y)
+    estimates = [np.array(ops.convert_to_numpy(state)) for state in estimator.states]
     if names is None:
-        return StateLayout.of(layer_or_model).pack(found)
-    return dict(zip(names, found, strict=True))
+        return StateLayout.of(layer_or_model).pack(estimates)
+    return dict(zip(names, estimates, strict=True))
 
 
-def _rows_of(array: Any) -> int | None:
+def _batch_size_of(array: Any) -> int | None:
     return (shape_of(array) or (None,))[0]
 
 
 @contextlib.contextmanager
-def _blaming(argument: str, value: Any, expectation: str) -> Iterator[None]:
-    """Raises a `ValueError` about an argument in place of what a first use raises."""
+def _as_error_of(argument: str, value: Any, expectation: str) -> Iterator[None]:
+    """Raises any error as a `ValueError` that names the argument."""
     try:
         yield
-    except Exception as error:  # Each backend has its own.
-        blamed = re.search(r"Argument `(\w+)", str(error))
-        if blamed and blamed[1] != "sequences":
-            raise  # It names an argument of its own.
+    except Exception as error:  # Each backend raises its own class of errors.
+        named = re.search(r"Argument `(\w+)", str(error))
+        if named and named[1] != "sequences":
+            raise  # The error names another argument.
         raise ValueError(
-            f"Argument `{argument}` must be {expectation}. "
-            f"Received: {argument}={described(value)}, of which it says: {error}"
+            f"Argument `{argument}` must {expectation}. "
+            f"Received: {argument}={described(value)}, which raises: {error}"
         ) from error
 
 
-class _Started(keras.Model):
-    """A model whose only weights are what its rows start from.
+class _Estimator(keras.Model):
+    """A model whose only weights are the initial states of the rows of one batch.
 
     Args:
-        call: Function of the inputs and the list of states.
-        layers: The recurrent layers whose states these are.
+        call: Function that takes the inputs and the list of initial states.
+        layers: The recurrent layers whose initial states are estimated.
         batch_size: The number of rows.
     """
 
     def __init__(
         self, call: Callable[[Any, Any], Any], layers: Sequence[Any], batch_size: int
     ) -> None:
-        super().__init__(name="started", dtype=layers[0].variable_dtype)
+        super().__init__(name="estimator", dtype=layers[0].variable_dtype)
         self._call_with = call
-        # Keras can't see the layers, which are not to be trained.
+        # Keras does not see the layers, which are not trained.
         self.supports_jit = all(layer.supports_jit for layer in layers)
         self.states = [
             self.add_weight(name=f"state{index}", shape=state.shape, initializer=state)
             for index, state in enumerate(
-                state for layer in layers for state in _starts(layer, batch_size)
+                state
+                for layer in layers
+                for state in _first_estimates(layer, batch_size)
             )
         ]
 
@@ -240,8 +239,8 @@ class _Started(keras.Model):
         return self._call_with(inputs, [state.value for state in self.states])
 
 
-def _starts(layer: Any, batch_size: int) -> list[Any]:
-    """What estimation starts from: the owned states, and zeros for `Conditional`."""
+def _first_estimates(layer: Any, batch_size: int) -> list[Any]:
+    """Returns the owned initial states, and zeros for `Conditional`."""
     if not isinstance(layer, InitStateRNN):
         return keras.tree.flatten(layer.get_initial_state(batch_size))
     count = len(layer.state_names)
@@ -249,7 +248,7 @@ def _starts(layer: Any, batch_size: int) -> list[Any]:
     return [ops.nan_to_num(ops.cast(p, layer.variable_dtype)) for p in previews]
 
 
-def _of_layer(layer: Any, batch_size: int) -> _Started:
+def _estimator_of_layer(layer: Any, batch_size: int) -> _Estimator:
     frozen = unbuilt(layer, stateful=False, return_state=False)
     frozen.build_from_config(layer.get_build_config())
     hand_over(layer.cell, frozen.cell)
@@ -258,12 +257,12 @@ def _of_layer(layer: Any, batch_size: int) -> _Started:
     def call(inputs: Any, states: Any) -> Any:
         return frozen(inputs, initial_state=layout.pack(states))
 
-    return _Started(call, [layer], batch_size)
+    return _Estimator(call, [layer], batch_size)
 
 
-def _of_model(model: Any, batch_size: int) -> tuple[_Started, list[str]]:
-    stepping = make_stepping(model)
-    layers, copied = stepping.layers, stepping.copied
+def _estimator_of_model(model: Any, batch_size: int) -> tuple[_Estimator, list[str]]:
+    step_model = make_step_model(model)
+    layers, copied = step_model.layers, step_model.copied
     if not layers:
         raise ValueError(
             "Argument `layer_or_model` must have a recurrent layer. "
@@ -271,15 +270,15 @@ def _of_model(model: Any, batch_size: int) -> tuple[_Started, list[str]]:
         )
 
     def call(inputs: Any, states: Any) -> Any:
-        outputs = stepping.model([*keras.tree.flatten(inputs), *states])
-        return stepping.outputs_of_model(outputs)
+        outputs = step_model.model([*keras.tree.flatten(inputs), *states])
+        return step_model.outputs_of_model(outputs)
 
-    # In the order in which `set_states()` finds them.
-    found = by_paths(copied, [each for each in layers_within(copied) if each in layers])
-    paths = {id(layer): path for path, layer in found.items()}
+    # `set_states()` numbers equal paths in the order of `layers_within()`.
+    recurrent = by_paths(copied, [x for x in layers_within(copied) if x in layers])
+    paths = {id(layer): path for path, layer in recurrent.items()}
     names = [
         f"{paths[id(layer)]}/{name}"
         for layer in layers
         for name in StateLayout.of(layer).names
     ]
-    return _Started(call, layers, batch_size), names
+    return _Estimator(call, layers, batch_size), names

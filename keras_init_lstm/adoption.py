@@ -1,4 +1,4 @@
-"""Adopting what exists: models that get layers which own their initial state."""
+"""Replaces the layers of existing models by layers that own their initial state."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_init_lstm._checks import described, is_legacy
-from keras_init_lstm._copies import copy_layer, inner_layers, make_anew
+from keras_init_lstm._copies import copy_layer, copy_with_inner, inner_layers
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.layers.gru import InitStateGRU
 from keras_init_lstm.layers.lstm import InitStateLSTM
@@ -19,29 +19,30 @@ _FAMILY: tuple[type[InitStateRNN], ...] = (
     InitStateSimpleRNN,
     InitStateRNN,
 )
-# What takes the place of a layer, by its exact class: a subclass may compute something
-# else, and is left alone.
+# The class that replaces a layer, by the exact class of the layer: a subclass may
+# compute something else, and is not replaced.
 _OF_KERAS: dict[type, type[InitStateRNN]] = {cls.keras_layer: cls for cls in _FAMILY}
-_REPLACED = {**_OF_KERAS, **{cls: cls for cls in _FAMILY}}
+_COUNTERPARTS = {**_OF_KERAS, **{cls: cls for cls in _FAMILY}}
 
 
-def add_counterpart(layer: type, ours: type[InitStateRNN]) -> None:
-    """Lets a class of this package take the place of a further class of layers."""
-    _OF_KERAS[layer] = _REPLACED[layer] = _REPLACED[ours] = ours
+def add_counterpart(layer: type, counterpart: type[InitStateRNN]) -> None:
+    """Registers a class of this package that replaces another class of layers."""
+    _OF_KERAS[layer] = _COUNTERPARTS[layer] = counterpart
+    _COUNTERPARTS[counterpart] = counterpart
 
 
 def counterpart_of(layer: keras.layers.RNN) -> type[InitStateRNN]:
-    """The class of this package that takes the place of a recurrent layer.
+    """Returns the class of this package that replaces a recurrent layer.
 
     Raises:
         ValueError: If there is none, as for a custom class.
     """
-    if type(layer) not in _REPLACED:
+    if type(layer) not in _COUNTERPARTS:
         raise ValueError(
             f"The layer {layer.name} (of class {type(layer).__name__}) is not one of "
-            f"{', '.join(dict.fromkeys(cls.__name__ for cls in _REPLACED))}"
+            f"{', '.join(dict.fromkeys(cls.__name__ for cls in _COUNTERPARTS))}"
         )
-    return _REPLACED[type(layer)]
+    return _COUNTERPARTS[type(layer)]
 
 
 def with_initial_state(
@@ -49,35 +50,37 @@ def with_initial_state(
     initial_state: InitialStateArgument = None,
     where: str | Iterable[str] | Callable[[Any], bool] | None = None,
 ) -> keras.Model:
-    """Returns a model whose recurrent layers own their initial state.
+    """Returns a copy of a model whose recurrent layers own their initial state.
 
-    Each `LSTM`, `GRU`, `SimpleRNN` and `RNN` of Keras is replaced by the layer of this
+    It replaces each `LSTM`, `GRU`, `SimpleRNN` and `RNN` of Keras by the layer of this
     package, with its weights, in Sequential, Functional and nested models and in
-    `Bidirectional` and `TimeDistributed`. While the states are zero, as `"trainable"`
-    ones are at first, its predictions are bit-identical with the predictions of
-    `model`; further training then learns the states too. For that, the fused loop is
-    off; set `use_fused = "auto"` on a layer to switch it on.
+    `Bidirectional` and `TimeDistributed`. While the initial states are zero, as
+    `"trainable"` ones are before training, its predictions and the predictions of
+    `model` are bit-identical. Further training learns the initial states too. The new
+    layers have `use_fused=False`. Set `layer.use_fused = "auto"` for the fused loop.
 
     Args:
-        model: A Sequential or Functional model of Keras 3. It is left as it is.
+        model: A Sequential or Functional model of Keras 3. It is left unchanged.
         initial_state: The initial states of each layer, as in the constructors:
             usually `"trainable"`. Defaults to `None`, which is zeros.
-        where: Which layers to replace: a name or a list of names, of layers or of
+        where: The layers to replace: a name or a list of names, of layers or of
             wrappers or nested models around layers; or a function that takes a
             recurrent layer and returns whether to replace it. Layers of this package
-            are replaced only if they are chosen by `where`. Defaults to `None`, all.
+            are replaced only if `where` chooses them. Defaults to `None`, all layers
+            of Keras.
 
     Returns:
-        A model of the same name and class that shares nothing with `model`. What is
-        frozen is frozen. A compiled model is compiled likewise, but its optimizer
-        starts anew, at step 0 and without momenta.
+        A model of the same name and class, which shares nothing with `model`. Frozen
+        weights stay frozen. If `model` is compiled, the copy is compiled with the same
+        arguments and a new optimizer, at step 0 and without momenta.
 
     Raises:
-        ValueError: If `model` is not a model of Keras 3, or not one that can be
-            rewritten; if nothing is chosen by `where`, or there is nothing to choose.
-            A subclassed model cannot be rewritten: in its constructor, write
-            `self.lstm = InitStateLSTM(units, initial_state="trainable")`, and hand
-            over the weights, layer by layer, as in the second example.
+        ValueError: If `model` is not a model of Keras 3; if `where` chooses no layer,
+            or has an unknown name; if `initial_state` does not fit a layer; or if the
+            code of a custom class creates a chosen layer, as in a subclassed model.
+            There, write `self.lstm = InitStateLSTM(units, initial_state="trainable")`
+            in the constructor, and copy the weights layer by layer, as in the second
+            example.
 
     Example:
     >>> model = keras.Sequential([keras.layers.LSTM(4), keras.layers.Dense(1)])
@@ -89,7 +92,7 @@ def with_initial_state(
     >>> learning.layers[0].state_names
     ('h0', 'c0')
 
-    >>> lstm = model.layers[0]  # or `old.lstm`, of a subclassed model
+    >>> lstm = model.layers[0]  # or `old.lstm` of a subclassed model
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
     >>> outputs = layer(x)
     >>> layer.cell.set_weights(lstm.get_weights())
@@ -112,16 +115,16 @@ def with_initial_state(
             where = set(where)
         except TypeError as error:
             raise ValueError(
-                "Argument `where` must be None, a name, names, or a function of a "
-                f"layer. Received: where={described(where)}"
+                "Argument `where` must be None, a name, a list of names, or a function "
+                f"of a layer. Received: where={described(where)}"
             ) from error
     chosen = set()
     for layer, names, holder in found:
         if where is None:
-            wanted = type(layer) in _OF_KERAS
+            is_chosen = type(layer) in _OF_KERAS
         else:
-            wanted = where(layer) if callable(where) else not names.isdisjoint(where)
-        if not wanted:
+            is_chosen = where(layer) if callable(where) else not names.isdisjoint(where)
+        if not is_chosen:
             continue
         if holder is not None:
             raise ValueError(
@@ -129,7 +132,7 @@ def with_initial_state(
                 f"{type(holder).__name__} (of {holder.name}), which cannot be "
                 "rewritten. Write `InitStateLSTM(..., initial_state=...)`, or "
                 "`InitStateLSTM.from_keras(lstm, initial_state=...)`, in its "
-                "constructor, and hand the weights over layer by layer: "
+                "constructor, and copy the weights layer by layer: "
                 "`new.lstm.cell.set_weights(old.lstm.get_weights())`"
             )
         chosen.add(id(layer))
@@ -145,10 +148,10 @@ def with_initial_state(
 
     def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         if id(layer) in chosen:
-            return _REPLACED[type(layer)].from_keras(layer, initial_state)
+            return _COUNTERPARTS[type(layer)].from_keras(layer, initial_state)
         if type(layer) in _OF_KERAS.values():
-            return type(layer).from_keras(layer)  # It continues its stream.
-        return make_anew(layer, copy_inner)
+            return type(layer).from_keras(layer)  # `from_keras()` copies the stream.
+        return copy_with_inner(layer, copy_inner)
 
     return copy_layer(model, make)
 
@@ -158,18 +161,18 @@ def _recurrent_layers(
     names: tuple[str, ...],
     holder: keras.layers.Layer | None,
 ) -> Iterator[tuple[Any, set[str], Any]]:
-    """Yields each layer that may be replaced, once for each place where it stands.
+    """Yields the layers that may be replaced, a shared layer more than once.
 
-    With it the names by which `where` may choose it, and the layer, if any, whose own
-    code made it, so that nothing can take its place.
+    With each layer it yields the names by which `where` may choose it, and the custom
+    layer whose code created it and which can't be rewritten, or `None`.
     """
     names = (*names, layer.name)
-    if type(layer) in _REPLACED:
+    if type(layer) in _COUNTERPARTS:
         yield layer, set(names), holder
         return
     inner = inner_layers(layer)
     if inner is None:
         holder = holder or layer
         inner = layers_within(layer, include_self=False, recursive=False)
-    for each in inner:
-        yield from _recurrent_layers(each, names, holder)
+    for inner_layer in inner:
+        yield from _recurrent_layers(inner_layer, names, holder)

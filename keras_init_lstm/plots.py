@@ -1,6 +1,6 @@
-"""Seeing what was learned: a picture of the initial state.
+"""Plots the initial state of a layer.
 
-Nothing here changes a layer: no weight, no carried stream, no random stream.
+A plot does not change the layer: no weight, no carried state, no random stream.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_initial_state"]
 
-# With more, single units can no longer be told apart, and the order says more.
+# With more units, a reader can't see single units, and sorted units show more.
 _MOST_UNSORTED = 32
-# With more, single paths can no longer be followed, nor single starts be named.
+# With more paths or names, a reader can't follow single ones.
 _LEAST_PATHS, _MOST_PATHS = 5, 10
 _MOST_NAMES = 20
-# The colours of Okabe and Ito, which colour-blind readers tell apart.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -39,41 +39,41 @@ def plot_initial_state(
 ) -> "Figure":
     """Draws the initial state of a layer among the states that it visits.
 
-    Each state (h0, c0) has axes of its own, with a dot for each unit: where it
-    starts; for `Sampled` the mean, with a bar of one `stddev` to either side; for
-    `Conditional` the mean of the starts of all distinct rows of `context`, with a bar
-    from the least to the greatest. Behind the dots stands where that unit is after
-    every timestep of `sequences`: the range, the 10th to 90th percentile, the median.
-    A dot outside of these percentiles is orange.
+    Each state (h0, c0) has its own axes. A dot for each unit shows its initial state:
+    for `Sampled` the mean, with a bar of one `stddev` in both directions; for
+    `Conditional` the mean over all distinct rows of `context`, with a bar from the
+    smallest to the largest value. Behind the dots, bars show the values of the unit
+    after every timestep of `sequences`: the range, the 10th to 90th percentile, and the
+    median. A dot outside of these percentiles is orange.
 
-    Below, with `sequences`, is the plane of the first two principal components of all
-    visited states, for an LSTM the vectors `[h, c]`: a grey dot for each, the paths
-    of a few sequences (one from each initial state, but at least five and at most ten),
-    and their initial states in black, for `Conditional` one for each distinct row of
-    `context`.
-    The axes say how much of the variance each component holds; what lies off the plane
-    is not seen. Needs matplotlib: `pip install keras_init_lstm[plot]`.
+    With `sequences`, the last axes show the plane of the first two principal components
+    of all visited states, for an LSTM the vectors `[h, c]`. A grey dot is a visited
+    state. Lines are the paths of a few sequences (one from each initial state, but at
+    least five and at most ten). The initial states are black, for `Conditional` one for
+    each distinct row of `context`. The axis labels tell how much of the variance each
+    component holds. Distances from the plane are not visible.
 
-    Every sequence is run from the owned initial state, as at inference, also with
-    `stateful=True`. The layer is left as it was.
+    The layer reads every sequence from the owned initial state, as at inference, even
+    with `stateful=True`. It is left unchanged. The plot needs matplotlib:
+    `pip install keras_init_lstm[plot]`.
 
     Args:
         layer: A built layer of this package. Of a `Bidirectional`, pass the
             `forward_layer` or the `backward_layer`.
-        sequences: Array `(batch, timesteps, features)`, what the layer is called
-            with. Inside a model these are not the model's inputs, but what
-            `keras.Model(model.inputs, layer.input)` makes of them. Defaults to
-            `None`: only the initial state is drawn.
+        sequences: Array `(batch, timesteps, features)`, the inputs of the layer. Inside
+            a model, `keras.Model(model.inputs, layer.input)` computes them from the
+            inputs of the model. Defaults to `None`: only the initial state is drawn.
         mask: Boolean array `(batch, timesteps)`, `False` where a timestep is skipped
             and not drawn. Defaults to `None`.
-        context: What a `Conditional` state is computed from, as at a call: an array
-            `(batch, ...)`, or a structure of them. Of up to 20 distinct ids, an array
-            `(batch,)`, each start bears its own. Defaults to `None`.
-        sort: Whether the units stand in the order of their initial state instead of
-            their index. Defaults to `None`: with more than 32 units.
-        axes: The matplotlib `Axes` to draw on, one for each state, and if there is one
-            more, that for the plane, in a figure with `layout="constrained"`, which
-            makes room for the legends. Defaults to `None`: a new figure of
+        context: The context from which a `Conditional` state is computed, as at a call:
+            an array `(batch, ...)`, or a structure of arrays. If it is an array
+            `(batch,)` of up to 20 distinct IDs, each initial state is labelled with its
+            ID. Defaults to `None`.
+        sort: Whether to sort the units by their initial state instead of their index.
+            Defaults to `None`, which sorts more than 32 units.
+        axes: The matplotlib `Axes` to draw on: one for each state, and optionally one
+            more for the plane. Use a figure with `layout="constrained"`, which makes
+            room for the legends. Defaults to `None`: a new figure of
             `matplotlib.pyplot`.
 
     Returns:
@@ -83,10 +83,10 @@ def plot_initial_state(
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If `layer` is not a built layer of this package, or has a state
-            that owns no value of shape `(units,)` and is not `Conditional`; if
-            `sequences`, `mask` or `context` is of another shape, or holds nothing to
-            draw; if `context` is missing for a `Conditional` state, or is given to a
-            layer without one; if `axes` is not one for each state, or one more.
+            without a value of shape `(units,)` that is not `Conditional`; if
+            `sequences`, `mask` or `context` has another shape or nothing to draw; if
+            `context` is missing for a `Conditional` state, or is given to a layer
+            without one; or if the number of `axes` is wrong.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
@@ -96,8 +96,8 @@ def plot_initial_state(
     >>> len(figure.axes)  # h0, c0, and the plane
     3
 
-    >>> start = keras_init_lstm.Conditional(keras.layers.Embedding(10, 4))
-    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=start)
+    >>> conditional = keras_init_lstm.Conditional(keras.layers.Embedding(10, 4))
+    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=conditional)
     >>> digits = np.arange(8)
     >>> outputs = layer(x, context=digits)
     >>> figure = keras_init_lstm.plots.plot_initial_state(layer, x, context=digits)
@@ -105,12 +105,12 @@ def plot_initial_state(
     _check_layer(layer)
     names, title = layer.state_names, f"Where {layer.name} starts"
     context = lists_as_arrays(context)
-    rows = _rows_of(context), None
+    batch_size, timesteps = _rows_of(context), None
     if sequences is not None:
         sequences, mask = _checked_data(layer, sequences, mask)
-        rows = sequences.shape[:2]
+        batch_size, timesteps = sequences.shape[:2]
         title += f", and where it is after each of {mask.sum()} timesteps"
-    layer._owned.check_context(context, rows, None, layer.name)
+    layer._owned.check_context(context, batch_size, timesteps, None, layer.name)
     plane = int(sequences is not None)
     if axes is None:
         axes = _new_axes(len(names), plane, title)
@@ -121,23 +121,23 @@ def plot_initial_state(
             f"Argument `axes` must be {len(names)} matplotlib Axes, for "
             f"{', '.join(names)}{more}. Received: {len(axes)}"
         )
-    first, group = _distinct_rows(context, rows[0])
-    # What is drawn at random in this scope leaves the layer's random streams alone.
+    first, group = _distinct_rows(context, batch_size)
+    # In this scope, a draw does not advance the seed generators of the layer.
     with keras.StatelessScope():
-        starts = _starts(layer, rows[0], context, first)
+        initial_states = _initial_states(layer, batch_size, context, first)
         visits: list[Any] = [None] * len(names)
         if plane:
             paths, read = _run(layer, sequences, mask, context)
             ends = np.cumsum(layer.state_units)[:-1]
             visits = list(np.split(paths[1:][read], ends, axis=1))
     for index, ax in enumerate(axes[: len(names)]):
-        _draw_units(ax, layer, index, starts[index], visits[index], sort)
+        _draw_units(ax, layer, index, initial_states[index], visits[index], sort)
     if len(axes) > len(names):
-        points = [np.broadcast_to(s, (len(first), s.shape[1])) for s in starts]
+        points = [np.broadcast_to(s, (len(first), s.shape[1])) for s in initial_states]
         _draw_plane(
             axes[-1],
             " and ".join(names),
-            (np.concatenate(points, axis=1), _ids(context, first)),
+            (np.concatenate(points, axis=1), _labels(context, first)),
             paths,
             read,
             (first, group),
@@ -157,15 +157,15 @@ def _check_layer(layer: Any) -> None:
     kinds = layer.initial_state
     if not layer.built or not all(kind is None or kind.built for kind in kinds):
         raise ValueError(
-            "Argument `layer` must be built, since before that there is no initial "
+            "Argument `layer` must be built, because an unbuilt layer has no initial "
             f"state: call {layer.name} or its model first. Received: {layer}"
         )
     for name, kind in zip(layer.state_names, kinds, strict=True):
-        owned = kind is None or kind.takes_context
-        if not owned and getattr(kind, "value", None) is None:
+        needs_no_value = kind is None or kind.takes_context
+        if not needs_no_value and getattr(kind, "value", None) is None:
             raise ValueError(
-                "Argument `layer` must own one value for each unit, which is the same "
-                "for every sequence, or compute it from a context. "
+                "Argument `layer` must own one value for each unit, which all "
+                "sequences share, or compute its initial state from a context. "
                 f"Received: {layer} with {name} from {kind}"
             )
 
@@ -178,7 +178,7 @@ def _checked_data(
     if sequences.ndim != 3 or sequences.shape[2] != features or not sequences.size:
         raise ValueError(
             "Argument `sequences` must be an array `(batch, timesteps, features)` with "
-            f"{features} features, and not empty: what {layer.name} is called with. "
+            f"{features} features, not empty, as {layer.name} takes it. "
             f"Received: an array of shape {sequences.shape}"
         )
     expected = sequences.shape[:2]
@@ -193,13 +193,16 @@ def _checked_data(
 
 
 def _rows_of(context: Any) -> int:
-    """The number of rows of a context, and 1 without one."""
+    """Returns the batch size of a context, 1 without a context."""
     shapes = [shape_of(leaf) for leaf in keras.tree.flatten(context)]
     return next((shape[0] or 1 for shape in shapes if shape), 1)
 
 
 def _distinct_rows(context: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each distinct row of a context is first, and which of these a row is."""
+    """Returns the index of the first row of each distinct context, and the groups.
+
+    The groups are an array `(batch,)`: for each row, the number of its context.
+    """
     codes = [np.zeros(batch_size, int)]
     for leaf in keras.tree.flatten(context):
         if leaf is not None and shape_of(leaf):
@@ -211,8 +214,8 @@ def _distinct_rows(context: Any, batch_size: int) -> tuple[np.ndarray, np.ndarra
     return first, group.ravel()
 
 
-def _ids(context: Any, rows: np.ndarray) -> list[str]:
-    """What the starts of these rows are called: nothing, unless they are few ids."""
+def _labels(context: Any, rows: np.ndarray) -> list[str]:
+    """Returns the labels of initial states: IDs if these are few, else empty texts."""
     leaves = keras.tree.flatten(context)
     if (
         len(rows) > _MOST_NAMES
@@ -223,10 +226,10 @@ def _ids(context: Any, rows: np.ndarray) -> list[str]:
     return [str(value) for value in keras.ops.convert_to_numpy(leaves[0])[rows]]
 
 
-def _starts(
+def _initial_states(
     layer: InitStateRNN, batch_size: int, context: Any, rows: np.ndarray
 ) -> list[np.ndarray]:
-    """For each state the initial values to draw: one row, or the rows of a batch."""
+    """Returns the values to draw of each state: one row, or these rows of a batch."""
     kinds = layer.initial_state
     computed: list[Any] = [None] * len(kinds)
     if context is not None:
@@ -244,28 +247,28 @@ def _starts(
 def _run(
     layer: InitStateRNN, sequences: np.ndarray, mask: np.ndarray, context: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all states `(1 + timesteps, batch, units)`, and which were read.
+    """Returns all states `(1 + timesteps, batch, units)`, and the mask.
 
-    The first are what the rows start from, the others stand in the order in which the
-    timesteps are read, as does the mask `(timesteps, batch)`. The layer itself returns
-    only the last c, so its cell is run step by step.
+    The first states are the initial states. The others, and the mask
+    `(timesteps, batch)`, are in the order in which the layer reads the timesteps. The
+    layer returns only the last c, so its cell is called timestep by timestep.
     """
     backwards = slice(None, None, -1 if layer.go_backwards else 1)
     states = keras.tree.flatten(
         layer.get_initial_state(len(sequences), context=context)
     )
-    found = [states]
+    visited = [states]
     for x, read in zip(
         sequences.swapaxes(0, 1)[backwards], mask.T[backwards], strict=True
     ):
-        before = keras.tree.pack_sequence_as(layer.state_size, states)
-        _, after = layer.cell(x, before, training=False)
+        nested = keras.tree.pack_sequence_as(layer.state_size, states)
+        _, new_states = layer.cell(x, nested, training=False)
         states = [
             keras.ops.where(read[:, None], new, old)
-            for new, old in zip(keras.tree.flatten(after), states, strict=True)
+            for new, old in zip(keras.tree.flatten(new_states), states, strict=True)
         ]
-        found.append(states)
-    joined = [np.concatenate(list(map(_array, each)), axis=1) for each in found]
+        visited.append(states)
+    joined = [np.concatenate(list(map(_array, s)), axis=1) for s in visited]
     return np.stack(joined), mask.T[backwards]
 
 
@@ -291,45 +294,47 @@ def _draw_units(
     ax: "Axes",
     layer: InitStateRNN,
     index: int,
-    starts: np.ndarray,
+    initial_states: np.ndarray,
     visits: np.ndarray | None,
     sort: bool | None,
 ) -> None:
     kind, units = layer.initial_state[index], layer.state_units[index]
     in_order = units > _MOST_UNSORTED if sort is None else sort
-    start, norms = starts.mean(axis=0), np.linalg.norm(starts, axis=1)
-    computed = kind is not None and kind.takes_context
+    mean = initial_states.mean(axis=0)
+    norms = np.linalg.norm(initial_states, axis=1)
+    is_computed = kind is not None and kind.takes_context
     title = (
         f"{layer.state_names[index]}, {type(kind).__name__ if kind else 'not owned'}: "
     )
-    if computed:
+    if is_computed:
         title += (
-            f"{len(starts)} starts, L2 norms {norms.min():.3g} to {norms.max():.3g}"
+            f"{len(initial_states)} initial states, L2 norms {norms.min():.3g} to "
+            f"{norms.max():.3g}"
         )
     else:
         title += f"L2 norm {norms[0]:.3g}" if norms[0] else "at zero"
     inside, spread = np.ones(units, bool), None
     if visits is not None:
         spread = np.percentile(visits, [0, 10, 50, 90, 100], axis=0)
-        inside = (spread[1] <= start) & (start <= spread[3])
-        of_what = "means are" if computed else "units start"
-        title += f"; {inside.sum()} of {units} {of_what} within 10 to 90 %"
+        inside = (spread[1] <= mean) & (mean <= spread[3])
+        subject = "means are" if is_computed else "units start"
+        title += f"; {inside.sum()} of {units} {subject} within 10 to 90 %"
     at = np.arange(units)
     order = at
     if in_order:
-        order = np.lexsort((start if spread is None else spread[2], start))
-    start, inside = start[order], inside[order]
+        order = np.lexsort((mean if spread is None else spread[2], mean))
+    heights, inside = mean[order], inside[order]
     width, size = (0.8, 6) if units <= _MOST_UNSORTED else (1.0, 3)
     legend: list[Any] = []
-    ax.use_sticky_edges = False  # With them the lowest bar would end in the frame.
+    ax.use_sticky_edges = False  # The lowest bar must not end at the frame.
 
     def bars(low: np.ndarray, high: np.ndarray, color: str, label: str) -> None:
         legend.append(ax.bar(at, high - low, width, low, color=color, label=label))
 
-    def reach(below: np.ndarray, above: np.ndarray, label: str) -> None:
+    def error_bars(below: np.ndarray, above: np.ndarray, label: str) -> None:
         error = ax.errorbar(
             at,
-            start,
+            heights,
             (below[order], above[order]),
             fmt="none",
             ecolor="0.4",
@@ -340,9 +345,8 @@ def _draw_units(
 
     def dots(where: np.ndarray, color: str, label: str) -> None:
         if where.any():
-            legend.extend(
-                ax.plot(at[where], start[where], "o", ms=size, color=color, label=label)
-            )
+            x, y = at[where], heights[where]
+            legend.extend(ax.plot(x, y, "o", ms=size, color=color, label=label))
 
     if spread is not None:
         least, low, median, high, most = spread[:, order]
@@ -351,20 +355,18 @@ def _draw_units(
         left, right = at - width / 2, at + width / 2
         lines = ax.hlines(median, left, right, "#3182bd", label="visited: median")
         legend.append(lines)
-    what = "initial state"
-    spread_of_draws = getattr(kind, "stddev", None)
-    if computed:
-        what = "mean start"
-        mean = starts.mean(axis=0)
-        reach(
-            mean - starts.min(axis=0), starts.max(axis=0) - mean, "range of the starts"
-        )
-    elif spread_of_draws is not None:
-        what = "mean"
-        stddev = _array(spread_of_draws)
-        reach(stddev, stddev, "± stddev")
-    dots(~inside, "#d95f02", f"{what}, outside 10 to 90 %")
-    dots(inside, "black", what)
+    label = "initial state"
+    stddev = getattr(kind, "stddev", None)
+    if is_computed:
+        label = "mean initial state"
+        below = mean - initial_states.min(axis=0)
+        above = initial_states.max(axis=0) - mean
+        error_bars(below, above, "range of initial states")
+    elif stddev is not None:
+        label = "mean"
+        error_bars(_array(stddev), _array(stddev), "± stddev")
+    dots(~inside, "#d95f02", f"{label}, outside 10 to 90 %")
+    dots(inside, "black", label)
 
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     every = -(-units // 16)
@@ -379,7 +381,7 @@ def _draw_units(
 def _draw_plane(
     ax: "Axes",
     name: str,
-    starts: tuple[np.ndarray, list[str]],
+    initial_states: tuple[np.ndarray, list[str]],
     paths: np.ndarray,
     read: np.ndarray,
     groups: tuple[np.ndarray, np.ndarray],
@@ -388,29 +390,30 @@ def _draw_plane(
 
     Args:
         ax: The axes.
-        name: Of the states.
-        starts: The starts `(starts, units)`, and what each is called.
-        paths: All states `(1 + timesteps, batch, units)`, the first not yet visited.
+        name: The names of the states.
+        initial_states: The distinct initial states, an array `(count, units)`, and the
+            label of each.
+        paths: All states `(1 + timesteps, batch, units)`. The first are the initial
+            states.
         read: Boolean array `(timesteps, batch)`.
-        groups: For each start the first sequence that has it, and for each sequence
-            which start it has.
+        groups: The two arrays of `_distinct_rows()`.
     """
     visits = paths[1:][read]
-    middle = visits.mean(axis=0)
-    components, shares = _principal_components(visits - middle)
+    center = visits.mean(axis=0)
+    components, shares = _principal_components(visits - center)
 
     def project(states: np.ndarray) -> np.ndarray:
-        return ((states - middle) @ components.T).T
+        return ((states - center) @ components.T).T
 
     from matplotlib import patheffects
     from matplotlib.lines import Line2D
 
-    (points, names), (first, group) = starts, groups
+    (points, labels), (first, group) = initial_states, groups
     (dots,) = ax.plot(
         *project(visits), ".", ms=3, color="0.65", mec="none", label="visited: all"
     )
     dots.set_rasterized(True)
-    # One of each start, then others.
+    # Draw one path from each initial state, then others.
     others = np.setdiff1d(np.arange(paths.shape[1]), first)
     count = np.clip(len(first), _LEAST_PATHS, _MOST_PATHS)
     chosen = np.concatenate([np.sort(first), others])[:count]
@@ -430,7 +433,7 @@ def _draw_plane(
         mec="white",
         label=f"initial states: {len(points)}" if len(points) > 1 else "initial state",
     )
-    for x, y, text in zip(*project(points), names, strict=True):
+    for x, y, text in zip(*project(points), labels, strict=True):
         ax.annotate(
             text,
             (x, y),
@@ -439,8 +442,8 @@ def _draw_plane(
             weight="bold",
             path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
         )
-    for axis, share, which in zip((ax.xaxis, ax.yaxis), shares, (1, 2), strict=True):
-        axis.set_label_text(f"component {which} ({100 * share:.0f} % of the variance)")
+    for axis, share, number in zip((ax.xaxis, ax.yaxis), shares, (1, 2), strict=True):
+        axis.set_label_text(f"component {number} ({100 * share:.0f} % of the variance)")
     ax.set_aspect("equal", "datalim")
     ax.set_title(
         f"{name}, in the plane of their first two principal components",
@@ -455,10 +458,10 @@ def _draw_plane(
 
 
 def _principal_components(centered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two, `(2, units)`, and the share of the variance that each holds.
+    """Returns the first two components `(2, units)`, and their shares of the variance.
 
-    Of each, the entry of the largest size is positive, so that equal states give
-    equal pictures. Where there is only one, the second is zero.
+    The largest entry of each component is positive: equal states give equal pictures.
+    If there is only one component, the second is zero.
     """
     _, lengths, components = np.linalg.svd(centered, full_matrices=False)
     largest = np.abs(components).argmax(axis=1)[:, None]

@@ -436,7 +436,7 @@ REFUSED = {
     ),
     "code": (
         lambda: sequential(layers.LSTM(2), layers.Lambda(lambda x: x, name="code")),
-        r"code \(Lambda\) holds code.*layer of a class of your own",
+        r"code \(Lambda\) holds code.*custom class",
     ),
     "cuDNN": (
         lambda: sequential(cudnn_lstm.CuDNNLSTM(2, name="fast")),
@@ -448,7 +448,7 @@ REFUSED = {
     ),
     "operation": (
         lambda: called(lambda x: layers.LSTM(2)(tf.repeat(x, 2, axis=1)), sequence()),
-        r"tf.repeat\S* \(TFOpLambda\) is the operation `tf.repeat`.*put a layer",
+        r"tf.repeat\S* \(TFOpLambda\) is the operation `tf.repeat`.*replace it",
     ),
     "argument of an operation": (
         lambda: called(
@@ -470,7 +470,7 @@ REFUSED = {
             ),
             sequence(),
         ),
-        r"heads \(MultiHeadAttention\) stands beside masks",
+        r"heads \(MultiHeadAttention\) is used with masks",
     ),
     "ragged": (
         lambda: called(layers.LSTM(2), tf_keras.Input((None, 3), ragged=True)),
@@ -498,7 +498,7 @@ REFUSED = {
     ),
     "dropped argument": (
         lambda: sequential(layers.Softmax(robust_masking=True, name="last")),
-        "does not load the layer last of the file.*robust_masking",
+        "load the layer last of the file.*robust_masking",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Layers and models as users write them, and data for them."""
+"""Layers, models and data for the tests."""
 
 import itertools
 
@@ -28,7 +28,7 @@ SHAPE = (BATCH, TIMESTEPS, FEATURES)
 
 
 def normal(*shape, seed=0):
-    """Standard normal numbers: the same at every call with one shape and seed."""
+    """Standard normal numbers, the same at every call with the same arguments."""
     numbers = np.random.default_rng([seed, *shape]).normal(size=shape)
     return numbers.astype("float32")
 
@@ -36,14 +36,14 @@ def normal(*shape, seed=0):
 X, CONTEXT = normal(*SHAPE), normal(BATCH, 6)
 
 
-# Layers of the family, and what stands in them.
+# Layers, cells and kinds.
 
 
 @keras.saving.register_keras_serializable()
 class TwoSpeedCell(layers.Layer):
-    """A cell as users write them: two states of different sizes, a start of its own."""
+    """A custom cell with two states of different sizes and a custom initial state."""
 
-    starts = (0.0, 0.25)
+    initial_values = (0.0, 0.25)
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -69,8 +69,8 @@ class TwoSpeedCell(layers.Layer):
 
     def get_initial_state(self, batch_size=None):
         return [
-            keras.ops.full((batch_size, size), start, self.compute_dtype)
-            for size, start in zip(self.state_size, self.starts, strict=True)
+            keras.ops.full((batch_size, size), value, self.compute_dtype)
+            for size, value in zip(self.state_size, self.initial_values, strict=True)
         ]
 
     def get_config(self):
@@ -78,7 +78,7 @@ class TwoSpeedCell(layers.Layer):
 
 
 class UnregisteredCell(layers.Layer):
-    """A custom cell that Keras cannot find by its name."""
+    """A custom cell that is not registered with Keras."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -100,15 +100,15 @@ def state_size(name, units):
     }.get(name, [units])
 
 
-OF_THE_CELL = ("units", "activation", "recurrent_activation", "use_bias", "dtype")
-OF_THE_CELL += ("seed", "dropout", "recurrent_dropout")
+CELL_ARGUMENTS = ("units", "activation", "recurrent_activation", "use_bias", "dtype")
+CELL_ARGUMENTS += ("seed", "dropout", "recurrent_dropout")
 
 
 def recurrent(package, name, arguments):
     """An unbuilt layer of this package, or of `keras.layers`."""
     if name in ("stacked", "custom"):
-        given = {key: arguments[key] for key in OF_THE_CELL if key in arguments}
-        arguments = {k: v for k, v in arguments.items() if k not in OF_THE_CELL}
+        given = {key: arguments[key] for key in CELL_ARGUMENTS if key in arguments}
+        arguments = {k: v for k, v in arguments.items() if k not in CELL_ARGUMENTS}
         arguments["dtype"] = given["dtype"]
         arguments["cell"] = _cell(name, given)
         name = "RNN"
@@ -130,7 +130,7 @@ def sampled(*args, learned=False, **kwargs):
 
 
 class PerRow(InitialState):
-    """A custom kind: it has a weight, but no value for each unit."""
+    """A custom kind with a weight, but without a value for each unit."""
 
     def build(self, state_shape):
         super().build(state_shape)
@@ -140,7 +140,7 @@ class PerRow(InitialState):
         return self.scale * keras.ops.ones((batch_size, self.units))
 
 
-STARTS = {
+INITIAL_STATES = {
     "zeros": None,
     "fixed": [Fixed([0.5, -0.25]), 0.125],
     "sampled": Sampled(0.5, 1 / 64, seed=1),  # A loss falls in spite of the noise.
@@ -155,18 +155,18 @@ WRAPS = {
 
 
 def encoder(units=UNITS, **kwargs):
-    """An encoder of a context, in which a bias that gets lost is seen."""
+    """An encoder of a context. Its random bias shows if the bias is lost."""
     return layers.Dense(units, bias_initializer="random_normal", **kwargs)
 
 
 # One layer of each kind, and its layer of Keras.
 
-KINDS = [*STARTS, "conditional"]
+KINDS = [*INITIAL_STATES, "conditional"]
 
 
 def ours(name, kind="trainable", **kwargs):
-    """An `InitStateLSTM` or `InitStateGRU` that starts as one of `KINDS`."""
-    start = Conditional(encoder()) if kind == "conditional" else STARTS[kind]
+    """An `InitStateLSTM` or `InitStateGRU` with an initial state of `KINDS`."""
+    start = Conditional(encoder()) if kind == "conditional" else INITIAL_STATES[kind]
     if name == "GRU" and isinstance(start, list):
         start = start[:1]
     cls = getattr(keras_init_lstm, f"InitState{name}")
@@ -180,11 +180,11 @@ def of_keras(name, **kwargs):
 MAKERS = [ours, of_keras]
 
 
-# The same start, owned by the layer and, as before there was one, by hand.
+# The same initial state, owned by the layer, or passed at the call.
 
 
 def _weights_of(units):
-    """Arguments that start every layer of a model from the same weights."""
+    """Arguments with which layers of the same size have the same weights."""
     return {
         "kernel_initializer": keras.initializers.GlorotUniform(seed=units),
         "recurrent_initializer": keras.initializers.Orthogonal(seed=units),
@@ -202,7 +202,7 @@ def by_hand(units, **kwargs):
     return ExplicitState(units, h0, c0, fixed=["h0"], **_weights_of(units), **kwargs)
 
 
-# Models around `rnn(units, **kwargs)`, whatever layer that makes.
+# Models around `rnn(units, **kwargs)`, which makes any recurrent layer.
 
 
 def dense():
@@ -274,7 +274,7 @@ ARCHITECTURES = [
 
 
 def conditional(wrap=lambda layer: layer, **kwargs):
-    """A model that takes a context, around a layer that `wrap` may put in another."""
+    """A model with a context, around a layer that `wrap` may wrap."""
     x, context = keras.Input((None, FEATURES)), keras.Input((6,))
     start = [Conditional(encoder()), Trainable("ones")]
     layer = wrap(InitStateLSTM(UNITS, initial_state=start, **kwargs))
@@ -282,13 +282,13 @@ def conditional(wrap=lambda layer: layer, **kwargs):
 
 
 def models_to_save():
-    """A model for each way to start, each with a wrapper, a policy or a stream."""
+    """A model for each kind, with a wrapper, a dtype policy or a stream."""
 
     def model(*layers_, batch_size=None):
         return keras.Sequential([keras.Input(SHAPE[1:], batch_size), *layers_])
 
     def rnn(kind, **kwargs):
-        return InitStateLSTM(UNITS, initial_state=STARTS[kind], **kwargs)
+        return InitStateLSTM(UNITS, initial_state=INITIAL_STATES[kind], **kwargs)
 
     i, h = keras.Input(SHAPE[1:]), keras.Input((UNITS,))
     explicit = keras.Model([i, h], rnn("trainable")(i, initial_state=[h, None]))
@@ -304,7 +304,7 @@ def models_to_save():
 
 
 def of_several_kinds(layer_with_a_mean, timesteps=None):
-    """A model of layers that start from a value, a mean, and a context."""
+    """A model with owned, sampled and conditional initial states."""
     x, context = keras.Input((timesteps, FEATURES)), keras.Input(CONTEXT.shape[1:])
     conditional = Conditional(layers.Dense(UNITS))
     outputs = [
@@ -318,10 +318,10 @@ def of_several_kinds(layer_with_a_mean, timesteps=None):
     return model
 
 
-# Models of Keras alone, which are there to be adopted.
+# Models with layers of Keras, for `with_initial_state()`.
 
 
-def of_the_family():
+def every_layer():
     return [
         keras.Input(SHAPE[1:]),
         layers.LSTM(4, return_sequences=True, name="first"),
@@ -332,7 +332,7 @@ def of_the_family():
     ]
 
 
-def of_cells():
+def custom_cells():
     return [
         keras.Input(SHAPE[1:]),
         layers.RNN([layers.LSTMCell(4), UnregisteredCell(3)], return_sequences=True),
@@ -360,7 +360,7 @@ def in_wrappers():
     ]
 
 
-def of_tokens():
+def with_tokens():
     return [
         keras.Input((TIMESTEPS,), dtype="int32"),
         layers.Embedding(5, FEATURES, mask_zero=True),
@@ -371,7 +371,7 @@ def of_tokens():
     ]
 
 
-def of_a_stream():
+def stateful_model():
     return [
         keras.Input(SHAPE[1:], batch_size=BATCH),
         layers.LSTM(3, stateful=True),
@@ -379,7 +379,7 @@ def of_a_stream():
     ]
 
 
-def of_two_inputs():
+def two_inputs():
     x, start = keras.Input(SHAPE[1:], name="x"), keras.Input((FEATURES,), name="start")
     twice = layers.LSTM(FEATURES, return_sequences=True)
     h = twice(twice(x) + x)
@@ -400,19 +400,19 @@ def at_two_depths():
 
 
 ADOPTED = [
-    of_the_family,
-    of_cells,
+    every_layer,
+    custom_cells,
     deferred,
     in_wrappers,
-    of_tokens,
-    of_a_stream,
-    of_two_inputs,
+    with_tokens,
+    stateful_model,
+    two_inputs,
     at_two_depths,
 ]
 
 
 def model_of(architecture, dtype="float32"):
-    """One of the models above, with weights and biases that are all different."""
+    """One of the models above. All its weights and biases are different."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -429,7 +429,7 @@ def model_of(architecture, dtype="float32"):
 
 
 def batch_for(model):
-    """A batch for a model, of Keras 2 too: small whole numbers, which may be tokens."""
+    """A batch for a model, of Keras 2 too: small integers, which may be tokens."""
     rng = np.random.default_rng(1)
     drawn = [
         rng.integers(0, 5, (BATCH, *x.shape[1:])).astype(
@@ -440,7 +440,7 @@ def batch_for(model):
     return drawn if len(drawn) > 1 else drawn[0]
 
 
-# Training as users do it: every source of data, and every mode.
+# Training with every source of data, and in every mode.
 
 
 class Sequence(keras.utils.PyDataset):
@@ -469,7 +469,7 @@ MODES = [{}, {"run_eagerly": True}, WITH_XLA]
 
 
 def trained(model, data="arrays", **compile_arguments):
-    """All that a user gets: losses in training and evaluation, and predictions."""
+    """The losses in training and evaluation, and the predictions."""
     x, y = normal(3 * BATCH, TIMESTEPS, FEATURES), normal(3 * BATCH, 1)
     x[0, 2:], x[1, :3], x[2] = 0, 0, 0
     model.compile(keras.optimizers.SGD(0.01), "mse", **compile_arguments)
@@ -508,12 +508,12 @@ def layer_of(kind, **kwargs):
 
 
 STREAM_KINDS = ("ours", "of Keras", "stacked")
-if BACKEND == "tensorflow":  # Elsewhere the same code takes longer.
+if BACKEND == "tensorflow":  # The same code takes longer on other backends.
     STREAM_KINDS += ("frozen", "sampled", "custom", "not registered")
 
 
 def with_weights(model):
-    """The model, with all weights drawn at random."""
+    """Returns the model, with random weights."""
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     return model

@@ -89,7 +89,7 @@ def value_of(entry):
 
 def owned_values(layer):
     """For each state its `(units,)` value: the owned one, or the start of the cell."""
-    starts = getattr(layer.cell, "starts", [0.0] * len(layer.state_units))
+    starts = getattr(layer.cell, "initial_values", [0.0] * len(layer.state_units))
     return [
         np.full(units, start) if entry is None else value_of(entry)
         for entry, units, start in zip(

@@ -1,4 +1,4 @@
-"""A trained model adapts by nothing but where it starts."""
+"""A trained model adapts by its initial states alone."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ from oracles import assert_same, flat, to_numpy
 
 
 def trained():
-    """A model with all that may be frozen, or that has to stay so."""
+    """A model with layers and variables of every kind, some of them frozen."""
     inputs, context = keras.Input((None, FEATURES)), keras.Input((3,))
     encoder = keras.Sequential([layers.Dense(4, trainable=False), layers.Dense(UNITS)])
     first = InitStateLSTM(
@@ -40,7 +40,7 @@ def trained():
 
 
 class TestTrainOnlyInitialState:
-    def test_only_the_states_are_learned_and_all_can_be_undone(self):
+    def test_learns_only_the_states_and_can_be_undone(self):
         model = trained()
         before = [weight.trainable for weight in model.weights]
         undo = train_only_initial_state(model)
@@ -84,13 +84,13 @@ class TestTrainOnlyInitialState:
         assert model.trainable_weights == []
 
     @pytest.mark.parametrize("model", [None, "model", []])
-    def test_wants_a_model(self, model):
+    def test_needs_a_model(self, model):
         with pytest.raises(ValueError, match="`model` must be a model or layer"):
             train_only_initial_state(model)
 
 
 def second_dense(model):
-    """What of the encoder is not frozen by its maker."""
+    """The layer of the encoder that is not created frozen."""
     return model.get_layer("second").h0.encoder.layers[-1]
 
 
@@ -106,7 +106,7 @@ def convolving():
 
 class TestEstimateInitialState:
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateSimpleRNN, layers.LSTM])
-    def test_finds_the_true_start(self, cls):
+    def test_finds_the_true_states(self, cls):
         layer = cls(UNITS, return_sequences=True, seed=1)
         x = normal(3, 20, FEATURES)
         layer.build(x.shape)
@@ -118,11 +118,11 @@ class TestEstimateInitialState:
         assert np.abs(to_numpy(layer(x, initial_state=found)) - y).max() < 1e-2
         for got, want in zip(found, true, strict=True):
             assert got.shape == want.shape
-        # h decides the first output alone; the cell state is seen by all of them.
+        # h affects the first output alone. The cell state affects all outputs.
         assert np.abs(found[-1] - true[-1]).max() < 0.1
         assert_same(layer.get_weights(), weights)
 
-    def test_of_a_model_it_begins_a_stream(self):
+    def test_estimates_of_a_model_continue_a_stream(self):
         lstm = InitStateLSTM(UNITS, return_sequences=True, name="a")
         inner = keras.Sequential([keras.Input((None, FEATURES)), lstm], name="inner")
         inputs = keras.Input((None, FEATURES))
@@ -143,7 +143,7 @@ class TestEstimateInitialState:
         owned = np.square(to_numpy(model(x)) - y).mean()
         assert np.square(to_numpy(stream(x)) - y).mean() < owned / 20
 
-    def test_with_a_context_that_is_not_needed_but_for_the_call(self):
+    def test_a_model_with_a_context(self):
         x, context = keras.Input((None, FEATURES)), keras.Input((3,))
         start = Conditional(layers.Dense(UNITS))
         layer = InitStateGRU(UNITS, initial_state=start, name="gru")
@@ -155,7 +155,7 @@ class TestEstimateInitialState:
         }
 
     @pytest.mark.parametrize("over_time", [False, True])
-    def test_of_a_layer_that_takes_a_context(self, over_time):
+    def test_a_layer_with_a_context(self, over_time):
         kind = Conditional(layers.Dense(UNITS), over_time=over_time)
         layer = InitStateLSTM(UNITS, initial_state=[kind, 0.5])
         context = normal(BATCH, TIMESTEPS, 3) if over_time else normal(BATCH, 3)
@@ -166,18 +166,18 @@ class TestEstimateInitialState:
         before = [np.zeros((BATCH, UNITS)), np.full((BATCH, UNITS), 0.5)]
         assert reached < np.square(to_numpy(layer(X, initial_state=before)) - y).mean()
 
-    def test_does_not_blame_x_for_another_argument(self):
-        class Refuses(InitStateGRU):
+    def test_an_error_that_names_another_argument(self):
+        class Raises(InitStateGRU):
             def call(self, *args, **kwargs):
                 raise ValueError("Argument `dropout` is to blame. Received: 1")
 
-        layer = Refuses(UNITS)
+        layer = Raises(UNITS)
         layer.build(X.shape)
         with pytest.raises(ValueError, match="Argument `dropout` is to") as caught:
             estimate_initial_state(layer, X, np.zeros((BATCH, UNITS)))
         assert "`x`" not in str(caught.value)
 
-    def test_of_a_model_whose_outputs_have_names(self):
+    def test_a_model_with_named_outputs(self):
         inputs = keras.Input((None, FEATURES))
         layer = InitStateSimpleRNN(UNITS, name="rnn")
         h = layer(inputs)
@@ -187,7 +187,7 @@ class TestEstimateInitialState:
         )
         assert list(found) == ["rnn/h0"]
 
-    def test_of_a_stream_that_goes_on_as_before(self):
+    def test_leaves_a_stream_unchanged(self):
         layer = InitStateLSTM(UNITS, stateful=True)
         layer(X)
         carried = flat(layer.states)
@@ -204,10 +204,10 @@ class TestEstimateInitialState:
             ({"x": "x"}, "`x` must be an array"),
             ({"x": []}, "`x` must be an array"),
             ({"x": X[:0]}, "`x` must be an array"),
-            ({"x": X[..., 1:]}, "`x` must be what the layer or model is called with"),
+            ({"x": X[..., 1:]}, "`x` must fit the inputs of the layer"),
             ({"y": None}, "`y` must be an array"),
             ({"y": np.zeros((1, UNITS))}, "`y` must be an array with one row for each"),
-            ({"y": np.zeros((BATCH, 7))}, "`y` must be what `loss` compares"),
+            ({"y": np.zeros((BATCH, 7))}, "`y` must fit the outputs"),
             ({"loss": "no"}, "`loss`"),
             ({"steps": 0}, "`steps` must be positive"),
             ({"steps": 1.5}, "`steps` must be positive"),
@@ -216,7 +216,7 @@ class TestEstimateInitialState:
             ({"learning_rate": np.inf}, "`learning_rate` must be positive"),
         ],
     )
-    def test_what_is_refused(self, changes, message):
+    def test_invalid_arguments(self, changes, message):
         layer = InitStateLSTM(UNITS)
         layer.build(X.shape)
         arguments = {"layer_or_model": layer, "x": X, "y": np.zeros((BATCH, UNITS))}

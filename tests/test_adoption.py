@@ -1,4 +1,4 @@
-"""Models and layers that exist already, and are taken over."""
+"""Existing models and layers, whose weights are taken over."""
 
 import keras
 import numpy as np
@@ -25,13 +25,13 @@ from models import (
     X,
     at_two_depths,
     batch_for,
+    custom_cells,
+    every_layer,
     in_wrappers,
     model_of,
     normal,
-    of_cells,
-    of_the_family,
-    of_tokens,
-    of_two_inputs,
+    two_inputs,
+    with_tokens,
 )
 from oracles import across_programs, assert_same, flat, to_numpy
 from strategies import for_each_layer
@@ -48,7 +48,7 @@ def halved(y, predicted):
 
 class TestWithInitialState:
     @pytest.mark.parametrize("architecture", ADOPTED)
-    def test_predicts_as_before_and_then_learns(self, architecture, tmp_path):
+    def test_predictions_are_equal_and_then_it_learns(self, architecture, tmp_path):
         model = model_of(architecture)
         x = batch_for(model)
         weights = flat(model.weights)
@@ -61,26 +61,26 @@ class TestWithInitialState:
         )
         ours, theirs = ({id(v) for v in m.variables} for m in (model, adopted))
         assert ours.isdisjoint(theirs)
-        started = [entry for layer in owning(adopted) for entry in layer.initial_state]
+        kinds = [kind for layer in owning(adopted) for kind in layer.initial_state]
         for layer in owning(adopted):
             layer.reset_state()
         adopted.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
         adopted.fit(x, np.ones((BATCH, 1)), BATCH, verbose=0)
-        moved = [bool(np.any(to_numpy(entry.value))) for entry in started]
-        # Where states are given at the call, there is nothing to learn.
-        assert moved.count(False) == (2 if architecture is of_two_inputs else 0)
+        changed = [bool(np.any(to_numpy(kind.value))) for kind in kinds]
+        # The initial states of a layer that gets explicit states are not learned.
+        assert changed.count(False) == (2 if architecture is two_inputs else 0)
         assert_same(model.get_weights(), weights)
         for layer in owning(adopted):
             layer.reset_state()
-        # An unregistered cell cannot be loaded, nor can Keras load a model that is
-        # used at two depths.
-        if architecture not in (of_cells, at_two_depths):
+        # Keras can load neither an unregistered cell nor a model that is used at two
+        # depths.
+        if architecture not in (custom_cells, at_two_depths):
             adopted.save(tmp_path / "adopted.keras")
             loaded = keras.models.load_model(tmp_path / "adopted.keras")
             assert_same(loaded(x), adopted(x))
 
     @pytest.mark.parametrize("dtype", [FLOAT64, "mixed_bfloat16"])
-    @pytest.mark.parametrize("architecture", [of_the_family, in_wrappers, of_tokens])
+    @pytest.mark.parametrize("architecture", [every_layer, in_wrappers, with_tokens])
     def test_in_every_precision(self, architecture, dtype):
         model = model_of(architecture, dtype)
         x = batch_for(model)
@@ -105,7 +105,7 @@ class TestWithInitialState:
         ids=["name", "names", "predicate"],
     )
     def test_where(self, where, count):
-        model = model_of(of_the_family)
+        model = model_of(every_layer)
         adopted = with_initial_state(model, 0.5, where)
         assert len(owning(adopted)) == count
         again = with_initial_state(adopted, "trainable")
@@ -113,15 +113,15 @@ class TestWithInitialState:
         (h0,) = (layer.h0 for layer in owning(again)[-1:])
         assert (to_numpy(h0.value) == (0 if where == "first" else 0.5)).all()
 
-    def test_where_is_any_iterable_of_names(self):
-        model = model_of(of_the_family)
+    def test_where_takes_any_iterable_of_names(self):
+        model = model_of(every_layer)
         adopted = with_initial_state(model, 0.5, (name for name in ["first", "third"]))
         assert len(owning(adopted)) == 2
         for where in (5, [["first"]]):
             with pytest.raises(ValueError, match="`where` must .*Received"):
                 with_initial_state(model, 0.5, where)
 
-    def test_a_stream_next_to_what_is_chosen_continues(self):
+    def test_the_stream_of_another_layer_continues(self):
         x = keras.Input(SHAPE[1:], batch_size=SHAPE[0])
         layer = InitStateLSTM(3, initial_state=0.5, stateful=True, name="running")
         h = layer(x), layers.LSTM(3, name="chosen")(x)
@@ -138,7 +138,7 @@ class TestWithInitialState:
         adopted = with_initial_state(model_of(at_two_depths), "trainable", "inner")
         assert len(owning(adopted)) == 1
 
-    def test_what_is_frozen_stays_frozen(self):
+    def test_frozen_layers_stay_frozen(self):
         model = model_of(in_wrappers)
         model.layers[2].forward_layer.trainable = False
         model.layers[3].backward_layer.cell.trainable = False
@@ -150,7 +150,7 @@ class TestWithInitialState:
         assert adopted.trainable and not adopted.layers[1].trainable
         assert not adopted.layers[1].layer.trainable
 
-    def test_a_frozen_model_around_a_layer_that_is_not(self):
+    def test_a_frozen_model_around_a_trainable_layer(self):
         model = model_of(at_two_depths)
         (middle,) = (x for x in model.layers if type(x) is type(model))
         middle.trainable = False
@@ -159,22 +159,22 @@ class TestWithInitialState:
         assert not adopted.get_layer(middle.name).trainable
         assert adopted.get_layer("inner").layers[0].trainable
 
-    def test_bidirectional_keeps_what_its_constructor_overwrites(self):
-        model = model_of(of_tokens)
+    def test_bidirectional_keeps_zero_output_for_mask(self):
+        model = model_of(with_tokens)
         model.layers[1].forward_layer.zero_output_for_mask = False
         adopted = with_initial_state(model, "trainable")
         assert_same(adopted(batch_for(model)), model(batch_for(model)))
         assert not adopted.layers[1].forward_layer.zero_output_for_mask
 
-    def test_is_compiled_likewise(self):
-        def loss(y, predicted):  # Neither it nor the metric is registered.
+    def test_is_compiled_with_the_same_arguments(self):
+        def loss(y, predicted):  # The loss and the metric are not registered.
             return keras.ops.mean((y - predicted) ** 2, axis=-1)
 
         class Metric(keras.metrics.MeanAbsoluteError):
             pass
 
-        model = model_of(of_two_inputs)
-        steps = 1 if BACKEND == "torch" else 2  # The one backend that cannot.
+        model = model_of(two_inputs)
+        steps = 1 if BACKEND == "torch" else 2  # PyTorch can't run 2.
         schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
         model.compile(
             keras.optimizers.Adam(schedule, beta_1=0.8),
@@ -199,12 +199,12 @@ class TestWithInitialState:
 
     @pytest.mark.parametrize("scaled", [True, False])
     def test_loss_scaling(self, scaled):
-        model = model_of(of_the_family, "mixed_float16")
+        model = model_of(every_layer, "mixed_float16")
         model.compile("sgd", "mse", auto_scale_loss=scaled)
         adopted = with_initial_state(model)
         assert type(adopted.optimizer) is type(model.optimizer)
 
-    def test_what_cannot_be_rewritten(self):
+    def test_models_that_can_not_be_rewritten(self):
         class Own(keras.Model):
             def __init__(self):
                 super().__init__()
@@ -220,12 +220,12 @@ class TestWithInitialState:
                 ValueError, match=r"inside is made .* class Own .*from_keras"
             ):
                 with_initial_state(model, "trainable")
-        model = model_of(of_the_family)
+        model = model_of(every_layer)
         for where in ("none", ["first", "none"], lambda _: False):
             with pytest.raises(ValueError, match=r"first \(LSTM\), second \(GRU\)"):
                 with_initial_state(model, "trainable", where)
 
-    def test_subclass_of_an_lstm_is_left(self):
+    def test_a_subclass_of_lstm_is_not_replaced(self):
         class Own(layers.LSTM):
             pass
 
@@ -259,7 +259,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("where", [None, "a", "both", "ours"])
-def test_every_stream_goes_on_where_it_was(where):
+def test_every_stream_continues(where):
     stateful = {"stateful": True, "return_sequences": True}
     model = keras.Sequential(
         [
@@ -278,28 +278,28 @@ def test_every_stream_goes_on_where_it_was(where):
     assert_same(got, model.predict(x[2], batch_size=BATCH, verbose=0))
 
 
-class TestFromLayer:
+class TestFromKeras:
     @for_each_layer(["zeros"])
-    def test_outputs_are_equal_to_the_last_bit(self, case):
+    def test_outputs_are_bit_identical(self, case):
         rnn = case.reference(case.layer(), activity_regularizer="l2", name="taken")
         rnn.cell.trainable = False
-        # The start of its own that the custom cell has is not zero.
+        # The custom cell has an initial state that is not zero.
         start = None if case.name == "custom" else "trainable"
         taken = METHODS[case.name](rnn, start)
         drops = case.arguments["dropout"] or case.arguments["recurrent_dropout"]
         for training in (False, True):
             if training and drops and BACKEND == "torch":
-                break  # There Keras takes no seed for it.
+                break  # On PyTorch, Keras uses no seed for dropout.
             assert_same(
                 taken(case.inputs, mask=case.mask, training=training),
                 rnn(case.inputs, mask=case.mask, training=training),
             )
         owned = len(taken.state_units) if start else 0
         assert taken.name == "taken" and len(taken.trainable_variables) == owned
-        assert len(taken.losses) == len(rnn.losses)  # A SimpleRNN of Keras has none.
+        assert len(taken.losses) == len(rnn.losses)
         assert not taken.cell.trainable
 
-    def test_an_adopted_lstm_does_not_take_the_fused_loop(self):
+    def test_the_fused_loop_is_off(self):
         assert not InitStateLSTM.from_keras(layers.LSTM(2)).use_fused
         lstm = InitStateLSTM.from_keras(layers.LSTM(2), use_fused="auto")
         assert lstm.use_fused == "auto"
@@ -322,7 +322,7 @@ class TestFromLayer:
             ),
         ],
     )
-    def test_the_family(self, layer, method):
+    def test_every_layer(self, layer, method):
         layer = layer(stateful=True)
         layer.trainable = False
         assert not method(layer, "trainable").built
@@ -331,7 +331,7 @@ class TestFromLayer:
         assert_same([taken(X), taken(X)], [layer(X), layer(X)])
         assert not taken.trainable_variables
 
-    def test_what_get_config_forgets(self):
+    def test_arguments_that_get_config_omits(self):
         gru = layers.GRU(2, use_cudnn=False, implementation=1)
         gru.supports_masking = not gru.supports_masking
         taken = InitStateGRU.from_keras(gru, dropout=0.5)
@@ -340,7 +340,7 @@ class TestFromLayer:
         assert taken.dropout == 0.5
         assert InitStateLSTM.from_keras(layers.LSTM(2), use_fused="auto").use_fused
 
-    def test_of_this_package(self):
+    def test_layers_of_this_package(self):
         start = [0.5, Sampled(0.2, 0.1, seed=1)]
         layer = InitStateLSTM(2, initial_state=start, stateful=True)
         x = np.ones(SHAPE)
@@ -350,13 +350,13 @@ class TestFromLayer:
         taken = InitStateLSTM.from_keras(layer)
         assert_same(taken.states[0], layer.states[0])
         taken.assign_initial_state([np.array([3.0, 4.0]), None])
-        assert (to_numpy(taken.states[0]) == [3, 4]).all()  # Still fresh.
+        assert (to_numpy(taken.states[0]) == [3, 4]).all()  # The rows are fresh.
         taken.assign_initial_state([np.array([1.0, 2.0]), None])
         assert_same(taken(x, training=True), layer(x, training=True))
 
     @pytest.mark.parametrize("built", [False, True])
     @pytest.mark.parametrize("cls", [layers.LSTM, InitStateLSTM])
-    def test_a_cell_that_was_replaced_is_refused(self, built, cls):
+    def test_a_replaced_cell_raises(self, built, cls):
         class Doubling(layers.LSTMCell):
             def call(self, inputs, states, training=False):
                 h, (_, c) = super().call(inputs, states, training)
@@ -388,7 +388,7 @@ class TestFromLayer:
         ],
         ids=str,
     )
-    def test_another_object_is_refused(self, cls, name, given):
+    def test_another_object_raises(self, cls, name, given):
         if type(given).__name__ == name:
             assert cls.from_keras(given).units == 2 if name != "RNN" else True
             return
@@ -396,7 +396,7 @@ class TestFromLayer:
         with pytest.raises(ValueError, match=message):
             cls.from_keras(given)
 
-    def test_of_this_package_before_it_is_built(self):
+    def test_unbuilt_layers_of_this_package(self):
         layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
         layer.assign_initial_state([np.array([1.0, 2.0]), np.array([3.0, 4.0])])
         states = [np.full((4, 2), 5.0, "float32"), None]
@@ -419,7 +419,7 @@ class TestFromLayer:
         assert type(taken) is InitStateLSTM and taken.use_fused is False
         assert_same(taken(X), want)
 
-    def test_of_a_frozen_layer_may_be_trained(self):
+    def test_a_frozen_layer_may_be_made_trainable(self):
         lstm = layers.LSTM(2)
         lstm(X)
         lstm.trainable = False
@@ -427,7 +427,7 @@ class TestFromLayer:
         taken = InitStateLSTM.from_keras(lstm, "trainable", trainable=True)
         assert len(taken.trainable_weights) == 5
 
-    def test_of_a_cell_that_stands_in_it_twice(self):
+    def test_a_repeated_cell(self):
         cell = layers.LSTMCell(FEATURES)
         rnn = layers.RNN([cell, cell, layers.GRUCell(2)])
         want = rnn(X)
@@ -437,18 +437,18 @@ class TestFromLayer:
         assert_same(taken(X), want)
 
     @pytest.mark.parametrize("method", ["call", "inner_loop", "get_initial_state"])
-    def test_of_a_subclass_that_computes_something_else_is_refused(self, method):
+    def test_a_subclass_that_computes_something_else_raises(self, method):
         def own(self, *args, **kwargs):
             return 2 * getattr(layers.LSTM, method)(self, *args, **kwargs)
 
         for base in (layers.LSTM, InitStateLSTM):
             subclass = type("Own", (base,), {method: own})
-            with pytest.raises(ValueError, match="subclass Own, whose own computation"):
+            with pytest.raises(ValueError, match="subclass Own, whose custom"):
                 InitStateLSTM.from_keras(subclass(2))
             if base is InitStateLSTM:
                 assert isinstance(subclass.from_keras(subclass(2)), subclass)
 
-    def test_of_a_subclass_with_a_constructor_of_its_own(self):
+    def test_a_subclass_with_a_custom_constructor(self):
         class Named(layers.LSTM):
             def __init__(self, units, **kwargs):
                 super().__init__(units, **{"name": "mine", **kwargs})

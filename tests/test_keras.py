@@ -1,6 +1,6 @@
-"""The private attributes of Keras that the package reads, one test for each.
+"""One test for each private attribute of Keras that the package uses.
 
-One that fails names what a new release of Keras has changed.
+A failing test names what a new release of Keras has changed.
 """
 
 import importlib
@@ -43,7 +43,7 @@ def test_flatten_layers_lists_the_layers_inside(model):
     assert only == [model]
 
 
-def test_a_layer_that_is_forgotten_is_not_inside(model):
+def test_forget_layer_removes_a_layer(model):
     holder = layers.TimeDistributed(model)
     before = len(holder.weights)
     extra = layers.Dense(2)
@@ -57,13 +57,13 @@ def test_a_layer_that_is_forgotten_is_not_inside(model):
 
 
 def test_trainable_is_kept_in_an_attribute(model):
-    _keras.set_trainable_of_itself(model, False)
+    _keras.set_trainable_flag(model, False)
     assert not model.trainable
     assert all(inner.trainable for inner in model.layers)
 
 
 @pytest.mark.parametrize("cls", [layers.LSTMCell, layers.GRUCell, layers.Dense])
-def test_methods_stand_in_the_class(cls):
+def test_methods_are_in_the_class(cls):
     layer = cls(2)
     assert not _keras.has_replaced_methods(layer)
     x = keras.ops.ones((1, 3))
@@ -73,7 +73,7 @@ def test_methods_stand_in_the_class(cls):
     assert _keras.has_replaced_methods(layer)
 
 
-def test_a_model_is_cloned_without_what_it_was_compiled_with(model):
+def test_a_clone_is_not_compiled(model):
     clone = _keras.clone_uncompiled(model, None, lambda layer: layer)
     assert not clone.compiled and model.compiled
     assert clone.layers == model.layers
@@ -82,7 +82,7 @@ def test_a_model_is_cloned_without_what_it_was_compiled_with(model):
     assert model.compiled
 
 
-def test_arguments_are_kept_by_their_names():
+def test_arguments_are_saved_by_their_names():
     class WithoutConfig(layers.Layer):
         def __new__(cls, **kwargs):
             return super().__new__(cls, **_keras.named_arguments(kwargs))
@@ -121,7 +121,7 @@ def test_values_are_written_back_within_fit(model):
     assert len(kernels) == 3 and (kernels[0] != kernels[2]).all()
 
 
-def test_exporters_to_onnx_are_where_they_were():
+def test_exporters_to_onnx_exist():
     assert importlib.util.find_spec(_keras.ONNX_EXPORTERS[0])
 
 
@@ -151,20 +151,20 @@ def test_output_shape_of_a_lambda_is_kept():
     assert _keras.output_shape_of(layer) == (3,)
 
 
-def test_bidirectional_decides_where_it_is_looked_at():
-    """Of what it does then `test_bidirectional.py` has the tests."""
+def test_bidirectional_decides_in_the_known_methods():
+    """`tests/layers/test_bidirectional.py` tests the behaviour."""
     new_enough = RELEASE >= (3, 15)
     assert len(_keras.DECIDES_TO_FUSE_DIRECTIONS) == (2 if new_enough else 0)
 
 
-def test_value_is_where_a_variable_keeps_it():
+def test_a_variable_keeps_its_value_in_an_attribute():
     variable = keras.Variable([1.0])
     assert not _keras.is_empty(variable)
     variable._value = None
     assert _keras.is_empty(variable)
 
 
-def test_initial_epoch_is_where_fit_begins(model):
+def test_fit_begins_at_the_initial_epoch(model):
     class Begins(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             _keras.begin_at_epoch(self.model, 2)
@@ -232,7 +232,7 @@ def test_a_mask_is_kept_with_its_tensor():
 
 
 @pytest.mark.filterwarnings("ignore:.*does not support masking")
-def test_rnn_says_whether_it_hands_its_mask_on():
+def test_rnn_tells_whether_it_passes_its_mask_on():
     words = layers.Embedding(5, 2, mask_zero=True)(keras.Input((3,), dtype="int32"))
     for layer in (
         layers.LSTM(2, return_sequences=True),
@@ -242,8 +242,8 @@ def test_rnn_says_whether_it_hands_its_mask_on():
         assert handed_on == _keras.rnn_hands_mask_on()
 
 
-@pytest.mark.tensorflow  # PyTorch runs the call for the shapes once more.
-def test_scope_says_whether_it_is_in_another():
+@pytest.mark.tensorflow  # PyTorch calls the layer twice for the shapes.
+def test_a_scope_knows_the_outer_scope():
     found = []
 
     class Spy(layers.Layer):
@@ -273,12 +273,12 @@ def test_rnn_loops_over_several_tensors(go_backwards):
     assert_same([last, *states], [to_numpy(outputs)[:, -1]] * 2)
 
 
-def test_cells_say_whether_they_take_training():
+def test_cells_tell_whether_they_take_training():
     assert _keras.takes_training(layers.LSTMCell(2))
     assert not _keras.takes_training(object())
 
 
-def test_a_functional_model_is_run_through_by_a_function_of_ours(model):
+def test_a_functional_model_calls_a_given_function(model):
     inputs = keras.Input((3,))
     functional = keras.Model(inputs, model(inputs) + 1.0)
     called = []
@@ -293,7 +293,7 @@ def test_a_functional_model_is_run_through_by_a_function_of_ours(model):
     assert called[0] is model and len(called) == 2
 
 
-def test_a_scope_without_state_knows_the_one_outside():
+def test_a_stateless_scope_knows_the_outer_scope():
     assert not _keras.in_stateless_scope()
     with keras.StatelessScope():
         assert _keras.in_stateless_scope()

@@ -1,4 +1,4 @@
-"""Pictures of initial states: what stands in them, and what they are drawn from."""
+"""Plots of initial states: what they show, and the data from which they are drawn."""
 
 import re
 import sys
@@ -69,7 +69,7 @@ MAKERS = {
 
 
 def visited_by_prefixes(layer, x, mask):
-    """The states after every timestep: of Keras's own loop, run up to each in turn."""
+    """The states after every timestep, from a run of Keras's loop for each timestep."""
     rnn = keras.layers.RNN(layer.cell, return_state=True, dtype=layer.dtype_policy)
     mask = np.ones(x.shape[:2], bool) if mask is None else mask
     if layer.go_backwards:
@@ -84,7 +84,7 @@ def visited_by_prefixes(layer, x, mask):
 
 
 def drawn(ax):
-    """What stands in the axes: arrays by the labels of the legend."""
+    """The data in the axes: arrays by the labels of the legend."""
     found = {}
     for container in ax.containers:
         if isinstance(container, matplotlib.container.BarContainer):
@@ -110,13 +110,13 @@ def drawn(ax):
 
 
 def in_plane(ax):
-    """What stands in the axes of the plane: arrays of points `(points, 2)`."""
+    """The data in the axes of the plane: arrays of points `(points, 2)`."""
     dots, *lines = ax.lines
     assert dots.get_label() == "visited: all"
     *pairs, start = lines
     return {
         "visited": np.transpose(dots.get_data()),
-        "starts": np.transpose(start.get_data()),
+        "initial_values": np.transpose(start.get_data()),
         "names": [text.get_text() for text in ax.texts],
         "named at": [text.xy for text in ax.texts],
         "paths": [np.transpose(line.get_data()) for line in pairs[::2]],
@@ -133,25 +133,26 @@ def in_plane(ax):
 
 
 def by_covariance(visits):
-    """Whether two axes stand out, the projection on them, and their shares.
+    """Whether the first two components are unique, the projection, and their shares.
 
-    By the eigenvectors of the covariance, whose largest entries are positive.
+    They are computed as eigenvectors of the covariance. Their largest entries are
+    positive.
     """
     centered = visits - visits.mean(axis=0)
     values, vectors = np.linalg.eigh(centered.T @ centered)
     values, vectors = values[::-1].clip(0), vectors[:, ::-1][:, :2]
     sizes = np.sort(np.abs(vectors), axis=0)
-    # Neither a turn within equal variances, nor a sign that rounding could turn.
+    # Components of equal variances are not unique, nor are signs that rounding decides.
     gaps = -np.diff(values[:3], append=0.0) / values[0]
-    alone = len(values) > 1 and gaps[:2].min() > 0.05
-    same = alone and (sizes[-1] - sizes[-2]).min() > 1e-3
+    have_gaps = len(values) > 1 and gaps[:2].min() > 0.05
+    are_unique = have_gaps and (sizes[-1] - sizes[-2]).min() > 1e-3
     vectors = vectors * [1 if v[np.abs(v).argmax()] > 0 else -1 for v in vectors.T]
     shares = np.append(values[:2], [0.0])[:2] / values.sum()
-    return same, lambda states: (states - visits.mean(axis=0)) @ vectors, shares
+    return are_unique, lambda states: (states - visits.mean(axis=0)) @ vectors, shares
 
 
 def assert_same_cloud(got, want, atol=1e-4):
-    """Equal points, in any order."""
+    """Asserts that two sets of points are equal, in any order."""
     assert got.shape == want.shape
     far = np.abs(got[:, None] - want).max(axis=2)
     assert (far.min(axis=0) < atol).all() and (far.min(axis=1) < atol).all()
@@ -160,7 +161,7 @@ def assert_same_cloud(got, want, atol=1e-4):
 def states_step_by_step(layer, x, start):
     """The states of Keras's LSTM, `(1 + timesteps, batch, 2 * units)`.
 
-    It is called with explicit states, one timestep at a time.
+    It calls the LSTM with explicit states for each timestep.
     """
     lstm = keras.layers.LSTM(layer.units, return_state=True)
     lstm.build(x.shape)
@@ -173,8 +174,8 @@ def states_step_by_step(layer, x, start):
     return np.array(found, "float64")
 
 
-def starts(found, what="initial state"):
-    """The dots, of either colour, in the order in which they stand."""
+def initial_values(found, what="initial state"):
+    """The values of the dots of both colours, from left to right."""
     outside = f"{what}, outside 10 to 90 %"
     dots = {**found.get(what, {}), **found.get(outside, {})}
     return [dots[at] for at in range(len(dots))]
@@ -192,9 +193,7 @@ class TestPlot:
         ],
     )
     @pytest.mark.parametrize("kind", MAKERS)
-    def test_the_visited_states_are_those_of_keras(
-        self, kind, dtype, go_backwards, mask
-    ):
+    def test_the_visited_states_equal_keras(self, kind, dtype, go_backwards, mask):
         x, mask = X, MASKS[mask]
         layer = MAKERS[kind](dtype=dtype, go_backwards=go_backwards)
         layer.build(x.shape)
@@ -215,14 +214,14 @@ class TestPlot:
                 "visited: median": np.median(visits, axis=0),
             }.items():
                 np.testing.assert_allclose(found[label], want, **tolerance)
-            np.testing.assert_allclose(starts(found), value.astype("float64"))
+            np.testing.assert_allclose(initial_values(found), value.astype("float64"))
         found = in_plane(plane)
         together = np.concatenate(owned_values(layer)).astype("float64")
         same, project, shares = by_covariance(np.concatenate(visited, axis=1))
         if dtype != "mixed_bfloat16" and same:
             wanted = {
                 "visited": np.concatenate(visited, axis=1),
-                "starts": together[None],
+                "initial_values": together[None],
             }
             for what, states in wanted.items():
                 assert_same_cloud(found[what], project(states))
@@ -231,7 +230,7 @@ class TestPlot:
         assert f"{layer.name} starts" in figure.get_suptitle()
         assert f"each of {count} timesteps" in figure.get_suptitle()
 
-    def test_a_start_outside_of_what_is_visited_stands_out(self):
+    def test_initial_states_outside_of_the_percentiles_are_orange(self):
         layer = InitStateLSTM(3, initial_state=[[0.0, 5.0, -5.0], None])
         layer_with_weights(layer)
         kernel, *others = layer.cell.weights
@@ -246,13 +245,13 @@ class TestPlot:
             "h0, Fixed: L2 norm 7.07; 1 of 3 units start within 10 to 90 %"
         )
 
-    def test_a_sampled_state_is_its_mean_and_stddev(self):
+    def test_a_sampled_state_shows_mean_and_stddev(self):
         mean, stddev = [0.1, -0.2, 3.0], [0.1, 0.0, 0.5]
         layer = InitStateLSTM(3, initial_state=[Sampled(mean, stddev), None])
         for sequences in (X, None):
             figure = plot_initial_state(layer_with_weights(layer), sequences)
             found = drawn(figure.axes[0])
-            np.testing.assert_allclose(starts(found, "mean"), mean)
+            np.testing.assert_allclose(initial_values(found, "mean"), mean)
             np.testing.assert_allclose(
                 found["± stddev"],
                 [np.subtract(mean, stddev), np.add(mean, stddev)],
@@ -260,9 +259,9 @@ class TestPlot:
             )
             assert figure.axes[0].get_title("left").startswith("h0, Sampled: L2 norm 3")
             assert figure.axes[1].get_title("left").startswith("c0, not owned: at zero")
-            assert starts(drawn(figure.axes[1])) == [0, 0, 0]
+            assert initial_values(drawn(figure.axes[1])) == [0, 0, 0]
 
-    def test_without_sequences_there_is_the_start_alone(self):
+    def test_without_sequences_only_the_initial_state(self):
         layer = InitStateLSTM(3, initial_state=[Trainable(), [1.0, 2.0, 3.0]])
         layer.build((None, None, FEATURES))
         figure = plot_initial_state(layer)
@@ -272,7 +271,7 @@ class TestPlot:
         assert figure.axes[1].get_title("left") == "c0, Fixed: L2 norm 3.74"
         assert figure.get_suptitle() == f"Where {layer.name} starts"
 
-    def test_units_in_the_order_of_their_start(self):
+    def test_units_sorted_by_their_initial_state(self):
         sampled = Sampled([0.5, 0.0, -9.0, 0.0], [0.1, 0.2, 0.3, 0.4])
         layer = InitStateLSTM(4, initial_state=[[3.0, 1.0, 4.0, 1.0], sampled])
         layer_with_weights(layer)
@@ -283,7 +282,7 @@ class TestPlot:
             order = [int(text.get_text()) for text in ax.get_xticklabels()]
             found, want = drawn(ax), drawn(as_they_are.axes[index])
             np.testing.assert_array_equal(
-                starts(found, what), np.array(starts(want, what))[order]
+                initial_values(found, what), np.array(initial_values(want, what))[order]
             )
             outside = f"{what}, outside 10 to 90 %"
             assert {order[at] for at in found[outside]} == set(want[outside])
@@ -295,9 +294,11 @@ class TestPlot:
                 np.testing.assert_array_equal(
                     found[label], want[label].take(order, axis=-1)
                 )
-            assert starts(found, what) == sorted(starts(found, what))
-            # Units that start alike stand in the order of their medians.
-            alike = np.array(starts(found, what)) == starts(found, what)[0]
+            assert initial_values(found, what) == sorted(initial_values(found, what))
+            # Units with equal initial states are sorted by their medians.
+            alike = (
+                np.array(initial_values(found, what)) == initial_values(found, what)[0]
+            )
             assert (np.diff(found["visited: median"][alike]) >= 0).all()
             assert ax.get_xlabel() == "unit, in the order of the initial state"
         assert as_they_are.axes[0].get_xlabel() == "unit"
@@ -309,7 +310,7 @@ class TestPlot:
         for sequences in (X, None):
             for sort in (None, False):
                 ax = plot_initial_state(layer, sequences, sort=sort).axes[0]
-                got, value = starts(drawn(ax)), to_numpy(layer.h0.value)
+                got, value = initial_values(drawn(ax)), to_numpy(layer.h0.value)
                 is_sorted = sort is None and units == 33
                 assert_same(
                     [np.array(got)],
@@ -337,7 +338,7 @@ class TestPlot:
         with pytest.raises(ValueError, match=match):
             plot_initial_state(layer, X, axes=axes[0])
 
-    def test_it_leaves_the_layer_as_it_was(self):
+    def test_the_layer_is_unchanged(self):
         def outputs(look):
             keras.utils.set_random_seed(1)
             layer = InitStateLSTM(
@@ -386,7 +387,7 @@ class TestPlot:
     @pytest.mark.parametrize(
         "not_a_layer", [None, "layer", keras.layers.LSTM(2), keras.Sequential()]
     )
-    def test_other_layers_are_refused(self, not_a_layer):
+    def test_other_layers_raise(self, not_a_layer):
         with pytest.raises(ValueError, match="`layer` must be a recurrent layer of k"):
             plot_initial_state(not_a_layer)
 
@@ -394,7 +395,7 @@ class TestPlot:
         with pytest.raises(ValueError, match="`layer` must be built"):
             plot_initial_state(lstm(), X)
 
-    def test_a_state_without_a_value_is_refused(self):
+    def test_a_state_without_a_value_raises(self):
         layer = InitStateLSTM(3, initial_state=[None, PerRow()])
         with pytest.raises(ValueError, match="own one value for each unit.*c0 from"):
             plot_initial_state(layer_with_weights(layer), X)
@@ -412,7 +413,7 @@ class TestPlot:
             ((2, 3, FEATURES), np.zeros((2, 3))),
         ],
     )
-    def test_data_of_another_shape_is_refused(self, shape, mask):
+    def test_data_of_another_shape(self, shape, mask):
         message = rf"`sequences` must.*\(batch, timesteps, features\).*{FEATURES} feat"
         if mask is not None:
             message = r"`mask` must.*\(batch, timesteps\)` = \(2, 3\)"
@@ -421,15 +422,15 @@ class TestPlot:
             plot_initial_state(layer_with_weights(lstm()), np.zeros(shape), mask)
 
     @pytest.mark.parametrize("sequences", ["text", [[[np.nan, 0.0]]], object()])
-    def test_data_that_are_no_finite_numbers_are_refused(self, sequences):
+    def test_data_that_are_not_finite_numbers(self, sequences):
         with pytest.raises(ValueError, match="`sequences` must be.*Received"):
             plot_initial_state(layer_with_weights(lstm()), sequences)
 
-    def test_a_cell_that_starts_elsewhere_than_at_zero(self):
-        layer = InitStateRNN(Elsewhere(3))
+    def test_a_cell_with_a_custom_initial_state(self):
+        layer = InitStateRNN(FromTwo(3))
         layer.build((None, None, FEATURES))
         found = drawn(plot_initial_state(layer).axes[0])
-        assert starts(found) == [2.0] * 3
+        assert initial_values(found) == [2.0] * 3
 
     def test_without_matplotlib(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -440,8 +441,8 @@ class TestPlot:
         assert isinstance(error.value.__cause__, ImportError)
 
 
-class Elsewhere(keras.layers.LSTMCell):
-    """Starts from 2."""
+class FromTwo(keras.layers.LSTMCell):
+    """A cell whose initial states are 2."""
 
     def get_initial_state(self, batch_size=None):
         return [keras.ops.full((batch_size, self.units), 2.0) for _ in range(2)]
@@ -463,7 +464,7 @@ class TestPlane:
         timesteps=st.integers(2, 5),
         units=st.integers(2, 4),
     )
-    def test_starts_and_paths_are_those_of_keras(self, seed, ids, timesteps, units):
+    def test_initial_states_and_paths_equal_keras(self, seed, ids, timesteps, units):
         keras.utils.set_random_seed(seed)
         layer, ids = embedded(10, units), np.array(ids)
         x = 3 * normal(len(ids), timesteps, FEATURES, seed=seed)
@@ -479,13 +480,13 @@ class TestPlane:
         distinct = np.unique(ids)
         start = np.concatenate([table[distinct], c[: len(distinct)]], axis=1)
         close = {"rtol": 0, "atol": 1e-4}
-        np.testing.assert_allclose(found["starts"], project(start), **close)
-        assert found["names"] == [str(each) for each in distinct]
-        np.testing.assert_array_equal(found["named at"], found["starts"])
-        # One path of each id, up to ten; then others, up to five.
+        np.testing.assert_allclose(found["initial_values"], project(start), **close)
+        assert found["names"] == [str(value) for value in distinct]
+        np.testing.assert_array_equal(found["named at"], found["initial_values"])
+        # There is one path of each ID, up to ten, then others, up to five.
         seen, repeated = [], []
-        for row, each in enumerate(ids):
-            (repeated if each in ids[seen] else seen).append(row)
+        for row, value in enumerate(ids):
+            (repeated if value in ids[seen] else seen).append(row)
         rows = (seen + repeated)[: min(10, max(5, len(seen)))]
         assert len(found["paths"]) == len(rows)
         looks = {}
@@ -495,7 +496,7 @@ class TestPlane:
             np.testing.assert_allclose(path, project(states[:, row]), **close)
             np.testing.assert_array_equal(end, path[-1:])
             looks.setdefault(ids[row], set()).add(look)
-        # Paths look alike if and only if they start alike.
+        # Paths have the same look if and only if they have the same initial state.
         assert sum(map(len, looks.values())) == len(set().union(*looks.values()))
         assert len(set().union(*looks.values())) == len(looks)
 
@@ -524,17 +525,19 @@ class TestPlane:
 
 
 class TestContext:
-    def test_the_range_of_the_starts_of_each_unit(self):
+    def test_the_range_of_the_initial_states_of_each_unit(self):
         layer, ids = embedded(5), np.array([4, 1, 4, 0])
         table = to_numpy(layer.h0.encoder.embeddings)[[0, 1, 4]].astype("float64")
         for sequences in (X, None):
             figure = plot_initial_state(layer, sequences, context=ids)
             found = drawn(figure.axes[0])
             np.testing.assert_allclose(
-                starts(found, "mean start"), table.mean(axis=0), atol=1e-6
+                initial_values(found, "mean initial state"),
+                table.mean(axis=0),
+                atol=1e-6,
             )
             np.testing.assert_allclose(
-                found["range of the starts"],
+                found["range of initial states"],
                 [table.min(axis=0), table.max(axis=0)],
                 atol=1e-6,
             )
@@ -543,27 +546,27 @@ class TestContext:
                 figure.axes[0]
                 .get_title("left")
                 .startswith(
-                    f"h0, Conditional: 3 starts, L2 norms {norms.min():.3g} to "
+                    f"h0, Conditional: 3 initial states, L2 norms {norms.min():.3g} to "
                     f"{norms.max():.3g}"
                 )
             )
-            assert starts(drawn(figure.axes[1])) == [0.25] * 3
+            assert initial_values(drawn(figure.axes[1])) == [0.25] * 3
         in_order = plot_initial_state(layer, X, context=ids, sort=True).axes[0]
         order = table.mean(axis=0).argsort()
         assert [int(t.get_text()) for t in in_order.get_xticklabels()] == list(order)
         np.testing.assert_allclose(
-            drawn(in_order)["range of the starts"],
+            drawn(in_order)["range of initial states"],
             [table.min(axis=0)[order], table.max(axis=0)[order]],
             atol=1e-6,
         )
 
     @pytest.mark.parametrize("count", [20, 21])
-    def test_the_ids_of_few_starts_are_named(self, count):
+    def test_few_initial_states_are_labelled_with_their_ids(self, count):
         layer = embedded(count)
         x = normal(count, 2, FEATURES)
         figure = plot_initial_state(layer, x, context=np.arange(count))
         found = in_plane(figure.axes[-1])
-        assert len(found["starts"]) == count
+        assert len(found["initial_values"]) == count
         assert len(found["paths"]) == 10
         assert len(set(found["looks"])) == 10
         assert any(found["names"]) == (count == 20)
@@ -587,7 +590,7 @@ class TestContext:
         states = states_step_by_step(layer, x, start)
         same, project, _ = by_covariance(states[1:].reshape(-1, 6))
         assert same
-        assert_same_cloud(found["starts"], project(states[0, :2]))
+        assert_same_cloud(found["initial_values"], project(states[0, :2]))
         assert_same_cloud(found["visited"], project(states[1:].reshape(-1, 6)))
         assert found["names"] == ["", ""]
 
@@ -602,7 +605,7 @@ class TestContext:
         context[1] = context[1].astype("float32")
         layer(X, context=context)
         found = in_plane(plot_initial_state(layer, X, context=context).axes[-1])
-        assert len(found["starts"]) == 3
+        assert len(found["initial_values"]) == 3
 
     @pytest.mark.parametrize(
         ("context", "message"),
@@ -612,16 +615,16 @@ class TestContext:
             ("text", "`context` must be.*Received: context='text'"),
         ],
     )
-    def test_a_context_that_does_not_fit_is_refused(self, context, message):
+    def test_a_context_that_does_not_fit(self, context, message):
         with pytest.raises(ValueError, match=message):
             plot_initial_state(embedded(5), X, context=context)
         assert not plt.get_fignums()
 
-    def test_a_superfluous_context_is_refused(self):
+    def test_a_context_that_is_not_used(self):
         with pytest.raises(ValueError, match="`context` is for a layer with a `Cond"):
             plot_initial_state(layer_with_weights(lstm()), X, context=np.zeros(BATCH))
 
-    def test_an_encoder_that_is_not_built_is_refused(self):
+    def test_an_encoder_that_is_not_built(self):
         start = Conditional(keras.layers.Dense(3))
         layer = InitStateLSTM(3, initial_state=start)
         layer(X, initial_state=[np.zeros((BATCH, 3), "float32")] * 2)

@@ -1,7 +1,8 @@
-"""What `keras.ops` cannot say: one object of a few methods for each backend of Keras.
+"""Operations that `keras.ops` does not have, in one object for each backend of Keras.
 
-`backend` is the object for the backend in use. To add one, write a file named as Keras
-names the backend, with a subclass of `Backend`, and add the name to `_NAMES`.
+`backend` is the object of the current backend. To add a backend, write a file with
+Keras's name of the backend, which has a subclass of `Backend`, and add the name to
+`_NAMES`.
 """
 
 import importlib

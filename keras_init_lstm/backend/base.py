@@ -1,7 +1,7 @@
-"""What the package asks of a backend, and how one answers that always knows its shapes.
+"""The interface of a backend, with defaults for a backend that always knows its shapes.
 
-On JAX and PyTorch Python runs with the shape of every tensor known, and operations
-run, or are recorded, in the order in which Python comes to them.
+On JAX and PyTorch, Python knows the shape of every tensor, and operations run, or are
+traced, in the order of the Python code.
 """
 
 import sys
@@ -16,7 +16,7 @@ from keras_init_lstm._keras import ONNX_EXPORTERS
 
 
 def called_by(*functions: str) -> bool:
-    """Whether a function runs now whose module and name begin with one of these."""
+    """Whether a caller has a module and name that begin with one of `functions`."""
     return any(
         f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}".startswith(
             functions
@@ -26,108 +26,109 @@ def called_by(*functions: str) -> bool:
 
 
 class NotFusedError(NotImplementedError):
-    """Raised where the fused loop is not to run, with the reason."""
+    """The fused loop does not run. The message is the reason."""
 
 
 class Backend:
-    """The answers of a backend whose shapes are always known."""
+    """The interface of a backend. The defaults are for shapes that are always known."""
 
-    # The class of the variables that hold a stream.
+    # The class of the variables that hold carried states.
     Variable = keras.Variable
-    # Whether training runs in pure functions of `layer.variables`, so that what a call
-    # changes must be among these.
+    # Whether training runs in pure functions of `layer.variables`, and changes of
+    # other variables are lost.
     returns_changed_variables = False
-    # Whether even outside of a function of the user's each new shape is compiled.
+    # Whether `predict_on_batch()` compiles each new shape.
     compiles_each_shape = False
-    # Whether the output at a masked timestep is the initial h as long as none was read.
+    # Whether the outputs at masked timesteps before the first unmasked one are the
+    # initial h, and not zeros.
     shows_initial_state = False
 
     def is_symbolic(self, value: Any) -> bool:
-        """Whether `value` stands for a tensor whose values are not known now."""
+        """Whether `value` is a tensor without known values."""
         return isinstance(value, keras.KerasTensor)
 
     def as_tensor(self, value: Any) -> Any:
-        """Returns the tensor of a tensor, an array or a variable."""
+        """Converts a tensor, an array or a variable to a tensor."""
         return keras.ops.convert_to_tensor(value)
 
     def with_shape(self, tensor: Any, shape: Sequence[Any], expectation: str) -> Any:
-        """Returns `tensor`, checked at run time where its shape is not known before.
+        """Returns `tensor`, with a check at run time of sizes that are unknown before.
 
-        What is made from the tensor that is returned waits for the check.
+        Operations on the returned tensor wait for the check.
 
         Args:
             tensor: Any tensor.
             shape: For each dimension an integer, a scalar integer tensor, or `None`
-                where any size will do.
-            expectation: What the error says before "Received".
+                for any size.
+            expectation: The text of the error before "Received".
         """
         return tensor
 
     def replica_id(self) -> Any:
-        """The number of the replica that runs, of several that train in step, or 0."""
+        """Returns the number of the current replica in distributed training, else 0."""
         return 0
 
     def is_called_by(self, functions: Collection[CodeType]) -> bool:
-        """Whether one of these functions called the function that asks."""
+        """Whether one of `functions` called the function that calls this method."""
         return sys._getframe(2).f_code in functions
 
-    def after(self, value: Any, then: Callable[[], None]) -> None:
-        """Calls `then`, in a graph not before `value` is computed."""
-        then()
+    def after(self, value: Any, function: Callable[[], None]) -> None:
+        """Calls a function. In a graph, its operations run after `value`."""
+        function()
 
     def trackable(self, variables: dict[str, Sequence[keras.Variable]]) -> Any:
-        """An object that makes variables known to the backend's own file formats."""
+        """Returns an object by which the backend's file formats find variables."""
         return None
 
     def write_back(self, model: keras.layers.Layer) -> None:
-        """Gives the variables of a model that is being trained their present values."""
+        """Updates the variables of a model that is being trained."""
 
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
-        """Raises a `ValueError` if what is written into variables would be lost."""
+        """Raises a `ValueError` if an assignment to the variables would be lost."""
 
     def only_traces(self, value: Any) -> bool:
-        """Whether a value exists in a trace alone, and must not be left in a variable.
+        """Whether a value exists only in a trace, and can't be kept in a variable.
 
-        False for variables that the trace reads and returns.
+        False if the trace reads and returns the variables.
         """
         return False
 
     def recomputes(self) -> bool:
-        """Whether activation checkpointing runs a call, once or again."""
+        """Whether activation checkpointing runs the current call."""
         return False
 
     def check_runs_once(self, name: str, difference: str) -> None:
         """Raises a `ValueError` within activation checkpointing.
 
         Args:
-            name: What is called.
-            difference: What a second call finds or does.
+            name: The layer or the initial state, the subject of the error.
+            difference: What would be different in a second call.
         """
         if self.recomputes():
             raise ValueError(
                 f"{name} can't be within activation checkpointing (`keras.RematScope`, "
                 "`keras.remat`, `tf.recompute_grad`, `jax.checkpoint`, "
                 "`torch.utils.checkpoint`), which calls it again in the backward pass: "
-                f"{difference}, and the gradients would be wrong. Leave it out of what "
-                "is checkpointed"
+                f"{difference}, and the gradients would be wrong. Leave it out of the "
+                "checkpointed function"
             )
 
     def check_length_is_traced(self, name: str) -> None:
-        """Raises a `ValueError` if a file is to take any length, and could not.
+        """Raises a `ValueError` if a file for any length would be wrong.
 
         Args:
-            name: The layer whose loop of Keras is to run.
+            name: The name of the layer that runs Keras's loop.
         """
 
     def traces_for_onnx(self) -> bool:
-        """Whether a call is traced for an ONNX file, which holds less than a graph."""
-        # Keras exports by functions that trace for other purposes too, and its
-        # converters trace like any user, without a flag: only the call stack tells.
+        """Whether a call is traced for an ONNX file."""
+        # Only the call stack shows it: Keras exports with functions that trace for
+        # other purposes too, and the converters set no flag.
         return called_by(*ONNX_EXPORTERS)
 
     def random_state(self) -> Any:
-        """The states of the generators that random operations share, in lists."""
+        """Returns the states of the backend's global generators, as lists."""
         return None
 
     def set_random_state(self, state: Any) -> None:
-        """Sets those generators to what `random_state()` returned."""
+        """Restores the states that `random_state()` returned."""

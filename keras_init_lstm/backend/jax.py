@@ -1,4 +1,4 @@
-"""JAX: tensors without values while it traces, and training in pure functions."""
+"""The JAX backend: traced tensors have no values, and training is a pure function."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,20 +24,20 @@ class _Jax(Backend):
     def check_present(self, variables: Sequence[keras.Variable]) -> None:
         if any(map(is_empty, variables)):
             raise ValueError(
-                "On JAX, a layer can't be reset by itself while Keras keeps the "
-                "variables of its model elsewhere: within an epoch of `fit()`, and "
+                "On JAX, a single layer can't be reset while Keras keeps the values of "
+                "the model's variables elsewhere: within an epoch of `fit()`, and "
                 "after an `evaluate()` or `predict()` that failed. Call "
-                "`reset_states(model)`. If that raises this too, the call failed in "
-                "its first batch, and Keras has lost all variables of the model, its "
-                "weights too: load the model again"
+                "`reset_states(model)`. If that raises this error too, the call failed "
+                "in its first batch, and Keras has lost all variables of the model, "
+                "its weights too: load the model again"
             )
 
     def only_traces(self, value: Any) -> bool:
-        # In the NNX mode of Keras a trace reads and returns the variables themselves.
+        # In the NNX mode of Keras, a trace reads and returns the variables.
         return isinstance(value, jax.core.Tracer) and not keras.config.is_nnx_enabled()
 
     def recomputes(self) -> bool:
-        # It is traced apart, and no variable may take a value out of that trace.
+        # `jax.checkpoint` has its own trace, whose values can't be kept in variables.
         return called_by("jax._src.ad_checkpoint.")
 
 

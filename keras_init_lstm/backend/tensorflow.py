@@ -1,4 +1,4 @@
-"""TensorFlow: graphs, with unknown shapes, whose operations run in any order."""
+"""The TensorFlow backend: graphs have unknown shapes, and run in any order."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ class _TensorFlow(Backend):
         return tf.is_symbolic_tensor(value) or super().is_symbolic(value)
 
     def as_tensor(self, value: Any) -> tf.Tensor:
-        # Keras's own takes a variable for a tensor, and leaves it as it is.
+        # `keras.ops.convert_to_tensor()` returns a TensorFlow variable unchanged.
         return tf.convert_to_tensor(value)
 
     def with_shape(
         self, tensor: tf.Tensor, shape: Sequence[Any], expectation: str
     ) -> tf.Tensor:
-        # Whatever is made from the result of `ensure_shape` waits for it, also under
-        # XLA, which leaves out assertions. What is wrong stands in its node's name.
+        # Operations on the result of `ensure_shape` wait for it, even under XLA, which
+        # drops assertions. Its error shows only the name of the node.
         name = re.sub(r"\W+", "_", expectation).strip("_")
         known = [size if isinstance(size, int) else None for size in shape]
         tensor = tf.ensure_shape(tensor, known, name)
@@ -41,23 +41,23 @@ class _TensorFlow(Backend):
             return 0
         return context.replica_id_in_sync_group
 
-    def after(self, value: Any, then: Callable[[], None]) -> None:
+    def after(self, value: Any, function: Callable[[], None]) -> None:
         with tf.control_dependencies([value]):
-            then()
+            function()
 
     def trackable(self, variables: dict[str, Sequence[keras.Variable]]) -> tf.Module:
-        # `tf.train.Checkpoint` and SavedModel must know of every variable, and find
-        # them by the names of attributes, here `h0` and so on.
+        # `tf.train.Checkpoint` and SavedModel find variables by the attributes of a
+        # module, such as `h0`.
         module = tf.Module()
-        for name, of_state in variables.items():
-            # None while Keras defers the creation of variables.
-            values = [v.value for v in of_state if isinstance(v.value, tf.Variable)]
+        for name, keras_variables in variables.items():
+            # Keras may defer the creation of the variables of TensorFlow.
+            values = [v.value for v in keras_variables]
+            values = [v for v in values if isinstance(v, tf.Variable)]
             setattr(module, name, values)
         return module
 
     def recomputes(self) -> bool:
-        # `inner` is what `tf.recompute_grad` returns. A second call would also carry
-        # a stream on by one more batch.
+        # `tf.recompute_grad` returns the function `inner`.
         return called_by("tensorflow.python.ops.custom_gradient.inner")
 
     def traces_for_onnx(self) -> bool:

@@ -1,4 +1,4 @@
-"""PyTorch: its operations do nearly all that layers ask for."""
+"""The PyTorch backend."""
 
 import sys
 from collections.abc import Collection
@@ -13,8 +13,8 @@ from keras_init_lstm.backend.base import Backend, called_by
 _TRACERS = ("torch.export.", "torch.fx.experimental.proxy_tensor", "torch.jit._trace")
 
 
-# PyTorch tells this only through private names. Where one is missing, these functions
-# answer as for a usual call.
+# Only private names of PyTorch tell these three facts. If a name is missing, the
+# functions return the value for an ordinary call.
 
 
 def _is_fake(value: Any) -> bool:
@@ -26,21 +26,21 @@ def _is_fake(value: Any) -> bool:
 
 
 def _is_wrapped(tensor: torch.Tensor) -> bool:
-    """Whether a function of `torch.func` hands the tensor to the call."""
+    """Whether a transform of `torch.func` has wrapped the tensor."""
     functorch = getattr(torch._C, "_functorch", None)
-    ask = getattr(functorch, "is_functorch_wrapped_tensor", None)
-    return ask is not None and ask(tensor)
+    is_wrapped = getattr(functorch, "is_functorch_wrapped_tensor", None)
+    return is_wrapped is not None and is_wrapped(tensor)
 
 
 def _backward_pass() -> int:
-    """The number of the backward pass that runs, or -1."""
-    ask = getattr(torch._C, "_current_graph_task_id", None)
-    return -1 if ask is None else ask()
+    """Returns the number of the current backward pass, or -1."""
+    graph_task_id = getattr(torch._C, "_current_graph_task_id", None)
+    return -1 if graph_task_id is None else graph_task_id()
 
 
 class _Variable(ReplacedVariable):
     def copied(self, value: torch.Tensor) -> torch.Tensor:
-        # What is made in the inference mode of PyTorch can't be trained on later.
+        # Autograd can't use a tensor that was created in inference mode.
         with torch.inference_mode(False):
             return value.detach().clone()
 
@@ -50,23 +50,24 @@ class _Torch(Backend):
 
     def only_traces(self, value: Any) -> bool:
         if torch.compiler.is_dynamo_compiling():
-            # What `torch.compile` assigns is carried when the code runs.
+            # Code that `torch.compile` compiles assigns the state when it runs.
             return bool(torch.compiler.is_exporting())
         return (
-            # `torch.jit.trace` also runs the call to compare, and nothing else says so.
+            # `torch.jit.trace` runs the call again to check the trace. Only the call
+            # stack shows this.
             called_by(*_TRACERS)
             or _is_fake(value)
             or (torch.is_tensor(value) and _is_wrapped(value))
         )
 
     def recomputes(self) -> bool:
-        # A backward pass runs, and within it this call. The compiler does otherwise: it
-        # computes again from what it has kept, and calls nothing.
+        # Checkpointing calls the layer within a backward pass. Compiled code does not:
+        # it recomputes from saved tensors.
         return not torch.compiler.is_compiling() and _backward_pass() != -1
 
     def is_called_by(self, functions: Collection[CodeType]) -> bool:
-        # A compiler runs no frames that could be looked at. It is answered with yes,
-        # after which no kernel is taken that would drop something.
+        # A compiler runs no frames to look at. Return True, after which no kernel runs
+        # that would ignore an initial state.
         return torch.compiler.is_compiling() or sys._getframe(2).f_code in functions
 
     def replica_id(self) -> int:
@@ -77,19 +78,19 @@ class _Torch(Backend):
         return 0
 
     def check_length_is_traced(self, name: str) -> None:
-        # A trace keeps as many timesteps of a loop in Python as it has seen.
+        # A trace of a Python loop has a fixed number of timesteps.
         is_tracing = not torch.compiler.is_compiling() and torch.jit.is_tracing()
         if is_tracing and exports_any_length():
             raise ValueError(
-                f"The layer {name} runs Keras's loop here. PyTorch traces one timestep "
-                "of it, and the file would be wrong for any other number. Expected "
+                f"The layer {name} runs Keras's loop in this export. PyTorch traces it "
+                "for one timestep, and the file would be wrong for more. Expected "
                 "a known number of timesteps: export with an `input_signature` such as "
                 '`[keras.InputSpec(shape=(None, 12, 3), dtype="float32")]`. Received: '
                 "an input with unknown dimensions after the first"
             )
 
     def traces_for_onnx(self) -> bool:
-        # A compiler runs no frames that could be looked at.
+        # A compiler runs no frames to look at.
         if torch.compiler.is_dynamo_compiling():
             return torch.onnx.is_in_onnx_export()
         return torch.onnx.is_in_onnx_export() or super().traces_for_onnx()

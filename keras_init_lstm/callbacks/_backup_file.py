@@ -1,4 +1,4 @@
-"""What a backup of a training run holds, and the file that it is in."""
+"""The content of a backup of a training run, and its file."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Backup:
-    """What is saved: all that training changes, and the place where it continues.
+    """The content of a backup: the state of training, and where it continues.
 
     Args:
-        epoch: The epoch in which it continues.
-        batch: The number of batches of that epoch that have been trained on.
-        read: The number of batches that came from the same iterator, maybe since
-            an earlier epoch.
-        random: The random state from which that iterator began.
-        backend_random: The random state of the backend now.
-        logs: What `fit()` logged last.
+        epoch: The epoch in which training continues.
+        batch: The number of batches of that epoch that were trained on.
+        read: The number of batches that were read from the iterator of the batches,
+            maybe since an earlier epoch.
+        random: The random state in which that iterator was created.
+        backend_random: The random state of the backend at the backup.
+        logs: The logs of the last batch.
         variables: The values of the variables.
         metrics: The values of the variables of the metrics.
     """
@@ -50,11 +50,11 @@ class Backup:
 
     @classmethod
     def of(cls, model: keras.Model, **place: Any) -> Self:
-        """Takes the values of a model and the random state of the backend.
+        """Returns a backup of a model and of the backend's random state.
 
         Args:
             model: The model that is trained.
-            **place: The other fields.
+            **place: The other attributes, which tell where training continues.
         """
         return cls(
             backend_random=backend.random_state(),
@@ -64,20 +64,20 @@ class Backup:
         )
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes all or nothing."""
+        """Writes the backup to a file, completely or not at all."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         lists = {name: fields.pop(name) for name in ("variables", "metrics")}
         arrays = {
             f"{name}/{index}": array
-            for name, of_name in lists.items()
-            for index, array in enumerate(of_name)
+            for name, values in lists.items()
+            for index, array in enumerate(values)
         }
         text = json.dumps(fields, default=lambda value: np.asarray(value).tolist())
         write_whole(path, text=np.array(text), **arrays)
 
     @classmethod
     def read_from(cls, path: pathlib.Path) -> Self:
-        """Reads what `write` wrote."""
+        """Reads a backup that `write()` wrote."""
         with np.load(path) as file:
             fields = json.loads(file["text"].item())
             for name in ("variables", "metrics"):
@@ -88,7 +88,7 @@ class Backup:
     def restore_variables(
         self, model: keras.Model, folder: str | os.PathLike[str]
     ) -> None:
-        """Restores what training changes, except the metrics.
+        """Restores the variables that training changes, except those of metrics.
 
         Args:
             model: The model that is trained.
@@ -103,8 +103,11 @@ class Backup:
         """Restores the variables, the metrics and the random state of the backend.
 
         Args:
-            model: This and `folder` as in `restore_variables()`.
-            folder: As above.
+            model: As in `restore_variables()`.
+            folder: As in `restore_variables()`.
+
+        Raises:
+            ValueError: As in `restore_variables()`.
         """
         self.restore_variables(model, folder)
         _assign(model.metrics_variables, self.metrics, folder)
@@ -119,8 +122,8 @@ def _assign(
     shapes = [tuple(variable.shape) for variable in variables]
     if shapes != [array.shape for array in arrays]:
         raise ValueError(
-            f"The backup in {folder} is of another model, or of one that was "
-            f"compiled otherwise. Expected: {described(variables)}. "
+            f"The backup in {folder} is of another model, or of a model that was "
+            f"compiled with other arguments. Expected: {described(variables)}. "
             f"Received: {described(arrays)}"
         )
     for variable, array in zip(variables, arrays, strict=True):
@@ -128,32 +131,33 @@ def _assign(
 
 
 def _trained_variables(model: keras.Model) -> list[keras.Variable]:
-    """All that training changes, except metrics, which are reset each epoch."""
+    """Returns all variables that training changes, except those of metrics."""
     optimizer = model.optimizer
-    found = [*model.variables, *(optimizer.variables if optimizer else [])]
-    # The states of stateful layers, which are not variables of every backend's model.
+    variables = [*model.variables, *(optimizer.variables if optimizer else [])]
+    # Not on every backend do the variables of a model include the states of its
+    # stateful layers.
     for layer in layers_within(model):
         for state in keras.tree.flatten(getattr(layer, "states", None)):
             if isinstance(state, CarriedState):
-                found += state.variables
+                variables += state.variables
             elif isinstance(state, keras.Variable):
-                found.append(state)
-    return list({id(variable): variable for variable in found}.values())
+                variables.append(state)
+    return list({id(variable): variable for variable in variables}.values())
 
 
 def random_state(data: Any) -> dict[str, Any]:
-    """Returns the states of the generators from which data may draw their order."""
+    """Returns the states of the generators that may determine the order of the data."""
     return {
         "epoch_of_data": epoch_of_data(data),
         "python": random.getstate(),
-        # The global one, which Keras uses.
+        # Keras draws from NumPy's global generator.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "backend": backend.random_state(),
     }
 
 
 def set_random_state(state: dict[str, Any], data: Any) -> None:
-    """Sets what `random_state()` returned."""
+    """Restores the states that `random_state()` returned."""
     if state["epoch_of_data"] is not None:
         set_epoch_of_data(data, state["epoch_of_data"])
     version, numbers, gauss = state["python"]

@@ -1,4 +1,4 @@
-"""The course of the initial states in training, for TensorBoard."""
+"""Logs the initial states during training for TensorBoard."""
 
 import os
 import warnings
@@ -13,23 +13,26 @@ from keras_init_lstm.layers.rnn import InitStateRNN
 
 
 class LogInitialState(keras.callbacks.Callback):
-    """Writes the initial states of a model for TensorBoard, at the end of each epoch.
+    """Logs the initial states of a model for TensorBoard at the end of each epoch.
 
-    Of each value `(units,)` that a layer of the model owns, nested models and wrappers
-    included, it writes the L2 norm as a scalar and the units as a histogram. Of a
-    `Sampled` state these are `mean` and `stddev`. The tags are the paths of the
+    For each value `(units,)` that a layer of the model owns, in nested models and
+    wrappers too, it logs the L2 norm as a scalar and the units as a histogram. For a
+    `Sampled` state, the values are `mean` and `stddev`. The tags are the paths of the
     variables, as in `sequential/init_state_lstm/h0/value/norm` and `.../histogram`.
-    The step is the number of epochs trained so far: 0 is before the first one (not
-    of a model that is built by its first batch, which then has no values yet).
+    The step is the number of trained epochs. Step 0 is before the first epoch. It is
+    missing if the first batch builds the model, which has no values before that.
 
-    Needs the packages tensorflow and tensorboard, as `keras.callbacks.TensorBoard`
-    does, with every backend.
+    With every backend, it needs the packages tensorflow and tensorboard, as
+    `keras.callbacks.TensorBoard` does.
 
     Args:
         log_dir: Path of the folder to log to. The events go to its sub-folder
             `initial_state`, so `log_dir` may be the folder of
-            `keras.callbacks.TensorBoard`: TensorBoard wants one writer for each
+            `keras.callbacks.TensorBoard`: TensorBoard needs one writer for each
             folder, and shows the sub-folder as a run next to `train`.
+
+    Raises:
+        ImportError: When training starts, if the package tensorflow is missing.
 
     Example:
     >>> import tempfile
@@ -53,19 +56,20 @@ class LogInitialState(keras.callbacks.Callback):
         tf = _tensorflow()
         folder = tf.io.gfile.join(self.log_dir, "initial_state")
         self._writer = tf.summary.create_file_writer(folder)
-        self._started = False
+        self._has_initial_values = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # Only here is it known at which epoch `fit()` starts.
-        if not self._started:
+        # Keras does not pass the initial epoch to `on_train_begin()`.
+        if not self._has_initial_values:
             self._write(epoch)
-            self._started = True
+            self._has_initial_values = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not list(self._values()):
             warnings.warn(
                 "LogInitialState has nothing to log: no layer of the model owns an "
-                "initial state. Create one with `initial_state='trainable'`, say.",
+                "initial state. Create a layer with `initial_state='trainable'`, for "
+                "example.",
                 stacklevel=2,
             )
         self._write(epoch + 1)
@@ -82,7 +86,7 @@ class LogInitialState(keras.callbacks.Callback):
 
     def _write(self, step: int) -> None:
         tf = _tensorflow()
-        # Another callback may have limited what is recorded, as TensorBoard's does.
+        # Another callback, such as `TensorBoard`, may have turned recording off.
         with self._writer.as_default(step), tf.summary.record_if(True):
             for variable in self._values():
                 value = keras.ops.convert_to_numpy(variable).astype("float64")
@@ -91,7 +95,7 @@ class LogInitialState(keras.callbacks.Callback):
 
 
 def _tensorflow() -> Any:
-    # Imported only when it is used: other backends work without it, and it takes
+    # Import it only here: other backends work without TensorFlow, and the import takes
     # seconds.
     try:
         import tensorflow

@@ -1,4 +1,4 @@
-"""The kinds of initial state, and what one layer owns of them."""
+"""The kinds of initial state, and the initial states of one layer."""
 
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.conditional import Conditional

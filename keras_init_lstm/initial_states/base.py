@@ -1,8 +1,8 @@
-"""What a state starts from: one small Keras layer for each kind of initial state.
+"""The base class of the kinds of initial state. Each kind is a small Keras layer.
 
-A kind owns variables of shape `(units,)` and makes from them one row for each
-sequence of a batch. A new kind is a new subclass of `InitialState` in a file of its
-own: the rest of the package asks only for what that class declares.
+A kind owns variables of shape `(units,)` and computes one row for each sequence of a
+batch. To add a kind, write a subclass of `InitialState` in a new file: the rest of
+the package uses only the interface of `InitialState`.
 """
 
 from __future__ import annotations
@@ -22,41 +22,42 @@ from keras_init_lstm._keras import named_arguments
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What every layer of Keras may be made with.
+# The arguments that every Keras layer takes.
 _BASE_ARGUMENTS = ("name", "dtype", "trainable", "autocast", "activity_regularizer")
 
 
 class InitialState(keras.layers.Layer):
     """Base class of the kinds of initial state. Subclass it for custom kinds.
 
-    A recurrent layer that is given the object makes a copy for each of its states,
-    names the copy (`h0`, `c0`), gives it the dtype policy of the layer and builds it. A
-    subclass implements `call()`; `build()` if it has variables; `get_config()` if its
-    constructor takes arguments, and `check()` if they can be wrong for a number of
-    units. With `takes_context = True` it is computed from the context that the layer
-    is called with.
+    A recurrent layer makes a copy of the object for each of its states, names the copy
+    (`h0`, `c0`), gives it the dtype policy of the layer and builds it.
+
+    A subclass implements `call()`. It also implements `build()` if it has variables,
+    `get_config()` if its constructor takes arguments, and `check()` if these may not
+    fit the number of units. With `takes_context = True`, its `build()` and `call()` get
+    the context of the layer's call.
 
     Args:
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Attributes:
-        units: The size of the state, once it is built.
-        value: The variable `(units,)` that rows start from at inference, if the kind
-            owns one, once it is built: what `assign_initial_state()` overwrites and
-            `plot_initial_state()` draws. `build()` sets it.
-        stddev: The variable `(units,)` that tells by how much rows differ in training,
-            if the kind owns one.
+        units: The size of the state. `build()` sets it.
+        value: The variable `(units,)` with the initial state at inference, if the kind
+            owns one. `assign_initial_state()` overwrites it, and `plot_initial_state()`
+            draws it. `build()` sets it.
+        stddev: The variable `(units,)` with the standard deviation of the rows in
+            training, if the kind owns one. `build()` sets it.
         takes_context: Whether `build()` takes a `context_shape` and `call()` a
-            `context`, what the recurrent layer was called with. `build()` then waits
-            for the first call that has one.
-        over_time: Whether that context has a time axis, `(batch, timesteps, ...)`.
-            `build()` and `call()` are then given what it is at one timestep, `call()`
-            at the one that is read first, and `by_timestep()` is given the whole.
+            `context`, the context of the layer's call. The layer then builds the kind
+            at the first call with a context.
+        over_time: Whether the context has a time axis, `(batch, timesteps, ...)`.
+            `build()` and `call()` then get the context of one timestep: `call()` of the
+            timestep that is read first. `by_timestep()` gets the whole context.
 
     Example:
     >>> @keras.saving.register_keras_serializable()
     ... class PerRow(keras_init_lstm.InitialState):
-    ...     '''Row `i` of the batch starts from the number `i`.'''
+    ...     '''The initial state of row `i` of the batch is `i`.'''
     ...
     ...     def call(self, batch_size, training=False):
     ...         rows = keras.ops.arange(batch_size, dtype=self.variable_dtype)
@@ -74,39 +75,39 @@ class InitialState(keras.layers.Layer):
     stddev: keras.Variable
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
-    # Type checkers must not see these two: they would then accept any argument and any
-    # attribute.
+    # Hide both methods from type checkers, which would otherwise accept any argument
+    # and any attribute.
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> InitialState:
-            # A layer copies a kind once for each state, by a call with the same
-            # arguments. A configuration would not do, since it holds no lambda. Only
-            # here are the arguments seen of every subclass's constructor.
+            # `copy()` calls the class with the same arguments, because a configuration
+            # can't hold a lambda. Only `__new__()` sees the arguments of a subclass's
+            # constructor.
             kind = super().__new__(cls, *args, **named_arguments(kwargs))
             object.__setattr__(kind, "_made_with", (args, kwargs))
             return kind
 
         def __getattr__(self, name: str) -> Any:
-            # `value` and its like do not exist before `build()`: say so.
+            # `build()` creates `units`, `value` and `stddev`. Name it in the error.
             classes = type(self).__mro__
             if any(name in vars(cls).get("__annotations__", ()) for cls in classes):
                 raise AttributeError(self._missing(name))
             return getattr(super(), "__getattr__", super().__getattribute__)(name)
 
-    # Arguments of the constructor that no call reads.
-    _read_once: ClassVar[frozenset[str]] = frozenset()
+    # The attributes that only the constructor may set, because no call reads them.
+    _set_once: ClassVar[frozenset[str]] = frozenset()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Where PyTorch keeps the layers inside of one.
+        # PyTorch stores an attribute that is a layer in `_modules`.
         modules = vars(self).get("_modules", {})
-        if name in self._read_once and (name in vars(self) or name in modules):
-            raise self._cannot_be_set(name, value, "make another object with it")
+        if name in self._set_once and (name in vars(self) or name in modules):
+            raise self._cannot_be_set(name, value, "create another object with it")
         super().__setattr__(name, value)
 
     def _cannot_be_set(self, name: str, value: Any, instead: str) -> ValueError:
         return ValueError(
             f"The attribute `{name}` of {type(self).__name__} {self.name!r} can't be "
-            f"set: {instead}, and give that to a layer before it is built. "
+            f"set: {instead}, and pass that to a layer before it is built. "
             f"Received: {name}={described(value)}"
         )
 
@@ -126,14 +127,14 @@ class InitialState(keras.layers.Layer):
         (self.units,) = state_shape
 
     def get_build_config(self) -> None:
-        return None  # The layer that owns it builds it, also when it is loaded.
+        return None  # The recurrent layer builds its kinds, also when it is loaded.
 
     def call(self, batch_size: Any, training: bool = False) -> Any:
         """Returns the initial states of a batch.
 
         Args:
             batch_size: Python integer or scalar integer tensor.
-            training: Python boolean, whether the owner is called in training mode.
+            training: Python boolean, whether the layer is called in training mode.
 
         Returns:
             A tensor `(batch_size, units)` of dtype `variable_dtype`.
@@ -147,28 +148,29 @@ class InitialState(keras.layers.Layer):
         training: bool = False,
         context: Any = None,
     ) -> Any:
-        """Returns the initial states of the sequences that begin within a batch.
+        """Returns the initial states of the sequences that begin at each timestep.
 
         By default they equal the initial state of their row in the same call. A kind
-        that is drawn, or that differs with time, overrides this.
+        that is drawn, or that differs between timesteps, overrides this.
 
         Args:
             batch_size: As in `call()`.
             timesteps: Python integer or scalar integer tensor.
             training: As in `call()`.
-            context: What the layer was called with, where `takes_context` is set.
+            context: The context of the layer's call, if `takes_context` is `True`.
 
         Returns:
-            A tensor `(batch_size, timesteps, units)`, which is read at the timesteps
-            where a sequence begins; or `None` for what `call()` returned.
+            A tensor `(batch_size, timesteps, units)`, which the layer reads at the
+            timesteps of a reset; or `None`, to use the initial states of `call()`.
         """
         return None
 
     def preview(self, batch_size: int) -> Any:
-        """Returns what a stream shows as its state before the first call.
+        """Returns the initial states that a stateful layer shows before a call.
 
-        It has no context and must not draw: NaN for a kind that takes a context, else
-        the `value` if the kind owns one, else the same as `call()`.
+        There is no context yet, and nothing must be drawn. By default it returns NaN
+        if the kind takes a context, else `value` if the kind owns one, else the same
+        as `call()`.
 
         Args:
             batch_size: Python integer.
@@ -196,9 +198,9 @@ class InitialState(keras.layers.Layer):
         return self._made_with
 
     def hand_over_to(self, other: Self) -> None:
-        """Gives a copy from the configuration what a configuration does not hold.
+        """Copies what a configuration does not hold to an object made from it.
 
-        Such as the weights of an encoder that the constructor was given.
+        `Conditional` copies the weights of its encoder. The default copies nothing.
         """
 
     def __repr__(self) -> str:
@@ -217,9 +219,9 @@ class InitialState(keras.layers.Layer):
 
 
 class OwnedValue(InitialState):
-    """What `Fixed` and `Trainable` share: every row starts from `value (units,)`."""
+    """Base class of `Fixed` and `Trainable`: every row starts from `value (units,)`."""
 
-    _read_once = frozenset({"regularizer", "constraint"})
+    _set_once = frozenset({"regularizer", "constraint"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_number(self, name, value)
@@ -230,15 +232,15 @@ class OwnedValue(InitialState):
 
 
 def refuse_number(kind: InitialState, name: str, value: Any) -> None:
-    """Raises a `ValueError` if a variable of a kind is to be replaced by a number."""
+    """Raises a `ValueError` if a variable of a kind would be replaced by a number."""
     is_variable = name in ("value", "mean", "stddev")
     if is_variable and not isinstance(value, keras.Variable):
-        instead = "assign to the variable once it is built, or make another object"
+        instead = "assign to the variable once it is built, or create another object"
         raise kind._cannot_be_set(name, value, instead)
 
 
 def tile(value: keras.Variable, batch_size: Any) -> Any:
-    """Repeats `value (units,)` for each row: `(batch_size, units)`."""
+    """Broadcasts `value (units,)` to `(batch_size, units)`."""
     return ops.broadcast_to(value, (batch_size, *value.shape))
 
 
@@ -246,7 +248,7 @@ def numbers_or_initializer(value: Any, argument: str) -> np.ndarray | Callable:
     """Returns an array of numbers, or an initializer of Keras.
 
     Raises:
-        ValueError: If `value` is neither.
+        ValueError: If `value` is neither, or if a number is not finite.
     """
     if not (isinstance(value, (str, dict)) or callable(value)):
         return finite_array(value, argument)
@@ -279,15 +281,15 @@ def check_numbers(
 def add_variable(
     kind: InitialState, name: str, value: np.ndarray | Callable, **kwargs: Any
 ) -> keras.Variable:
-    """Returns a new weight `(units,)` of a kind, made of an array or initializer."""
+    """Adds a weight `(units,)` to a kind, from an array or an initializer."""
     initializer = value
     if isinstance(value, np.ndarray):
 
         def initializer(shape: tuple[int], dtype: Any = None) -> Any:
             return ops.convert_to_tensor(np.broadcast_to(value, shape), dtype)
 
-    # Without autocast, so that under mixed precision it is tiled in float32 and cast
-    # afterwards: its gradient, a sum over the batch, is then added up in float32.
+    # With autocast, mixed precision would cast the variable before it is broadcast, and
+    # sum its gradient over the batch in 16 bits.
     return kind.add_weight(
         name=name,
         shape=(kind.units,),
@@ -298,7 +300,7 @@ def add_variable(
 
 
 def serialized(value: np.ndarray | Callable) -> Any:
-    """Returns an array or initializer as it stands in a configuration."""
+    """Returns the configuration of an array or an initializer."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     return keras.initializers.serialize(value)

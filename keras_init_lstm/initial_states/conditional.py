@@ -1,4 +1,4 @@
-"""Initial states that are computed from a context of each sequence."""
+"""The kind of initial state that is computed from a context of each sequence."""
 
 from __future__ import annotations
 
@@ -25,40 +25,41 @@ if TYPE_CHECKING:
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class Conditional(InitialState):
-    """An initial state computed from the `context` that the layer is called with.
+    """An initial state that is computed from the `context` of the layer's call.
 
     The initial state of each row is `encoder(context)`. A `Dense` computes it from
     static features, as in
     [Mohajerin and Waslander, 2017](https://doi.org/10.1109/IJCNN.2017.7966138). An
-    `Embedding` learns one for each customer, sensor or subject from an identity; the
-    identities are a tensor `(batch,)`, in a model `keras.Input((), dtype="int32")`. For
-    identities that may be unknown, reserve a row, as for words that are not in a
-    vocabulary: `Embedding(1 + known, units)` with 0 for the unknown, which some of the
-    sequences in training must have. (Not -1: Keras reads that as the last row.)
+    `Embedding` learns one initial state for each customer, sensor or subject from its
+    ID. The IDs are a tensor `(batch,)`, in a model `keras.Input((), dtype="int32")`. If
+    an ID may be unknown, reserve row 0 for it, as for words that are not in a
+    vocabulary: `Embedding(1 + known, units)`. Some sequences in training must have the
+    ID 0. (Don't use -1: Keras reads it as the last row.)
 
     With `over_time=True` the context has a time axis, `(batch, timesteps, ...)`. The
-    encoder then reads it at the first timestep of a sequence: the one that the layer
-    reads first, and within a batch the ones where `reset_mask` is True.
+    encoder then reads the context of the first timestep of a sequence: the timestep
+    that the layer reads first, and each timestep where `reset_mask` is True.
 
-    In a stateful layer, the context is used where a stream starts or is reset, and is
-    passed at every call. It must be finite at each call, since a NaN that is not used
-    still makes the gradient of the encoder NaN.
+    Pass the context at every call of a stateful layer. It is used for the rows that
+    have not been called since the last reset. It must be finite at every call: a NaN
+    that is not used still makes the gradient of the encoder NaN.
 
     Args:
         encoder: Keras layer or model that maps the context, `(batch, ...)` or a
             structure of such tensors, to `(batch, units)`. Each state gets its own
             copy, with the weights: `layer.initial_state[0].encoder`.
-        over_time: Boolean, whether the context has a time axis. The encoder is then
-            given one timestep. Defaults to `False`.
+        over_time: Boolean, whether the context has a time axis. The encoder then gets
+            the context of one timestep. Defaults to `False`.
         **kwargs: Base layer arguments: `name` and `trainable`.
 
     Raises:
-        ValueError: If `encoder` is not a layer of Keras, or does not map the context
-            to `(batch, units)`.
+        ValueError: If `encoder` is not a layer of Keras, or if `over_time` is not a
+            boolean. When the layer is built or called, if `encoder` does not map the
+            context to `(batch, units)`.
 
     Example:
-    >>> start = keras_init_lstm.Conditional(keras.layers.Embedding(100, 4))
-    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=start)
+    >>> conditional = keras_init_lstm.Conditional(keras.layers.Embedding(100, 4))
+    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=conditional)
     >>> customers = np.array([17, 4, 17])
     >>> tuple(layer(np.zeros((3, 10, 8)), context=customers).shape)
     (3, 4)
@@ -68,7 +69,7 @@ class Conditional(InitialState):
     """
 
     takes_context = True
-    _read_once = frozenset({"encoder", "over_time"})
+    _set_once = frozenset({"encoder", "over_time"})
 
     def __init__(
         self,
@@ -84,13 +85,14 @@ class Conditional(InitialState):
             )
         one_of(over_time, "over_time", (False, True))
         self.encoder = encoder
-        # TensorFlow ignores the assignment of a value that the class has already.
+        # On TensorFlow, assigning the value that the class attribute has does nothing,
+        # and `__setattr__()` would not find `over_time` in `vars(self)` later.
         self.__dict__["over_time"] = over_time
 
     def copy(self, **kwargs: Any) -> Self:
         copied = super().copy(**kwargs)
         if not copied.trainable:
-            # Keras passes on to the layers inside only a `trainable` that changes.
+            # Keras passes `trainable` to inner layers only when it changes.
             copied.encoder.trainable = False
         return copied
 
@@ -103,7 +105,7 @@ class Conditional(InitialState):
         )
 
     def hand_over_to(self, other: Self) -> None:
-        # A configuration does not hold the weights that an encoder was made with.
+        # A configuration does not hold the weights of the encoder.
         if self.encoder.built:
             hand_over(self.encoder, other.encoder)
 
@@ -114,7 +116,7 @@ class Conditional(InitialState):
         try:
             output_shape = self.encoder.compute_output_shape(context_shape)
         except NotImplementedError:
-            return  # Not every layer can tell: then `call()` checks the output itself.
+            return  # `call()` checks the output of a layer that can't infer its shape.
         self._check_output(output_shape)
 
     def call(self, batch_size: Any, training: bool = False, context: Any = None) -> Any:
@@ -134,11 +136,12 @@ class Conditional(InitialState):
     ) -> Any:
         if not self.over_time:
             return None
-        rows = batch_size * timesteps
+        folded_batch_size = batch_size * timesteps
         folded = keras.tree.map_structure(
-            lambda leaf: ops.reshape(leaf, (rows, *leaf.shape[2:])), context
+            lambda leaf: ops.reshape(leaf, (folded_batch_size, *leaf.shape[2:])),
+            context,
         )
-        states = self.call(rows, training, folded)
+        states = self.call(folded_batch_size, training, folded)
         return ops.reshape(states, (batch_size, timesteps, self.units))
 
     def _missing(self, name: str) -> str:
@@ -150,13 +153,13 @@ class Conditional(InitialState):
         )
 
     def _check_output(self, shape: Any, batch_size: Any = None) -> None:
-        known = isinstance(batch_size, int) and not infers_shapes()
-        expected = (batch_size if known else None, self.units)
+        knows_batch_size = isinstance(batch_size, int) and not infers_shapes()
+        expected = (batch_size if knows_batch_size else None, self.units)
         try:
-            right = fits(tuple(shape), expected)
+            is_valid = fits(tuple(shape), expected)
         except TypeError:  # The encoder returned a structure.
-            right = False
-        if not right:
+            is_valid = False
+        if not is_valid:
             raise ValueError(
                 "The `encoder` of Conditional must map the `context` to a tensor of "
                 f"shape {shape_text(expected)}, one row for each sequence. "

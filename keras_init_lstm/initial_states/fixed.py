@@ -1,4 +1,4 @@
-"""An initial state that training leaves as it is."""
+"""The kind of initial state that training does not change."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class Fixed(OwnedValue):
-    """An initial state that training leaves as it is.
+    """An initial state that training does not change.
 
-    Owns a non-trainable `value` of shape `(units,)`, from which every row of
-    every batch starts. It is saved with the model's weights.
+    It owns a non-trainable `value` of shape `(units,)`, from which every row of every
+    batch starts. The value is saved with the model's weights.
 
     Args:
         value: Number, array of shape `(units,)`, or Keras initializer (an
@@ -36,11 +36,12 @@ class Fixed(OwnedValue):
         **kwargs: Base layer arguments: `name` and `dtype`.
 
     Raises:
-        ValueError: If `value` is neither of these, or is not finite.
+        ValueError: If `value` is none of these, or is not finite. When it is passed to
+            a layer, if its shape does not fit the units.
 
     Example:
-    >>> start = keras_init_lstm.Fixed([0.5, 1.0])
-    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=[start, None])
+    >>> fixed = keras_init_lstm.Fixed([0.5, 1.0])
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=[fixed, None])
     >>> h, c = layer.get_initial_state(batch_size=3)
     >>> keras.ops.convert_to_numpy(h).tolist()
     [[0.5, 1.0], [0.5, 1.0], [0.5, 1.0]]

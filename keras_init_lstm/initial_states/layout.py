@@ -14,8 +14,8 @@ class State:
     """One state of a cell, such as the hidden state h of an LSTM.
 
     Args:
-        name: Of the attribute of the layer that owns its initial state: `h0`.
-        units: Its size: the state of a batch is `(batch, units)`.
+        name: The name of the layer's attribute with its initial state, such as `h0`.
+        units: The size of the state, which has shape `(batch, units)`.
     """
 
     name: str
@@ -27,7 +27,7 @@ class StateLayout:
     """The states of a cell in order, and how they are nested.
 
     Args:
-        states: One `State` for each.
+        states: The states, in order.
         state_size: Integers, nested as Keras nests the states that the cell takes and
             returns: in a list, and in a list for each cell of a stack.
 
@@ -52,7 +52,7 @@ class StateLayout:
         units = list(map(int, keras.tree.flatten(rnn.state_size)))
         names = _state_names(rnn.cell)
         if isinstance(rnn, keras.layers.LSTM) and len(units) == 2:
-            names = ("h0", "c0")  # Also where a user has put in another cell.
+            names = ("h0", "c0")  # Even if a user has replaced the cell.
         states = map(State, names, units)
         return cls(tuple(states), _nested_as_list(rnn.cell))
 
@@ -69,14 +69,18 @@ class StateLayout:
     def unpack(
         self, nested: Any, argument: str, one_for_all: bool = False
     ) -> list[Any]:
-        """Returns one entry for each state, of what is nested as `state_size` is.
+        """Flattens entries that are nested as `state_size` is, one for each state.
 
-        `None` may stand for all the states of a cell, and, with `one_for_all`, so may
-        any entry. A single state needs no list.
+        Args:
+            nested: The entries. `None` is used for all the states of a cell. A single
+                state needs no list.
+            argument: The name of the argument, for errors.
+            one_for_all: Whether any entry that is not a list may be used for all the
+                states of a cell. Defaults to `False`.
 
         Raises:
-            ValueError: If it is nested otherwise, or if numbers in a list may be
-                meant for the states as well as for the units.
+            ValueError: If the entries are nested differently, or if numbers in a list
+                could be meant for the states or for the units.
         """
 
         def entries(sizes: Any, given: Any) -> list[Any]:
@@ -105,17 +109,17 @@ class StateLayout:
     def tensors(
         self, nested: Any, batch_size: Any, at_run_time: bool = False
     ) -> list[Any]:
-        """Returns the states that are given at a call, `None` for each that is not.
+        """Returns the explicit states of a call, `None` for each that is not given.
 
         Args:
             nested: Tensors `(batch, units)` or `None`, nested as `state_size` is.
             batch_size: Integer, scalar integer tensor, or `None` if it is not known.
-            at_run_time: Whether what is not known of a shape is to be checked at run
-                time, by an error of the backend. Defaults to `False`.
+            at_run_time: Whether sizes that are not known yet are checked at run time,
+                where the backend raises its own error. Defaults to `False`.
 
         Raises:
-            ValueError: If they are nested otherwise, or one is known to be of another
-                shape.
+            ValueError: If the states are nested differently, or if a state is known to
+                have another shape.
         """
         tensors = self.unpack(nested, "initial_state")
         for index, state in enumerate(self.states):
@@ -146,20 +150,20 @@ def _nested_as_list(cell: Any) -> list[Any]:
     """Returns the sizes of the states of a cell, nested as Keras nests the states.
 
     In the `state_size` of a stack, the size of a single state has no list, but Keras
-    puts the state itself into one. Its loop on JAX relies on that: without the list, it
-    shows the state of the first row at the masked timesteps of all rows.
+    puts the state into a list. Its loop on JAX relies on this: without the list, it
+    puts out the state of the first row at the masked timesteps of all rows.
     """
     if isinstance(cell, keras.layers.StackedRNNCells):
         nested = [_nested_as_list(inner) for inner in cell.cells]
-        # A stack of one such cell returns the state without the list, so that with it
-        # Keras's loops fail.
+        # A stack of one such cell returns the state without the list, with which
+        # Keras's loops would fail.
         return nested if len(nested) > 1 or len(nested[0]) > 1 else nested[0]
     sizes = cell.state_size
     return _as_lists(sizes) if isinstance(sizes, (list, tuple)) else [sizes]
 
 
 def _as_lists(sizes: Any) -> Any:
-    # Keras has made a `TrackedList` of each, which is no list to JAX.
+    # Keras stores lists as `TrackedList`, which JAX does not treat as a list.
     if isinstance(sizes, (list, tuple)):
         return [_as_lists(size) for size in sizes]
     return sizes

@@ -1,4 +1,4 @@
-"""The initial states of one layer: built, and made into what a batch starts from."""
+"""The initial states of one layer, and their values for a batch."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ _NAMES = {"fixed": Fixed, "sampled": Sampled, "trainable": Trainable}
 
 
 def kind_of(entry: Any) -> InitialState | None:
-    """Returns the object that an entry of `initial_state` stands for.
+    """Converts an entry of the argument `initial_state` to an `InitialState`.
 
     Args:
         entry: `None` or `"zeros"`, a number, an array of shape `(units,)`, one of
@@ -51,8 +51,8 @@ def kind_of(entry: Any) -> InitialState | None:
     hint = ""
     if isinstance(entry, (str, keras.initializers.Initializer)):
         hint = (
-            " To start from a Keras initializer, pass `Trainable(initializer)`, which "
-            "is learned, or `Fixed(initializer)`, which is not."
+            " For a Keras initializer, pass `Trainable(initializer)`, which is "
+            "learned, or `Fixed(initializer)`, which is not."
         )
     try:
         return Fixed(finite_array(entry, "initial_state"))
@@ -68,19 +68,19 @@ def kind_of(entry: Any) -> InitialState | None:
 def kinds_of(
     layout: StateLayout, initial_state: Any, dtype: Any, trainable: bool
 ) -> list[InitialState | None]:
-    """Returns what the argument `initial_state` of a layer stands for.
+    """Converts the argument `initial_state` of a layer to one object for each state.
 
     Args:
         layout: The states of the layer's cell.
         initial_state: One entry for all states, or a list nested as they are.
         dtype: The dtype policy of the layer.
-        trainable: Whether the layer is.
+        trainable: Whether the layer is trainable.
 
     Returns:
         For each state a copy of its entry, or `None` for the initial state of the cell.
 
     Raises:
-        ValueError: If an entry is none, or does not fit the units of its state.
+        ValueError: If an entry is invalid, or does not fit the units of its state.
     """
     entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
     kinds: list[InitialState | None] = []
@@ -88,8 +88,8 @@ def kinds_of(
         try:
             kind = kind_of(entry)
             if kind is not None:
-                # An encoder that is built is copied with its variables. Their paths
-                # must differ between the states.
+                # The copy of a built encoder has variables, and their paths must
+                # differ between the states.
                 with keras.name_scope(state.name):
                     kind = kind.copy(name=state.name, dtype=dtype)
                 kind.check(state.units)
@@ -103,7 +103,7 @@ def kinds_of(
     return kinds
 
 
-def _of_one_timestep(context: Any) -> Any:
+def _without_time_axis(context: Any) -> Any:
     return keras.tree.map_structure(
         lambda spec: keras.KerasTensor((*spec.shape[:1], *spec.shape[2:]), spec.dtype),
         context,
@@ -111,7 +111,7 @@ def _of_one_timestep(context: Any) -> Any:
 
 
 def _build_inside(kind: InitialState, context: Any, at_once: bool) -> None:
-    """Builds the layers inside of a kind that only its call builds."""
+    """Builds the layers inside a kind that are built by its `call()`."""
 
     def call(context: Any) -> Any:
         with keras.name_scope(kind.name):
@@ -125,42 +125,47 @@ def _build_inside(kind: InitialState, context: Any, at_once: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class OwnedStates:
-    """What a layer owns of the states of its cell.
+    """The initial states of one layer.
 
     Args:
-        layout: The states.
-        kinds: For each an `InitialState`, or `None` for the initial state of the cell:
-            zeros, unless the cell has a custom `get_initial_state()`.
-        of_cell: Function of the batch size that returns that, for all states.
+        layout: The states of the layer's cell.
+        kinds: For each state an `InitialState`, or `None` for the initial state of the
+            cell: zeros, unless the cell has a custom `get_initial_state()`.
+        states_of_cell: Function that takes a batch size and returns the initial states
+            of the cell, one for each state.
     """
 
     layout: StateLayout
     kinds: Sequence[InitialState | None]
-    of_cell: Callable[[Any], Sequence[Any]]
+    states_of_cell: Callable[[Any], Sequence[Any]]
 
     def __iter__(self) -> Iterator[tuple[State, InitialState | None]]:
         return zip(self.layout.states, self.kinds, strict=True)
 
     @property
     def takes_context(self) -> bool:
-        """Whether a state is computed from a context."""
+        """Whether an initial state is computed from a context."""
         return any(kind is not None and kind.takes_context for kind in self.kinds)
 
     def check_context(
         self,
         context: Any,
-        rows: Sequence[Any],
+        batch_size: Any,
+        timesteps: Any,
         explicit: Sequence[Any] | None,
         name: str,
     ) -> None:
-        """Raises a `ValueError` if a context is missing, superfluous or does not fit.
+        """Raises a `ValueError` if a context is missing, not used, or does not fit.
 
         Args:
-            context: A tensor `(batch, ...)`, a structure of them, or `None`.
-            rows: The batch size and the number of timesteps of the sequences: for each
-                an integer, or anything else where it is not known.
-            explicit: For each state what is taken in place of the owned one, or `None`.
-            name: That of the layer.
+            context: A tensor `(batch, ...)`, a structure of tensors, or `None`.
+            batch_size: The batch size of the sequences: an integer, or anything else
+                if it is not known.
+            timesteps: The number of timesteps: an integer, or anything else if it is
+                not known.
+            explicit: For each state the tensor that replaces the owned state, or
+                `None`. Or `None` if no state is replaced.
+            name: The name of the layer, for errors.
         """
         if context is not None and not self.takes_context:
             raise ValueError(
@@ -176,12 +181,12 @@ class OwnedStates:
                 f"Argument `context` is missing: an initial state of {name} is "
                 "computed from it. Expected: a tensor of shape (batch, ...), or a "
                 "structure of them. Call the layer with `context=...`, in a Functional "
-                "model. The wrappers of Keras pass none on: in place of Bidirectional "
-                "use InitStateBidirectional, in place of TimeDistributed fold the "
-                "timesteps into the batch. Received: context=None"
+                "model. The wrappers of Keras don't pass it on: in place of "
+                "Bidirectional use InitStateBidirectional, in place of TimeDistributed "
+                "fold the timesteps into the batch. Received: context=None"
             )
         if context is None:
-            return  # The call has states in place of those that are computed from it.
+            return  # Explicit states replace all states that need a context.
         if not (keras.tree.is_nested(context) or hasattr(context, "shape")):
             raise ValueError(
                 "Argument `context` must be a tensor of shape (batch, ...), or a "
@@ -189,14 +194,14 @@ class OwnedStates:
             )
         expectation = (
             "Argument `context` must have one row for each sequence of the "
-            f"batch: shape {shape_text(rows[:1])[:-1]} ...)."
+            f"batch: shape {shape_text((batch_size,))[:-1]} ...)."
         )
-        axes = rows[:1]
+        axes: tuple[Any, ...] = (batch_size,)
         if any(kind is not None and kind.over_time for kind in self.kinds):
-            axes = rows[:2]
+            axes = (batch_size, timesteps)
             expectation = (
-                "Argument `context` must have a time axis, as of an initial state "
-                f"with `over_time=True`: shape {shape_text(axes)[:-1]}, ...)."
+                "Argument `context` must have a time axis, because an initial state "
+                f"has `over_time=True`: shape {shape_text(axes)[:-1]}, ...)."
             )
         for leaf in keras.tree.flatten(context):
             shape = shape_of(leaf)
@@ -207,26 +212,26 @@ class OwnedStates:
                 )
 
     def build(self, context: Any = None, at_once: bool = False) -> None:
-        """Builds what is not; what takes a context, once one is known.
+        """Builds the kinds that are not built. Those that need a context wait for one.
 
         Args:
             context: `KerasTensor`s in the structure of the context, or `None`.
-            at_once: Whether the layers inside of a kind must be built too. If not,
-                those that only its call builds, by code that only runs eagerly, are
-                left to that. Defaults to `False`.
+            at_once: Whether the layers inside a kind must be built now. If not, layers
+                that can only be built by an eager call are left to the next call.
+                Defaults to `False`.
         """
         for state, kind in self:
             if kind is None or (kind.takes_context and context is None):
                 continue
-            given = _of_one_timestep(context) if kind.over_time else context
+            specs = _without_time_axis(context) if kind.over_time else context
             if kind.built and not at_once:
                 continue
             if not kind.built:
                 shapes = []
                 if kind.takes_context:
-                    shapes = [keras.tree.map_structure(lambda spec: spec.shape, given)]
+                    shapes = [keras.tree.map_structure(lambda spec: spec.shape, specs)]
                 kind.build((state.units,), *shapes)
-            _build_inside(kind, given, at_once)
+            _build_inside(kind, specs, at_once)
 
     def for_batch(
         self,
@@ -236,15 +241,17 @@ class OwnedStates:
         explicit: Sequence[Any] | None = None,
         first_timestep: int = 0,
     ) -> list[Any]:
-        """Returns what the sequences of a batch start from.
+        """Returns the initial states of a batch.
 
         Args:
             batch_size: Integer, or scalar integer tensor.
             training: Python boolean, whether the layer is called in training mode.
-            context: What the layer is called with.
-            explicit: For each state a tensor that is taken in place of the owned state,
-                or `None`. Defaults to `None`.
-            first_timestep: Which timestep is read first, 0 or -1. Defaults to 0.
+                Defaults to `False`.
+            context: The context of the layer's call. Defaults to `None`.
+            explicit: For each state the tensor that replaces the owned state, or
+                `None`. Defaults to `None`.
+            first_timestep: The index of the timestep that is read first, 0 or -1.
+                Defaults to 0.
 
         Returns:
             A tensor `(batch_size, units)` for each state.
@@ -252,26 +259,29 @@ class OwnedStates:
         states = list(explicit or [None] * len(self.kinds))
         pairs = list(zip(self.kinds, states, strict=True))
         if any(kind is None and state is None for kind, state in pairs):
-            # At once, since a cell makes all of its states in one call.
-            of_cell = self.of_cell(batch_size)
-        # An encoder may refuse the context, which must happen before anything is drawn.
-        for index in sorted(range(len(pairs)), key=self._draws):
+            # One call of the cell returns all of its states.
+            states_of_cell = self.states_of_cell(batch_size)
+        # Call the encoders first: they may raise an error for the context, and nothing
+        # must be drawn before that.
+        for index in sorted(range(len(pairs)), key=self._may_draw):
             kind, state = pairs[index]
             if state is not None:
                 continue
             if kind is None:
-                states[index] = of_cell[index]
+                states[index] = states_of_cell[index]
             else:
-                at_first = context
+                first_context = context
                 if kind.over_time:
-                    at_first = keras.tree.map_structure(
+                    first_context = keras.tree.map_structure(
                         lambda leaf: ops.convert_to_tensor(leaf)[:, first_timestep],
                         context,
                     )
-                states[index] = self._of_kind(index, batch_size, training, at_first)
+                states[index] = self._call_kind(
+                    index, batch_size, training, first_context
+                )
         return states
 
-    def for_restarts(
+    def for_resets(
         self,
         states: Sequence[Any],
         batch_size: Any,
@@ -279,34 +289,35 @@ class OwnedStates:
         training: bool = False,
         context: Any = None,
     ) -> list[Any]:
-        """Returns what rows restart from within a batch.
+        """Returns the states to which a reset within a batch sets its row.
 
         Args:
-            states: What `for_batch()` returned.
-            batch_size: This, `training` and `context` as in `for_batch()`.
+            states: The states that `for_batch()` returned.
+            batch_size: As in `for_batch()`.
             timesteps: Integer, or scalar integer tensor.
-            training: As above.
-            context: As above.
+            training: As in `for_batch()`.
+            context: As in `for_batch()`.
 
         Returns:
             For each state a tensor `(batch_size, units)`, or `(batch_size, timesteps,
-            units)` where that differs from timestep to timestep.
+            units)` if the state differs between timesteps.
         """
-        restarts = list(states)
+        states = list(states)
         for index, (_, kind) in enumerate(self):
             if kind is not None:
                 kwargs = {"context": context} if kind.takes_context else {}
-                differing: Any = kind.by_timestep(
+                by_timestep: Any = kind.by_timestep(
                     batch_size, timesteps, training=training, **kwargs
                 )
-                restarts[index] = states[index] if differing is None else differing
-        return restarts
+                if by_timestep is not None:
+                    states[index] = by_timestep
+        return states
 
-    def _draws(self, index: int) -> bool:
+    def _may_draw(self, index: int) -> bool:
         kind = self.kinds[index]
         return kind is not None and not kind.takes_context
 
-    def _of_kind(
+    def _call_kind(
         self, index: int, batch_size: Any, training: bool, context: Any
     ) -> Any:
         kind: Any = self.kinds[index]
@@ -321,22 +332,22 @@ class OwnedStates:
         )
 
     def preview(self, index: int, batch_size: int) -> Any:
-        """Returns what state `index` of a stream shows before that has begun."""
+        """Returns the initial state that state `index` of a stream shows when fresh."""
         kind = self.kinds[index]
         if kind is None:
-            return self.of_cell(batch_size)[index]
+            return self.states_of_cell(batch_size)[index]
         return kind.preview(batch_size)
 
     def assign(self, states: Sequence[Any], dtype: str) -> None:
-        """Overwrites the owned values, all of them or, on an error, none.
+        """Overwrites the owned values.
 
         Args:
             states: For each state an array `(units,)` or `(batch, units)`, or `None`.
-            dtype: That of the variables.
+            dtype: The dtype in which the arrays must be finite.
 
         Raises:
-            ValueError: If an array is of another shape or not finite, or if there is
-                no value to overwrite. Nothing is then changed.
+            ValueError: If an array has another shape or is not finite, or if there is
+                no value to overwrite. No value is then changed.
         """
         assignments = []
         for index, (state, kind) in enumerate(self):

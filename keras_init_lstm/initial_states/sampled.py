@@ -1,4 +1,4 @@
-"""Initial states that are drawn at random."""
+"""The kind of initial state that is drawn at random."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 
-# What `keras.random.truncated_normal` draws, a standard normal cut at two
-# standard deviations, has the variance 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).
+# `keras.random.truncated_normal` cuts a standard normal distribution at two standard
+# deviations. The variance of its draws is 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).
 _TRUNCATED_STDDEV = math.sqrt(
     1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
 )
@@ -45,7 +45,7 @@ _STANDARD_DRAWS = {
 
 
 class SeedGenerator(keras.random.SeedGenerator):
-    """One that draws for each replica of a distribution strategy something else."""
+    """A seed generator whose seeds differ between the replicas of a strategy."""
 
     def next(self, ordered: bool = True) -> Any:
         seed, replica = super().next(ordered), backend.replica_id()
@@ -56,13 +56,13 @@ class SeedGenerator(keras.random.SeedGenerator):
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class Sampled(InitialState):
-    """An initial state drawn at random: for each row, at each call, its own draw.
+    """An initial state that is drawn at random for each row at each training call.
 
-    Owns `mean` and `stddev`, each of shape `(units,)`. With `learned=True` both
+    It owns `mean` and `stddev`, each of shape `(units,)`. With `learned=True` both
     are learned by the reparameterisation `mean + stddev * noise` of [Kingma and
-    Welling, 2014](https://arxiv.org/abs/1312.6114). Noisy initial states as a
-    regulariser are treated in [Zimmermann, Tietz and Grothmann,
-    2012](https://doi.org/10.1007/978-3-642-35289-8_37).
+    Welling, 2014](https://arxiv.org/abs/1312.6114). [Zimmermann, Tietz and Grothmann,
+    2012](https://doi.org/10.1007/978-3-642-35289-8_37) use noisy initial states as a
+    regulariser.
 
     Args:
         mean: Number or array of shape `(units,)`. Defaults to `0.0`.
@@ -70,15 +70,14 @@ class Sampled(InitialState):
             deviation. Defaults to `0.1`: the hidden state of an LSTM lies between -1
             and 1.
         distribution: One of `"normal"`, `"truncated_normal"` (a normal
-            distribution cut at two of its standard deviations, and widened so that
-            the draws have the standard deviation `stddev`) and `"uniform"`. Defaults to
-            `"normal"`.
-        learned: Boolean, whether `mean` and `stddev` are learned; `stddev` is
-            then kept non-negative by a constraint. Defaults to `False`.
-        at_inference: What a row starts from when the layer is not training:
+            distribution cut at two of its standard deviations, and scaled to the
+            standard deviation `stddev`) and `"uniform"`. Defaults to `"normal"`.
+        learned: Boolean, whether `mean` and `stddev` are learned. A constraint then
+            keeps `stddev` non-negative. Defaults to `False`.
+        at_inference: The initial state of a call that is not in training mode:
             `"mean"`, or `"sample"` for a draw. Defaults to `"mean"`.
         seed: Python integer that makes the draws reproducible. The states of one
-            layer draw independently of each other also when they share a seed; two
+            layer draw independently of each other even if they share a seed. Two
             layers with the same seed draw the same, as with `Dropout`, and so do the
             two directions of a `Bidirectional`. The replicas of a
             `tf.distribute.Strategy` draw independently, and so do the processes of
@@ -89,7 +88,8 @@ class Sampled(InitialState):
     Raises:
         ValueError: If `mean` or `stddev` is not a number or an array, or is not
             finite, if `stddev` is negative, or if `distribution`, `learned`,
-            `at_inference` or `seed` is not one of the values above.
+            `at_inference` or `seed` is not one of the values above. When it is passed
+            to a layer, if the shape of `mean` or `stddev` does not fit the units.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(
@@ -102,7 +102,7 @@ class Sampled(InitialState):
     """
 
     mean: keras.Variable
-    _read_once = frozenset({"learned", "seed"})
+    _set_once = frozenset({"learned", "seed"})
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Sampled(InitialState):
 
     def copy(self, **kwargs: Any) -> Self:
         copied = super().copy(**kwargs)
-        # Both may have been set since.
+        # A user may have set both attributes after construction.
         copied.distribution = self.distribution
         copied.at_inference = self.at_inference
         return copied
@@ -166,7 +166,7 @@ class Sampled(InitialState):
         )
         seed = self.seed
         if seed is not None:
-            # The name keeps h0 and c0 apart when they were given the same seed.
+            # With the name in the seed, h0 and c0 draw independently.
             seed = random.Random(f"{seed} {self.name}").getrandbits(31)
         self.seed_generator = SeedGenerator(seed)
 
@@ -181,7 +181,7 @@ class Sampled(InitialState):
                 "Received: at_inference='sample'"
             )
         backend.check_runs_once(
-            f"The sampled initial state {self.name}", "it would be drawn anew"
+            f"The sampled initial state {self.name}", "it would be drawn again"
         )
         noise = _STANDARD_DRAWS[self.distribution](
             (batch_size, self.units),
@@ -202,8 +202,8 @@ class Sampled(InitialState):
         draws = self.call(batch_size * timesteps, training)
         return ops.reshape(draws, (batch_size, timesteps, self.units))
 
-    # Keras saves the weights of a layer but not its seed generator, so that a run
-    # resumed from a checkpoint would not draw what the unbroken run draws.
+    # Keras does not save the seed generator of a layer. Without it, a resumed run would
+    # not draw the same numbers as an uninterrupted run.
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         if self.built:

@@ -1,4 +1,4 @@
-"""An initial state that is learned."""
+"""The kind of initial state that is learned."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ if TYPE_CHECKING:
 class Trainable(OwnedValue):
     """An initial state that is learned with the other weights.
 
-    Owns a trainable `value` of shape `(units,)`, from which every row of every
-    batch starts; its gradient is the sum of the gradients of the rows. Learning
-    the initial state of a recurrent network is treated in [Forcada and Carrasco,
-    1995](https://doi.org/10.1162/neco.1995.7.5.923).
+    It owns a trainable `value` of shape `(units,)`, from which every row of every
+    batch starts. Its gradient is the sum of the gradients of the rows. [Forcada and
+    Carrasco, 1995](https://doi.org/10.1162/neco.1995.7.5.923) learn the initial state
+    of a recurrent network.
 
     Args:
         initializer: Keras initializer (an instance or its name), number, or array
-            of shape `(units,)` that learning starts from. Defaults to `"zeros"`.
+            of shape `(units,)`, for the value before training. Defaults to `"zeros"`.
         regularizer: Keras regularizer of the value. Defaults to `None`.
         constraint: Keras constraint of the value. Defaults to `None`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:
-        ValueError: If `initializer` is neither of these, or is not finite.
+        ValueError: If `initializer` is none of these, or is not finite; if Keras does
+            not know `regularizer` or `constraint`. When it is passed to a layer, if the
+            shape of `initializer` does not fit the units.
 
     Example:
-    >>> start = keras_init_lstm.Trainable(regularizer="l2")
-    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=start)
+    >>> trainable = keras_init_lstm.Trainable(regularizer="l2")
+    >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=trainable)
     >>> outputs = layer(np.zeros((8, 5, 3)))
     >>> [v.path.split("/", 1)[1] for v in layer.trainable_variables[-2:]]
     ['h0/value', 'c0/value']

@@ -1,4 +1,4 @@
-"""Recurrent models from files of Keras 2."""
+"""Loads recurrent models from files of Keras 2."""
 
 from keras_init_lstm.keras2.load import load_model
 

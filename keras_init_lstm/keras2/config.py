@@ -1,4 +1,4 @@
-"""Configurations of models that Keras 2 wrote, as Keras 3 reads them."""
+"""Rewrites the configurations of Keras 2 models for Keras 3."""
 
 import json
 import re
@@ -15,10 +15,10 @@ from keras_init_lstm.keras2.layers import (
 )
 
 _OPERATION = {"SlicingOpLambda", "TFOpLambda"}
-# Arguments that say nothing, or nothing that the calls do not say.
+# Arguments without effect, or whose values the calls of the layers hold too.
 _DROPPED = {"batch_input_shape", "input_length", "time_major", "softmax_robust_masking"}
 _DROPPED |= {"query_shape", "key_shape", "value_shape"}
-# Those of 1D, 2D and 3D.
+# Arguments of some layers without effect, by the class name without "1D", "2D", "3D".
 _DROPPED_OF = {
     "SeparableConv": {"kernel_initializer", "kernel_regularizer", "kernel_constraint"},
     "SpatialDropout": {"noise_shape", "trainable"},
@@ -30,38 +30,42 @@ _REFUSED = {
     "CuDNNLSTM": "has its weights in another order: with the package tf_keras, build "
     "the model with `LSTM` in its place, call `load_weights()` with this file, as "
     ".h5, and save the model",
-    "Lambda": "holds code, which is not loaded: put a layer of a class of your own "
-    "in its place, and save the model again",
+    "Lambda": "holds code, which is not loaded: replace it by a layer of a custom "
+    "class, and save the model again",
 }
 
 
 def for_keras3(text: str | bytes, custom_objects: dict[str, Any]) -> str:
-    """Returns what Keras 2 wrote of a model, in JSON, as Keras 3 reads it.
+    """Rewrites the JSON configuration of a Keras 2 model for Keras 3.
+
+    Args:
+        text: The configuration that Keras 2 wrote.
+        custom_objects: As in `keras.models.load_model()`.
 
     Raises:
-        ValueError: If Keras 3 cannot compute what a layer did.
+        ValueError: If Keras 3 would not compute the same as a layer of Keras 2.
     """
     config = json.loads(text)
     config.pop("compile_config", None)
-    # A custom layer may make masks as well.
-    makers = r'"mask_zero": true|"mask": \[|"Masking"|>'
-    masked = bool(custom_objects or re.search(makers, json.dumps(config)))
-    return json.dumps(_Rewriting(custom_objects, masked).rewrite(config))
+    # A custom layer may make masks too.
+    mask_makers = r'"mask_zero": true|"mask": \[|"Masking"|>'
+    has_masks = bool(custom_objects or re.search(mask_makers, json.dumps(config)))
+    return json.dumps(_Rewriter(custom_objects, has_masks).rewrite(config))
 
 
-class _Rewriting:
-    def __init__(self, custom_objects: dict[str, Any], masked: bool) -> None:
+class _Rewriter:
+    def __init__(self, custom_objects: dict[str, Any], has_masks: bool) -> None:
         self._custom_objects = custom_objects
-        # The layers of this package that stand for layers of Keras.
-        self._ours: dict[str, type] = {}
-        self._masked = masked
-        if masked:
-            self._ours |= MASKED_AS_IN_KERAS2
+        # The layers of this package that replace layers of Keras.
+        self._replacements: dict[str, type] = {}
+        self._has_masks = has_masks
+        if has_masks:
+            self._replacements |= MASKED_AS_IN_KERAS2
             if not rnn_hands_mask_on():
-                self._ours |= RECURRENT_AS_IN_KERAS2
+                self._replacements |= RECURRENT_AS_IN_KERAS2
 
     def rewrite(self, config: Any) -> Any:
-        """Rewrites any part of a configuration."""
+        """Returns any part of a configuration, rewritten for Keras 3."""
         if isinstance(config, list):
             return [self.rewrite(part) for part in config]
         if not isinstance(config, dict):
@@ -69,7 +73,7 @@ class _Rewriting:
         class_name = config.get("class_name")
         inner: Any = config.get("config")
         if class_name in ("Policy", "PolicyV1"):
-            return inner["name"]  # Of mixed precision.
+            return inner["name"]  # The dtype policy of mixed precision.
         if class_name == "__ellipsis__":
             return "Ellipsis"
         if class_name == "Sequential":
@@ -91,8 +95,8 @@ class _Rewriting:
         registered = layer.get("registered_name") or name
         if keras.saving.get_registered_object(registered, self._custom_objects):
             return layer
-        if trouble := self._trouble(layer, registered):
-            raise ValueError(f"The layer {config['name']} ({name}) {trouble}.")
+        if reason := self._why_refused(layer, registered):
+            raise ValueError(f"The layer {config['name']} ({name}) {reason}.")
         if name == "InputLayer":
             return layer
         dropped = _DROPPED | _DROPPED_OF.get(name[:-2], set())
@@ -100,23 +104,23 @@ class _Rewriting:
         if name == "LeakyReLU" and "alpha" in config:
             config["negative_slope"] = config.pop("alpha")
         if name in ("GRU", "GRUCell"):
-            config.setdefault("reset_after", False)  # Early files do not say it.
+            config.setdefault("reset_after", False)  # Early files leave it out.
         if config.get("groups") == 1:
-            del config["groups"]  # Not all convolutions have them.
+            del config["groups"]  # Some convolutions of Keras 3 don't take it.
         axis = config.get("axis")
         if isinstance(axis, list) and len(axis) == 1:
             config["axis"] = axis[0]
         if name in _OPERATION:
             kept = {key: config[key] for key in ("name", "dtype", "function")}
-            return {**layer, **_ours("TensorFlowOperation"), "config": kept}
-        if name in self._ours:
-            return {**layer, **_ours(name), "config": config}
+            return {**layer, **_class("TensorFlowOperation"), "config": kept}
+        if name in self._replacements:
+            return {**layer, **_class(name), "config": config}
         if hasattr(keras.layers, name):
             layer = {**layer, "module": "keras.layers", "registered_name": None}
         return {**layer, "config": config}
 
-    def _trouble(self, layer: dict[str, Any], registered: str) -> str | None:
-        """Why Keras 3 would not do what a layer did, and what to do."""
+    def _why_refused(self, layer: dict[str, Any], registered: str) -> str | None:
+        """Returns why a layer can't be loaded, and what to do; `None` if it can."""
         name, config = layer["class_name"], layer["config"]
         if name in _REFUSED:
             return _REFUSED[name]
@@ -124,18 +128,18 @@ class _Rewriting:
             if config["function"] in OPERATIONS:
                 return None
             return (
-                f"is the operation `tf.{config['function']}`, which is not loaded: put "
-                "a layer in its place, and save the model again"
+                f"is the operation `tf.{config['function']}`, which is not loaded: "
+                "replace it by a layer, and save the model again"
             )
         if name not in (*vars(keras.layers), "Functional", "Model"):
             return (
-                "is of a class that Keras 3 does not have: pass one that does the "
-                f"same, as custom_objects={{{registered!r}: ...}}"
+                "is of a class that Keras 3 does not have: pass a class that computes "
+                f"the same, as custom_objects={{{registered!r}: ...}}"
             )
-        if self._masked and name == "MultiHeadAttention":
+        if self._has_masks and name == "MultiHeadAttention":
             return (
-                "stands beside masks, which that of Keras 3 takes off its inputs: put "
-                "`Attention` in its place, or build the model in Keras 3"
+                "is used with masks, which it removes from its inputs in Keras 3: "
+                "replace it by `Attention`, or build the model in Keras 3"
             )
         if config.get("time_major"):
             return "has `time_major=True`, which Keras 3 does not have"
@@ -146,14 +150,14 @@ class _Rewriting:
         return None
 
     def _rewrite_calls(self, model: dict[str, Any]) -> None:
-        """Rewrites how the layers of a Functional model are called."""
+        """Rewrites the calls of the layers of a Functional model."""
         layers = {layer["name"]: layer for layer in model["layers"]}
 
         def is_call(value: Any) -> bool:
             return bool(value) and isinstance(value[0], str) and value[0] in layers
 
         def with_tensors(value: Any) -> Any:
-            """The arguments of a call, with tensors as Keras 3 writes them."""
+            """Returns the arguments of a call, with tensors as Keras 3 saves them."""
             if isinstance(value, dict):
                 return {key: with_tensors(part) for key, part in value.items()}
             if not isinstance(value, list):
@@ -163,31 +167,33 @@ class _Rewriting:
             if not is_call(value):
                 return [with_tensors(part) for part in value]
             name, node, index = value[:3]
-            # Keras 3 does not count the call by which a model was made.
+            # Keras 3 does not count the call that made a model.
             return _tensor(name, node - ("layers" in layers[name]["config"]), index)
 
-        def end(value: Any) -> Any:
-            """An input or output of the model, or a structure of them."""
+        def endpoint(value: Any) -> Any:
+            """Returns an input or output of the model, or a structure of them."""
             if isinstance(value, dict):
-                return {key: end(part) for key, part in value.items()}
+                return {key: endpoint(part) for key, part in value.items()}
             if not is_call(value):
-                return [end(part) for part in value]
+                return [endpoint(part) for part in value]
             name, node, index = value
-            # Here it does, of all but Sequential ones.
+            # For the inputs and outputs of a model, Keras 3 counts that call, except
+            # for Sequential models.
             return [name, node - (layers[name]["class_name"] == "Sequential"), index]
 
         for key in ("input_layers", "output_layers"):
-            ends = end(model[key])
-            model[key] = ends[0] if isinstance(ends, list) and len(ends) == 1 else ends
+            points = endpoint(model[key])
+            is_single = isinstance(points, list) and len(points) == 1
+            model[key] = points[0] if is_single else points
         for name, layer in layers.items():
             calls = [_arguments(layer, node) for node in layer["inbound_nodes"]]
             calls = layer["inbound_nodes"] = with_tensors(calls)
             if "layers" not in layer["config"]:
-                # The calls say it, of all the arguments.
+                # Keras 3 builds the layer from its calls, which have all arguments.
                 layer.pop("build_config", None)
             for index, call in enumerate(calls):
-                if self._masked and "initial_state" in call["kwargs"]:
-                    mask = {**_ours("MaskOf"), "name": f"{name}_mask_{index}"}
+                if self._has_masks and "initial_state" in call["kwargs"]:
+                    mask = {**_class("MaskOf"), "name": f"{name}_mask_{index}"}
                     mask["config"] = {"name": mask["name"]}
                     mask["inbound_nodes"] = [{"args": call["args"], "kwargs": {}}]
                     model["layers"].insert(model["layers"].index(layer), mask)
@@ -195,7 +201,7 @@ class _Rewriting:
 
 
 def _with_input(model: dict[str, Any]) -> dict[str, Any]:
-    """A Sequential model with its input layer, which early files do not name."""
+    """Returns a Sequential model with its input layer, which early files leave out."""
     config = model["config"]
     if isinstance(config, list):
         config = {"name": model.get("name", "sequential"), "layers": config}
@@ -209,7 +215,7 @@ def _with_input(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(layer: dict[str, Any], node: Any) -> dict[str, Any]:
-    """The arguments of a call, which Keras 2 wrote after its first tensor."""
+    """Returns the arguments of a call. Keras 2 saved them with the first tensor."""
     first: Any = node
     while not (isinstance(first, list) and isinstance(first[0], str)):
         first = next(iter(first.values() if isinstance(first, dict) else first))
@@ -226,14 +232,14 @@ def _arguments(layer: dict[str, Any], node: Any) -> dict[str, Any]:
     if isinstance(node, list) and len(node) == 1:
         node = node[0]
     elif layer["class_name"] in RECURRENT_AS_IN_KERAS2:
-        # Keras 2 kept the states among the sequences.
+        # Keras 2 saved the states in one list with the sequences.
         kwargs["initial_state"] = node[1:]
         node = node[0]
     return {"args": [node], "kwargs": kwargs}
 
 
-def _ours(class_name: str) -> dict[str, Any]:
-    """What Keras finds a class of this package by."""
+def _class(class_name: str) -> dict[str, Any]:
+    """Returns the entries of a configuration that name a class of this package."""
     return {
         "module": "keras_init_lstm",
         "class_name": class_name,

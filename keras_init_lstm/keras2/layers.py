@@ -1,4 +1,4 @@
-"""What Keras 2 has and Keras 3 has not, for the models that `keras2.py` loads."""
+"""Layers and functions that Keras 3 does not have, for models of Keras 2."""
 
 import functools
 from typing import Any
@@ -18,15 +18,15 @@ PACKAGE = "keras_init_lstm"
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 def hard_sigmoid_of_keras2(x: Any) -> Any:
-    """What Keras 2 calls "hard_sigmoid"; in Keras 3 it has a slope of 1/6."""
+    """The activation "hard_sigmoid" of Keras 2. In Keras 3 its slope is 1/6."""
     return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class MaskOf(keras.layers.Layer):
-    """The mask that Keras keeps with a sequence, as a tensor `(batch, timesteps)`.
+    """Returns the implicit mask of sequences as a tensor `(batch, timesteps)`.
 
-    Keras 2 hands it to a layer that is also given an initial state; Keras 3 does not.
+    Keras 2 passes it to a layer that is called with an initial state; Keras 3 does not.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -43,10 +43,10 @@ class MaskOf(keras.layers.Layer):
 
 
 class _MaskOfAll:
-    """What is merged has a timestep if all inputs have; in Keras 3, if any has."""
+    """A merged timestep is valid if it is valid in all inputs; in Keras 3, in any."""
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        masks = [each for each in mask or [] if each is not None]
+        masks = [m for m in mask or [] if m is not None]
         return functools.reduce(ops.logical_and, masks) if masks else None
 
 
@@ -56,14 +56,14 @@ class _MaskOfConcatenated(_MaskOfAll):
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         if mask is None or self.axis in (-1, len(inputs[0].shape) - 1):
             return super().compute_mask(inputs, mask)
-        if any(each is None for each in mask):
+        if any(m is None for m in mask):
             return None
-        # Not `ops.concatenate`, whose name may be that of a layer in the file.
+        # `ops.concatenate` makes a node whose name a layer of the file may have.
         return functools.reduce(lambda a, b: ops.append(a, b, self.axis), mask)
 
 
 class _HandsMaskOn:
-    """Hands its mask on to the next layer, which an RNN of Keras 3.16 does not do."""
+    """Passes its mask to the next layer, which an RNN of Keras 3.16 does not do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,13 +75,13 @@ class _MaskOfSteps(_HandsMaskOn):
     layer: Any
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        made = self.layer.compute_mask(inputs[:, 0], None)
+        inner_mask = self.layer.compute_mask(inputs[:, 0], None)
         if isinstance(self.layer, keras.Model):
-            made = mask_of(self.layer.outputs[0])
-        if made is not None or len(getattr(mask, "shape", ())) > 2:
+            inner_mask = mask_of(self.layer.outputs[0])
+        if inner_mask is not None or len(getattr(mask, "shape", ())) > 2:
             raise ValueError(
                 f"The layer {self.name} (TimeDistributed) has a mask inside each of "
-                "its timesteps, which it gives on in Keras 2, but not in Keras 3."
+                "its timesteps, which it passes on in Keras 2, but not in Keras 3."
             )
         return mask
 
@@ -89,7 +89,7 @@ class _MaskOfSteps(_HandsMaskOn):
 class _Softmax:
     def call(self, inputs: Any, mask: Any = None) -> Any:
         if mask is not None:
-            # Where all is masked, Keras 3 gives zeros, but Keras 2 an average.
+            # If all is masked, Keras 3 returns zeros, and Keras 2 an average.
             largest = (
                 65504.0
                 if keras.backend.standardize_dtype(inputs.dtype) == "float16"
@@ -128,7 +128,7 @@ MASKED_AS_IN_KERAS2 = {
         "TimeDistributed": _MaskOfSteps,
     }.items()
 }
-# Those that do so where Keras does not hand the mask of a recurrent layer on.
+# The recurrent layers, for versions of Keras whose RNN does not pass its mask on.
 RECURRENT_AS_IN_KERAS2 = {
     name: _masked_as_in_keras2(getattr(keras.layers, name), _HandsMaskOn)
     for name in (
@@ -136,7 +136,7 @@ RECURRENT_AS_IN_KERAS2 = {
         *("GRU", "LSTM", "RNN", "SimpleRNN"),
     )
 }
-# And the layers of this package that take their places.
+# The layers of this package by which `with_initial_state()` replaces them.
 for _cls in (InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN):
     add_counterpart(
         RECURRENT_AS_IN_KERAS2[_cls.keras_layer.__name__],
@@ -146,10 +146,10 @@ for _cls in (InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN):
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class TensorFlowOperation(keras.layers.Layer):
-    """One operation on tensors, such as `h * 2.0`, that Keras 2 kept by its name.
+    """One operation on tensors, such as `h * 2.0`, which Keras 2 saved by its name.
 
     Args:
-        function: The name, one of `OPERATIONS`.
+        function: The name of the operation, a key of `OPERATIONS`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -165,25 +165,25 @@ class TensorFlowOperation(keras.layers.Layer):
         return OPERATIONS[self.function](first, **arguments)
 
     def compute_mask(self, first: Any, previous_mask: Any) -> None:
-        return None  # As in Keras 2, which warns no one of it.
+        return None  # Keras 2 drops the mask too, without a warning.
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "function": self.function}
 
 
-def _of_two(function: Any) -> Any:
+def _binary(function: Any) -> Any:
     return lambda x, y: function(x, y)
 
 
-def _of_axes(function: Any) -> Any:
+def _reduction(function: Any) -> Any:
     return lambda x, axis=None, keepdims=False: function(
         x, axis=tuple(axis) if isinstance(axis, list) else axis, keepdims=keepdims
     )
 
 
 def _mean(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
-    # That of integers is one in TensorFlow.
-    return ops.cast(_of_axes(ops.mean)(x, axis, keepdims), x.dtype)
+    # `tf.reduce_mean` of integers returns an integer.
+    return ops.cast(_reduction(ops.mean)(x, axis, keepdims), x.dtype)
 
 
 def _item(x: Any, slice_spec: Any) -> Any:
@@ -201,9 +201,9 @@ def _cast(x: Any, dtype: str) -> Any:
     return ops.cast(x, dtype.removeprefix("<dtype: '").removesuffix("'>"))
 
 
-# By the names that TensorFlow has for them, with its arguments.
+# TensorFlow's names of the operations, with functions of TensorFlow's arguments.
 OPERATIONS = {
-    "__operators__.add": _of_two(ops.add),
+    "__operators__.add": _binary(ops.add),
     "__operators__.getitem": _item,
     "cast": _cast,
     "clip_by_value": lambda x, clip_value_min, clip_value_max: ops.clip(
@@ -215,33 +215,33 @@ OPERATIONS = {
     "expand_dims": lambda x, axis: ops.expand_dims(x, axis),
     "linalg.matmul": lambda x, b: ops.matmul(x, b),
     "math.abs": ops.abs,
-    "math.add": _of_two(ops.add),
-    "math.equal": _of_two(ops.equal),
+    "math.add": _binary(ops.add),
+    "math.equal": _binary(ops.equal),
     "math.exp": ops.exp,
-    "math.greater": _of_two(ops.greater),
-    "math.greater_equal": _of_two(ops.greater_equal),
-    "math.less": _of_two(ops.less),
-    "math.less_equal": _of_two(ops.less_equal),
+    "math.greater": _binary(ops.greater),
+    "math.greater_equal": _binary(ops.greater_equal),
+    "math.less": _binary(ops.less),
+    "math.less_equal": _binary(ops.less_equal),
     "math.log": ops.log,
-    "math.logical_and": _of_two(ops.logical_and),
+    "math.logical_and": _binary(ops.logical_and),
     "math.logical_not": ops.logical_not,
-    "math.logical_or": _of_two(ops.logical_or),
-    "math.maximum": _of_two(ops.maximum),
-    "math.minimum": _of_two(ops.minimum),
-    "math.multiply": _of_two(ops.multiply),
+    "math.logical_or": _binary(ops.logical_or),
+    "math.maximum": _binary(ops.maximum),
+    "math.minimum": _binary(ops.minimum),
+    "math.multiply": _binary(ops.multiply),
     "math.negative": ops.negative,
-    "math.not_equal": _of_two(ops.not_equal),
-    "math.pow": _of_two(ops.power),
-    "math.reduce_max": _of_axes(ops.max),
+    "math.not_equal": _binary(ops.not_equal),
+    "math.pow": _binary(ops.power),
+    "math.reduce_max": _reduction(ops.max),
     "math.reduce_mean": _mean,
-    "math.reduce_min": _of_axes(ops.min),
-    "math.reduce_sum": _of_axes(ops.sum),
+    "math.reduce_min": _reduction(ops.min),
+    "math.reduce_sum": _reduction(ops.sum),
     "math.sigmoid": ops.sigmoid,
     "math.sqrt": ops.sqrt,
     "math.square": ops.square,
-    "math.subtract": _of_two(ops.subtract),
+    "math.subtract": _binary(ops.subtract),
     "math.tanh": ops.tanh,
-    "math.truediv": _of_two(ops.true_divide),
+    "math.truediv": _binary(ops.true_divide),
     "nn.relu": ops.relu,
     "nn.softmax": lambda x, axis=-1: ops.softmax(x, axis),
     "ones_like": ops.ones_like,

@@ -1,4 +1,4 @@
-"""Recurrent layers that own their initial state: a file for each, as in Keras."""
+"""Recurrent layers that own their initial state, one file for each, as in Keras."""
 
 from keras_init_lstm.layers.bidirectional import InitStateBidirectional
 from keras_init_lstm.layers.gru import InitStateGRU

@@ -10,13 +10,19 @@ from keras_init_lstm.initial_states.layout import StateLayout
 
 
 def replace_attribute(layer: Any, name: str, value: Any) -> bool:
-    """Sets an attribute whose change concerns the owned states or the stream.
+    """Sets an attribute that the owned states or the stream depend on.
+
+    Args:
+        layer: A recurrent layer of this package.
+        name: The name of the attribute.
+        value: Its new value.
 
     Returns:
-        Whether it was set. If not, it is set like any attribute of a layer.
+        `True` if the attribute was set; `False` if Keras has to set it.
 
     Raises:
-        ValueError: If it can't be set, or not any more. The layer is then unchanged.
+        ValueError: If the attribute can't be set, or can't be set once the layer is
+            built. The layer is then unchanged.
     """
     if name == "initial_state" or name in layer.state_names:
         _replace_initial_state(layer, name, value)
@@ -27,20 +33,20 @@ def replace_attribute(layer: Any, name: str, value: Any) -> bool:
     if name == "states":
         raise ValueError(
             f"The attribute `states` of {layer.name} can't be set. Call "
-            "`reset_states(states=...)`, which lets a stateful layer start from "
-            f"given states. Received: states={described(value)}"
+            "`reset_states(states=...)`, which sets the states of a stateful layer. "
+            f"Received: states={described(value)}"
         )
     if name == "stateful" and value and layer.built and not layer._stream.has_begun:
         raise ValueError(
             f"The attribute `stateful` of {layer.name}, which is built, can't be "
-            "set. `as_stateful(model, batch_size)` makes a stateful copy of a "
+            "set. `as_stateful(model, batch_size)` returns a stateful copy of a "
             f"model. Received: stateful={described(value)}"
         )
     return False
 
 
 def check_may_be_deleted(layer: Any, name: str) -> None:
-    """Raises an `AttributeError` for a state, and for what is carried."""
+    """Raises an `AttributeError` if `name` is an owned state or `states`."""
     if hasattr(layer, "_owned") and (name == "states" or name in layer.state_names):
         raise AttributeError(
             f"The attribute `{name}` of {layer.name} can't be deleted."
@@ -49,11 +55,11 @@ def check_may_be_deleted(layer: Any, name: str) -> None:
 
 
 def _replace_initial_state(layer: Any, name: str, value: Any) -> None:
-    if _is_built_in_part(layer):
+    if _is_partly_built(layer):
         raise ValueError(
             f"The attribute `{name}` of {layer.name}, which is built, can't be set. "
             "`assign_initial_state()` overwrites the values that it owns, and "
-            "`from_keras(layer, initial_state)` makes a layer with other initial "
+            "`from_keras(layer, initial_state)` creates a layer with other initial "
             f"states. Received: {name}={described(value)}"
         )
     if name != "initial_state":
@@ -64,13 +70,14 @@ def _replace_initial_state(layer: Any, name: str, value: Any) -> None:
 
 
 def _replace_cell(layer: Any, cell: Any) -> None:
-    # Keras checks that it is a cell, and finds its states.
+    # The constructor checks the cell and reads its `state_size`.
     rnn = keras.layers.RNN(cell, name=layer.name)
     layout, kinds, replaced = StateLayout.of(rnn), layer.initial_state, layer.cell
     initial_state = layer._layout.pack(kinds) if any(kinds) else None
-    is_built = _is_built_in_part(layer)
+    is_built = _is_partly_built(layer)
     if not is_built:
-        layer._kinds_of(layout, initial_state)  # An error changes nothing.
+        # Raise before anything changes.
+        layer._kinds_of(layout, initial_state)
     elif layout.state_size != layer._layout.state_size:
         raise ValueError(
             f"The attribute `cell` of {layer.name}, whose states are built, can't "
@@ -86,7 +93,8 @@ def _replace_cell(layer: Any, cell: Any) -> None:
         layer._make_owned_states(initial_state)
 
 
-def _is_built_in_part(layer: Any) -> bool:
-    # States may be built, and a stream may have begun, before their layer is.
+def _is_partly_built(layer: Any) -> bool:
+    # `get_initial_state()` builds the initial states, and `reset_states()` creates the
+    # stream, before the layer is built.
     any_kind = any(kind is not None and kind.built for kind in layer.initial_state)
     return layer.built or any_kind or layer._stream.has_begun

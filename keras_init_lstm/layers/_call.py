@@ -15,19 +15,22 @@ from keras_init_lstm.loops.call import InPlaceOfMask
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Layers are built by their first call, and that may come from several threads at once.
-building = threading.RLock()
+# The first call builds a layer, and several threads may call it at the same time.
+build_lock = threading.RLock()
 
 
 class TakesContext(keras.layers.Layer):
-    """What a layer inherits from before a layer of Keras to be called with a context.
+    """Mixin for layers that are called with a context or a reset mask.
 
-    Keras casts what a layer is called with to the layer's dtype (in bfloat16, the id
-    257 becomes 256), and drops the implicit mask of the sequences if the call has a
-    second tensor. A context, and likewise a reset mask, is therefore wrapped in an
-    object that Keras takes for no tensor, and that `call()` unwraps by `unwrapped()`.
+    List it before the Keras layer among the base classes.
 
-    A subclass implements `_check_call()` and `_build_owned()`, and a `build()` with a
+    Keras casts floating-point arguments to the layer's dtype (in bfloat16, the ID
+    257.0 becomes 256.0), and drops the implicit mask of the sequences if the call has
+    a second tensor. `__call__()` therefore wraps a context and a reset mask in an
+    object that Keras does not treat as a tensor. `call()` unwraps both with
+    `unwrapped()`.
+
+    A subclass implements `_check_call()`, `_build_owned()` and a `build()` with a
     `context_shape`.
     """
 
@@ -43,12 +46,13 @@ class TakesContext(keras.layers.Layer):
         raise NotImplementedError
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
-        """Builds what the owned states need, so far as it is not built.
+        """Builds the owned states that are not built yet.
 
         Args:
-            context: What `specs_of()` returns of a context.
-            at_once: Whether all of it must be built, as in a Functional model, or may
-                be left to the call that follows. Defaults to `False`.
+            context: `KerasTensor`s from `specs_of()`, or `None` without a context.
+            at_once: Whether every layer inside the states must be built now, as in a
+                Functional model. If not, some may be left to the call that follows.
+                Defaults to `False`.
         """
         raise NotImplementedError
 
@@ -65,18 +69,18 @@ class TakesContext(keras.layers.Layer):
         if isinstance(mask, InPlaceOfMask):  # From an `InitStateBidirectional`.
             mask, reset_mask, _, context = mask
             context = context if self.takes_context else None
-        # What is known when a Functional model is made is wrapped when that runs.
+        # A constant given while a Functional model is built arrives wrapped; unwrap it.
         context, reset_mask = lists_as_arrays(unwrapped(context)), unwrapped(reset_mask)
         if isinstance(reset_mask, (list, tuple)):
             with contextlib.suppress(ValueError):
                 reset_mask = np.asarray(reset_mask)
-        # Before Keras builds or traces anything, so that an error changes nothing.
+        # Check before Keras builds or traces anything: an error must change nothing.
         self._check_call(sequences, initial_state, context, reset_mask)
         if not self.built or context is not None:
-            # Keras would build the layer from the shapes of its arguments. But it does
-            # not see the shape of a wrapped context, up to version 3.12 it accepts no
-            # `None` among states, and it does not keep threads apart.
-            with building:
+            # Keras would build the layer from the shapes of its arguments. But Keras
+            # does not see the shape of a wrapped context, rejects `None` among the
+            # states up to version 3.12, and takes no lock.
+            with build_lock:
                 self._build_for(sequences, context)
         arguments = {
             "initial_state": initial_state,
@@ -89,28 +93,29 @@ class TakesContext(keras.layers.Layer):
         return super().__call__(sequences, **arguments, **kwargs)
 
     def compute_output_spec(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        # The shapes of the outputs depend on the sequences alone, and
-        # `compute_output_shape()` takes no other argument.
+        # Only the sequences determine the output shapes, and `compute_output_shape()`
+        # takes no other argument.
         return super().compute_output_spec(sequences)
 
     def _build_for(self, sequences: Any, context: Any) -> None:
         shape = shape_of(sequences)
         rank = len(shape or ())
         if shape and rank < 3 and self.input_spec is None:
-            # With any cell, Keras finds out later, when the layer is already built.
+            # With a custom cell, Keras raises only after it has built the layer.
             raise ValueError(
                 "Argument `sequences` must be a tensor of shape (batch, timesteps, "
                 f"...). Received: {described(sequences)}"
             )
         if rank < 3 or rank != getattr(self.input_spec, "ndim", rank):
-            return  # Keras refuses it, and must find the layer as it was.
+            return  # Keras raises the error. The layer must stay unbuilt.
         specs = specs_of(context)
         leaves = keras.tree.flatten((sequences, context))
         symbolic = any(isinstance(leaf, keras.KerasTensor) for leaf in leaves)
         if not self.built and context is None:
             self.build(tuple(sequences.shape))
-        # Before the layer, whose `build()` has only the shapes of a context; and again
-        # later, since a call with explicit states and no context builds no encoders.
+        # Build the owned states before the layer, whose `build()` gets only the shapes
+        # of the context, and no dtypes. Do it when the layer is built too: an earlier
+        # call with explicit states and no context has built no encoder.
         self._build_owned(specs, at_once=symbolic)
         if not self.built:
             shapes = keras.tree.map_structure(lambda spec: tuple(spec.shape), specs)
@@ -118,12 +123,12 @@ class TakesContext(keras.layers.Layer):
 
 
 def unwrapped(argument: Any) -> Any:
-    """Returns a context or reset mask as the layer was called with it."""
+    """Returns a context or a reset mask without its wrapper."""
     return argument.argument if isinstance(argument, _Wrapped) else argument
 
 
 def specs_of(context: Any) -> Any:
-    """Returns symbolic tensors like the tensors of a context; `None` without one."""
+    """Returns a `KerasTensor` for each tensor of a context; `None` without one."""
     if context is None:
         return None
     return keras.tree.map_structure(
@@ -138,9 +143,10 @@ def _dtype_of(leaf: Any) -> str:
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class _Wrapped:
-    """An argument that Keras passes on as it is, since it is no tensor.
+    """Wraps an argument, which Keras then passes on unchanged.
 
-    It stands in files of Functional models which are made with an array.
+    A Functional model that was built with a constant context or reset mask saves it
+    in this wrapper.
     """
 
     def __init__(self, argument: Any) -> None:
@@ -165,10 +171,10 @@ def _wrapped(argument: Any) -> Any:
 
 
 def lists_as_arrays(context: Any) -> Any:
-    """Makes one array of a list of numbers; returns anything else as it is.
+    """Converts a list of numbers to an array; returns anything else unchanged.
 
     Raises:
-        ValueError: If they make no array, like lists of different lengths.
+        ValueError: If a list can't be converted, like lists of different lengths.
     """
     if not isinstance(context, (list, tuple)) or any(
         hasattr(leaf, "shape") for leaf in keras.tree.flatten(context)

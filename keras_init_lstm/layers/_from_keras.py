@@ -1,4 +1,4 @@
-"""Layers of this package made from other recurrent layers, with their weights."""
+"""Creates layers of this package from other recurrent layers, with their weights."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import keras
 from keras_init_lstm._checks import described
 from keras_init_lstm._copies import arguments_of, copy_layer, hand_over
 from keras_init_lstm._keras import layers_within
-from keras_init_lstm.layers._loop import bit_identical
+from keras_init_lstm.layers._loop import bit_identical_arguments
 
-# By these a layer computes what it does.
+# The methods that determine the outputs of a layer.
 _COMPUTATION = {"__call__", "build", "call", "get_initial_state", "inner_loop"}
 
 
 def taken_over(cls: Any, layer: Any, initial_state: Any = None, **kwargs: Any) -> Any:
-    """Does what `cls.from_keras()` does, with the same arguments."""
+    """Returns the result of `cls.from_keras()` for the same arguments."""
     _check_can_take_over(cls, layer)
     arguments = dict(kwargs)
     if initial_state is not None:
@@ -32,32 +32,32 @@ def taken_over(cls: Any, layer: Any, initial_state: Any = None, **kwargs: Any) -
         taken.built = True
         hand_over(layer.cell, taken.cell)
         taken.cell.trainable = kwargs.get("trainable", layer.cell.trainable)
-    # States may be built, and have been assigned to, before their layer is.
+    # The initial states of an unbuilt `layer` may be built and assigned to.
     taken._build_owned()
     if initial_state is None:
         _hand_over_initial_states(layer, taken)
-    taken._carry_on(layer.states)
+    taken._continue_from(layer.states)
     return taken
 
 
 def _check_can_take_over(cls: Any, layer: Any) -> None:
-    """Raises a `ValueError` if `cls.from_keras(layer)` would compute something else."""
-    # An LSTM, GRU or SimpleRNN is an RNN too, but is given no cell.
+    """Raises a `ValueError` if `cls.from_keras(layer)` would have other outputs."""
+    # `LSTM`, `GRU` and `SimpleRNN` are subclasses of `RNN`, but take no cell.
     takes_cell = cls.keras_layer is keras.layers.RNN
     if not isinstance(layer, cls.keras_layer) or takes_cell != (
         "cell" in layer.get_config()
     ):
         raise ValueError(
             f"Argument `layer` must be a layer `{cls.keras_layer.__name__}` of "
-            "Keras 3; each layer of this package takes over the one of Keras that "
-            f"it is named after. Received: {described(layer)}"
+            "Keras 3, because each layer of this package takes over the Keras layer "
+            f"in its name. Received: {described(layer)}"
         )
     for base in type(layer).__mro__:
         if not issubclass(cls, base) and _COMPUTATION.intersection(vars(base)):
             raise ValueError(
                 f"Argument `layer` must be a layer `{cls.keras_layer.__name__}`, "
-                f"and not of the subclass {base.__name__}, whose own computation "
-                "would be lost. Derive that from the layer of this package. "
+                f"and not of the subclass {base.__name__}, whose custom computation "
+                "would be lost. Derive the subclass from the layer of this package. "
                 f"Received: {described(layer)}"
             )
 
@@ -71,7 +71,7 @@ def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
         **kwargs: Arguments of the constructor.
     """
     cls = cls or type(layer)
-    arguments = {**bit_identical(cls), **arguments_of(layer)}
+    arguments = {**bit_identical_arguments(cls), **arguments_of(layer)}
     if "cell" in arguments:
         arguments["cell"] = copy_layer(layer.cell)
     if _owns_states(layer):
@@ -79,22 +79,22 @@ def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
     return cls(**{**arguments, **kwargs})
 
 
-def hand_over_weights(layer: Any, ours: Any) -> None:
-    """Gives `ours`, once it is built, the weights of `layer`; frozen ones stay so."""
-    hand_over(layer.cell, ours.cell)
-    _hand_over_initial_states(layer, ours)
-    for source, target in zip(layers_within(layer), layers_within(ours), strict=True):
-        target.trainable = source.trainable
+def hand_over_weights(source: Any, target: Any) -> None:
+    """Copies the weights and the `trainable` flags to a built recurrent layer."""
+    hand_over(source.cell, target.cell)
+    _hand_over_initial_states(source, target)
+    for old, new in zip(layers_within(source), layers_within(target), strict=True):
+        new.trainable = old.trainable
 
 
-def _hand_over_initial_states(layer: Any, ours: Any) -> None:
-    """Gives `ours` the owned states of `layer`, if it owns any that are built."""
-    if _owns_states(layer):
-        for source, target in zip(layer.initial_state, ours.initial_state, strict=True):
-            if source is not None and source.built:
-                hand_over(source, target)
+def _hand_over_initial_states(source: Any, target: Any) -> None:
+    """Copies the owned states that are built, if `source` owns any."""
+    if _owns_states(source):
+        for old, new in zip(source.initial_state, target.initial_state, strict=True):
+            if old is not None and old.built:
+                hand_over(old, new)
 
 
 def _owns_states(layer: Any) -> bool:
-    # `layers.rnn` imports this module, so its class is not known here.
+    # `layers.rnn` imports this module, so `isinstance` can't be used.
     return hasattr(layer, "_owned")

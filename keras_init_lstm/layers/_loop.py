@@ -11,7 +11,7 @@ from keras_init_lstm._checks import one_of
 from keras_init_lstm._copies import left_out_of_config
 from keras_init_lstm._keras import DECIDES_TO_FUSE_DIRECTIONS
 from keras_init_lstm.backend import NotFusedError, backend
-from keras_init_lstm.layers._resets import restarting_loop
+from keras_init_lstm.layers._resets import loop_with_resets
 from keras_init_lstm.loops.call import InPlaceOfMask
 from keras_init_lstm.loops.exact_cell import why_not_exact
 
@@ -19,7 +19,7 @@ _avoids_cudnn = contextvars.ContextVar("_avoids_cudnn", default=False)
 
 
 class UseFusedAttribute:
-    """The attribute `use_fused` of a layer whose cell the fused loops know."""
+    """The attribute `use_fused` of a layer. It is checked when it is set."""
 
     def __get__(self, layer: Any, cls: type | None = None) -> bool | Literal["auto"]:
         if layer is None:
@@ -32,12 +32,12 @@ class UseFusedAttribute:
 
 
 class UseCudnnAttribute:
-    """The attribute `use_cudnn` of a layer, as it was set.
+    """The attribute `use_cudnn` of a layer.
 
     On JAX and PyTorch, `keras.layers.Bidirectional` runs two layers whose `use_cudnn`
-    is True or "auto" in one call of cuDNN that starts from zeros. So that no owned
-    state is lost, a layer that has one answers False when Keras asks for this purpose.
-    Each direction may still run cuDNN for itself.
+    is True or "auto" in one cuDNN call, which starts from zeros and would lose an
+    owned state. A layer with an owned state therefore returns False when
+    `Bidirectional` reads the attribute. Each direction may still run cuDNN.
     """
 
     def __get__(self, layer: Any, cls: type | None = None) -> bool | Literal["auto"]:
@@ -45,7 +45,8 @@ class UseCudnnAttribute:
             return self  # type: ignore[return-value]
         if _avoids_cudnn.get():
             return False
-        # The caller first: while Keras constructs the layer, it owns no states yet.
+        # Test the caller first: while Keras's constructor runs, the layer has no
+        # `initial_state` yet.
         if backend.is_called_by(DECIDES_TO_FUSE_DIRECTIONS) and any(
             layer.initial_state
         ):
@@ -57,33 +58,33 @@ class UseCudnnAttribute:
 
 
 def arguments_of_loop(layer: Any) -> dict[str, Any]:
-    """The arguments of a layer that choose its loop. Keras saves none of them."""
+    """Returns the constructor arguments that choose the loop. Keras saves none."""
     use_fused = {"use_fused": layer.use_fused} if hasattr(layer, "use_fused") else {}
     return {**use_fused, **left_out_of_config(layer)}
 
 
-def bit_identical(cls: type) -> dict[str, Any]:
-    """Arguments with which a layer computes exactly what the layer of Keras does."""
+def bit_identical_arguments(cls: type) -> dict[str, Any]:
+    """Returns the arguments that make outputs bit-identical to the Keras layer's."""
     return {"use_fused": False} if hasattr(cls, "use_fused") else {}
 
 
 def check_loop(
-    layer: Any, sequences: Any, mask: Any, training: bool, loop_of_keras: Any
+    layer: Any, sequences: Any, mask: Any, training: bool, keras_loop: Any
 ) -> None:
-    """Raises a `ValueError` where `use_fused=True` and no fused loop can run.
+    """Raises a `ValueError` if `use_fused=True` and no fused loop can run.
 
-    `run_loop()` raises it too, but by then Keras has drawn for dropout.
+    `run_loop()` raises the same error, but only after Keras has drawn dropout masks.
 
     Args:
         layer: This and the next four as in `run_loop()`.
         sequences: As in `run_loop()`.
         mask: As in `run_loop()`, but not `InPlaceOfMask`.
         training: As in `run_loop()`.
-        loop_of_keras: As in `run_loop()`.
+        keras_loop: As in `run_loop()`.
     """
     if getattr(layer, "use_fused", False) is True:
         try:
-            _check_inner_loop(layer, loop_of_keras)
+            _check_inner_loop(layer, keras_loop)
             loops.check_runs(layer, sequences, mask, training)
         except NotFusedError as reason:
             raise _not_fused(reason) from reason
@@ -95,9 +96,9 @@ def run_loop(
     initial_state: Any,
     mask: Any,
     training: bool,
-    loop_of_keras: Callable[..., Any],
+    keras_loop: Callable[..., Any],
 ) -> Any:
-    """Does what the `inner_loop()` of Keras does, by the loop that the layer chooses.
+    """Runs the loop that the layer chooses, with the interface of Keras's loop.
 
     Args:
         layer: A recurrent layer of this package.
@@ -105,28 +106,33 @@ def run_loop(
         initial_state: As in the `inner_loop()` of Keras.
         mask: As in the `inner_loop()` of Keras; or `InPlaceOfMask`.
         training: As in the `inner_loop()` of Keras.
-        loop_of_keras: The `inner_loop()` of the layer's base class.
+        keras_loop: The `inner_loop()` of the layer's base class.
+
+    Returns:
+        The last output, the outputs, and the last states.
+
+    Raises:
+        ValueError: If `use_fused=True` and no fused loop can run, or if
+            `use_cudnn=True` and cuDNN would not compute the cell.
     """
 
     def plain(
         sequences: Any, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
         backend.check_length_is_traced(layer.name)
-        restarts = InPlaceOfMask.of(mask)
-        if restarts.reset_mask is not None:
-            return restarting_loop(layer, sequences, initial_state, restarts, training)
+        given = InPlaceOfMask.of(mask)
+        if given.reset_mask is not None:
+            return loop_with_resets(layer, sequences, initial_state, given, training)
         token = _avoids_cudnn.set(_must_call_cell(layer))
         try:
-            return loop_of_keras(
-                sequences, initial_state, restarts.mask, training=training
-            )
+            return keras_loop(sequences, initial_state, given.mask, training=training)
         finally:
             _avoids_cudnn.reset(token)
 
     use_fused = getattr(layer, "use_fused", False)
     if use_fused:
         try:
-            _check_inner_loop(layer, loop_of_keras)
+            _check_inner_loop(layer, keras_loop)
             return loops.inner_loop(
                 layer, sequences, initial_state, mask, training, plain
             )
@@ -137,10 +143,10 @@ def run_loop(
 
 
 def _must_call_cell(layer: Any) -> bool:
-    """Whether cuDNN, which Keras gives the weights alone, would compute another cell.
+    """Whether cuDNN, which gets only the weights, would not compute the layer's cell.
 
     Raises:
-        ValueError: If it would, and `use_cudnn=True`.
+        ValueError: If it would not, and `use_cudnn=True`.
     """
     use_cudnn = getattr(layer, "_use_cudnn", False)
     reason = why_not_exact(layer) if use_cudnn else None
@@ -152,9 +158,9 @@ def _must_call_cell(layer: Any) -> bool:
     return reason is not None
 
 
-def _check_inner_loop(layer: Any, loop_of_keras: Any) -> None:
-    """Raises a `NotFusedError` if a second base class brings another loop."""
-    if loop_of_keras.__func__ is not layer.keras_layer.inner_loop:
+def _check_inner_loop(layer: Any, keras_loop: Any) -> None:
+    """Raises a `NotFusedError` if another base class overrides `inner_loop()`."""
+    if keras_loop.__func__ is not layer.keras_layer.inner_loop:
         raise NotFusedError("an `inner_loop()` that is not Keras's")
 
 

@@ -1,4 +1,4 @@
-"""Rows that return to their initial state within a batch, and the loop that does it."""
+"""The reset mask of a call: its checks, and a loop that resets the states."""
 
 import contextlib
 from collections.abc import Sequence
@@ -19,121 +19,136 @@ from keras_init_lstm.backend import backend
 from keras_init_lstm.loops.call import InPlaceOfMask
 
 
-def check_reset_mask(reset_mask: Any, rows: tuple[Any, ...]) -> None:
-    """Raises a `ValueError` if it is known not to be one for such sequences.
+def check_reset_mask(reset_mask: Any, batch_size: Any, timesteps: Any) -> None:
+    """Raises a `ValueError` if `reset_mask` is known not to fit the sequences.
 
     Args:
         reset_mask: Anything.
-        rows: Their batch size and number of timesteps, `None` for what is not known.
+        batch_size: The batch size of the sequences, `None` if it is not known.
+        timesteps: The number of timesteps, `None` if it is not known.
     """
     shape = shape_of(reset_mask) or ()
     is_boolean = False
     with contextlib.suppress(ValueError):  # An array of objects or strings.
-        # Integers are accepted too, as in a mask. What has no dtype gets the default
-        # floating point dtype here.
+        # Keras accepts integers as a mask; accept them as a reset mask too. An object
+        # without a dtype gets the default floating-point dtype, and is rejected.
         dtype = keras.backend.standardize_dtype(getattr(reset_mask, "dtype", None))
         is_boolean = dtype.startswith(("bool", "int", "uint"))
-    if not (is_boolean and shape and fits(shape, rows[: len(shape)])):
+    expected = (batch_size, timesteps)[: len(shape)]
+    if not (is_boolean and shape and fits(shape, expected)):
         raise ValueError(
-            f"{_expectation(rows)} Received: reset_mask={described(reset_mask)}"
+            f"{_expectation(batch_size, timesteps)} "
+            f"Received: reset_mask={described(reset_mask)}"
         )
 
 
-def _expectation(rows: Sequence[Any]) -> str:
+def _expectation(batch_size: Any, timesteps: Any) -> str:
     return (
-        f"Argument `reset_mask` must be a boolean tensor of shape {shape_text(rows)}, "
-        f"True where a new sequence begins, or of shape {shape_text(rows[:1])}, for "
-        "what is read first."
+        "Argument `reset_mask` must be a boolean tensor of shape "
+        f"{shape_text((batch_size, timesteps))}, True where a new sequence begins, or "
+        f"of shape {shape_text((batch_size,))}, for the timestep that is read first."
     )
 
 
-def first_read(layer: keras.layers.RNN) -> int:
+def first_timestep(layer: keras.layers.RNN) -> int:
     """The index of the timestep that a layer reads first."""
     return -1 if layer.go_backwards else 0
 
 
-def restarted(
+def with_resets(
     layer: keras.layers.RNN,
     sequences: Any,
     states: Sequence[Any],
     mask: Any,
     reset_mask: Any,
-    starts: Sequence[Any],
+    states_after_reset: Sequence[Any],
 ) -> tuple[list[Any], Any]:
-    """Returns the states and the mask that `layer` hands to Keras's `call()`.
+    """Returns the states and the mask with which `layer` calls Keras's `call()`.
 
     Args:
         layer: A recurrent layer of this package.
         sequences: A tensor `(batch, timesteps, ...)`.
-        states: What the rows start from, each `(batch, units)`.
+        states: The states before the first timestep, each `(batch, units)`.
         mask: The mask of the call, or `None`.
         reset_mask: Boolean tensor `(batch, timesteps)` or `(batch,)`.
-        starts: As in `InPlaceOfMask`.
+        states_after_reset: As in `InPlaceOfMask`.
+
+    Raises:
+        ValueError: If `reset_mask` has another shape. If the shape is only known at
+            run time, the backend raises its own error.
     """
-    rows = ops.shape(sequences)[:2]
+    batch_size, timesteps = ops.shape(sequences)[:2]
     reset_mask = ops.cast(ops.convert_to_tensor(reset_mask), "bool")
-    expectation = _expectation(rows)
-    reset_mask = with_shape(reset_mask, rows[: len(reset_mask.shape)], expectation)
+    reset_mask = with_shape(
+        reset_mask,
+        (batch_size, timesteps)[: len(reset_mask.shape)],
+        _expectation(batch_size, timesteps),
+    )
     if len(reset_mask.shape) == 1:
-        first = first_read(layer)
-        starts = [s if len(s.shape) == 2 else s[:, first] for s in starts]
-        pairs = zip(starts, states, strict=True)
-        reset = reset_mask[:, None]
-        return [ops.where(reset, start, state) for start, state in pairs], mask
+        first = first_timestep(layer)
+        resets = [s if len(s.shape) == 2 else s[:, first] for s in states_after_reset]
+        pairs = zip(resets, states, strict=True)
+        mask_of_rows = reset_mask[:, None]
+        return [ops.where(mask_of_rows, reset, state) for reset, state in pairs], mask
     if layer.go_backwards:
-        # What begins at a timestep is, read backwards, over after it: the timestep
-        # before belongs to another sequence.
-        none = ops.zeros_like(reset_mask[:, :1])
-        reset_mask = ops.concatenate([reset_mask[:, 1:], none], axis=1)
-    starts = [ops.cast(start, layer.cell.compute_dtype) for start in starts]
-    return list(states), InPlaceOfMask(mask, reset_mask, starts)
+        # A sequence that starts at timestep t ends there when it is read backwards, so
+        # the reset belongs to timestep t - 1.
+        no_reset = ops.zeros_like(reset_mask[:, :1])
+        reset_mask = ops.concatenate([reset_mask[:, 1:], no_reset], axis=1)
+    dtype = layer.cell.compute_dtype
+    states_after_reset = [ops.cast(state, dtype) for state in states_after_reset]
+    return list(states), InPlaceOfMask(mask, reset_mask, states_after_reset)
 
 
-def restarting_loop(
+def loop_with_resets(
     layer: keras.layers.RNN,
     sequences: Any,
     initial_state: Any,
-    restarts: InPlaceOfMask,
+    in_place_of_mask: InPlaceOfMask,
     training: bool,
 ) -> tuple[Any, Any, list[Any]]:
-    """Does what the `inner_loop` of Keras does, for rows that restart.
+    """Runs Keras's loop with a reset mask, with the interface of `inner_loop()`.
 
-    It is Keras's loop around a step that also masks: Keras would undo a restart at a
-    masked timestep. So the output before is carried too, after the states.
+    The step function applies the mask, because Keras's loop would undo a reset at a
+    masked timestep. With a mask, the loop therefore carries the last unmasked output
+    too, after the states.
     """
-    mask = next(iter(keras.tree.flatten(restarts.mask)), None)
+    mask = next(iter(keras.tree.flatten(in_place_of_mask.mask)), None)
+    states_after_reset = in_place_of_mask.starts
     states = keras.tree.flatten(initial_state)
     count = len(states)
-    inputs = [sequences, restarts.reset_mask[:, :, None]]
+    inputs = [sequences, in_place_of_mask.reset_mask[:, :, None]]
     if mask is not None:
         inputs.append(mask[:, :, None] if len(mask.shape) == 2 else mask)
-        states.append(_before_reading(layer, initial_state))
-    differing = [k for k, start in enumerate(restarts.starts) if len(start.shape) == 3]
-    inputs += [restarts.starts[k] for k in differing]
+        states.append(_output_before_first(layer, initial_state))
+    by_timestep = [k for k, s in enumerate(states_after_reset) if len(s.shape) == 3]
+    inputs += [states_after_reset[k] for k in by_timestep]
     kwargs = {"training": training} if takes_training(layer.cell) else {}
 
     def step(inputs: Sequence[Any], carried: Sequence[Any]) -> tuple[Any, list[Any]]:
-        x, reset, *others = inputs
-        starts = list(restarts.starts)
-        for k in reversed(differing):
-            starts[k] = others.pop()
-        pairs = zip(starts, carried, strict=False)
-        states = [ops.where(reset, start, state) for start, state in pairs]
+        x, resets, *others = inputs
+        after_reset = list(states_after_reset)
+        for k in reversed(by_timestep):
+            after_reset[k] = others.pop()
+        pairs = zip(after_reset, carried, strict=False)
+        states = [ops.where(resets, reset, state) for reset, state in pairs]
         nested = keras.tree.pack_sequence_as(initial_state, states)
         output, new_states = layer.cell(x, nested, **kwargs)
         new_states = keras.tree.flatten(new_states)
         if mask is None:
             return output, new_states
-        keep = ops.cast(others[0], "bool")
-        before = ops.where(reset, _before_reading(layer, nested), carried[count])
+        unmasked = ops.cast(others[0], "bool")
+        last_output = ops.where(
+            resets, _output_before_first(layer, nested), carried[count]
+        )
         pairs = zip(new_states, states, strict=True)
-        states = [ops.where(keep, new, old) for new, old in pairs]
-        shown = ops.where(keep, output, before)
+        states = [ops.where(unmasked, new, old) for new, old in pairs]
+        last_output = ops.where(unmasked, output, last_output)
         if layer.zero_output_for_mask:
-            output = ops.where(keep, output, ops.zeros_like(output))
+            output = ops.where(unmasked, output, ops.zeros_like(output))
         else:
-            output = shown
-        return output, [*states, shown]
+            output = last_output
+        return output, [*states, last_output]
 
     last_output, outputs, states = rnn(
         step,
@@ -141,8 +156,8 @@ def restarting_loop(
         states,
         go_backwards=layer.go_backwards,
         unroll=layer.unroll,
-        # With several inputs, Keras needs to be told. It also asks for the truth value,
-        # which a tensor in a graph does not have, but a list does.
+        # Keras can't infer the length from several inputs. It also takes the truth
+        # value of the length, which a list has and a tensor in a graph has not.
         input_length=sequences.shape[1] or [ops.shape(sequences)[1]],
         return_all_outputs=layer.return_sequences,
     )
@@ -150,8 +165,8 @@ def restarting_loop(
     return last_output, outputs, keras.tree.pack_sequence_as(initial_state, states)
 
 
-def _before_reading(layer: keras.layers.RNN, states: Any) -> Any:
-    """What Keras puts out at a masked timestep before it has read any."""
+def _output_before_first(layer: keras.layers.RNN, states: Any) -> Any:
+    """Returns Keras's output at masked timesteps before the first unmasked one."""
     is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
     h = keras.tree.flatten(states[-1] if is_stacked else states)[0]
     if backend.shows_initial_state and not layer.unroll:

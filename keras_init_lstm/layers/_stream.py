@@ -1,4 +1,4 @@
-"""What is carried from call to call, and where a stream ends."""
+"""The states that a stateful layer carries from call to call, and their resets."""
 
 import functools
 import threading
@@ -18,17 +18,18 @@ from keras_init_lstm.initial_states.owned import OwnedStates
 
 
 class CarriedState:
-    """One state of a stream: what the next call of a stateful layer starts from.
+    """One carried state of a stateful layer. The next call starts from its value.
 
-    Until something is assigned to them, its rows are fresh, and show the initial state
-    that the layer owns. It is no variable, but NumPy and Keras take it for a tensor
-    `(batch, units)`, and `value` is one.
+    A row is fresh until a value is assigned to it, and again after a reset. A fresh
+    row shows the initial state that the layer owns. A carried state is not a
+    `keras.Variable`, but NumPy and Keras convert it to its `value`.
 
     Args:
-        state: Which state.
+        state: The name and the size of the state.
         batch_size: The number of sequences of the stream.
-        dtype: That of the variable.
-        preview: Function of the batch size that returns what a fresh state shows.
+        dtype: The dtype of the variable.
+        preview: Function that takes a batch size and returns the initial state that
+            fresh rows show, a tensor `(batch_size, units)`.
     """
 
     trainable = False
@@ -63,55 +64,61 @@ class CarriedState:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables behind it: the state, and which rows are fresh."""
+        """Two variables: the state, and whether each row is fresh."""
         return [self._variable, self._fresh]
 
     @property
     def value(self) -> Any:
-        """What the next call starts from, a tensor `(batch, units)`."""
+        """The state that the next call starts from, a tensor `(batch, units)`."""
         return self.or_else(self._preview(self.shape[0]))
 
     @property
     def fresh(self) -> np.ndarray:
-        """Which rows start from the initial state next, booleans `(batch,)`."""
+        """Whether the next call starts each row from the initial state: `(batch,)`."""
         return np.array(ops.convert_to_numpy(self._fresh.value))[:, 0]
 
     def or_else(self, initial: Any) -> Any:
-        """Returns what is carried, and of rows that are fresh `initial`."""
+        """Returns the carried state, with `initial` in the fresh rows."""
         carried = self._variable.value
         return ops.where(self._fresh.value, ops.cast(initial, carried.dtype), carried)
 
     def assign(self, value: Any, fresh_rows: Any = False) -> None:
-        """Carries `value (batch, units)`, except in rows that are to be fresh."""
+        """Sets the state to `value (batch, units)`, and which rows are fresh."""
         if backend.only_traces(value) and not in_stateless_scope():
             warnings.warn(
                 "A stateful layer is traced, and not run, so its stream is not "
-                "carried: each call of what is traced (an exported file, a function "
-                "that JAX transforms) starts from the states that the stream has now. "
-                "`with_states_as_inputs(model)` takes and returns the states; on JAX, "
-                "`model.stateless_call()` does too",
+                "carried: each call of the traced function or exported file starts "
+                "from the states that the stream has now. Use "
+                "`with_states_as_inputs(model)`, which takes and returns the states, "
+                "or on JAX `model.stateless_call()`",
                 stacklevel=2,
             )
             return
         assigned = self._variable.assign(value)
 
-        def then() -> None:
+        def assign_fresh_rows() -> None:
             self._fresh.assign(ops.broadcast_to(fresh_rows, self._fresh.shape))
 
-        # Once the value is there, so that a graph that fails before leaves it fresh.
-        backend.after(assigned, then)
+        # Assign the value first: if a graph fails in between, the rows stay fresh.
+        backend.after(assigned, assign_fresh_rows)
 
-    def restart(self, rows: Any = None) -> None:
-        """Makes the state fresh, or these rows of it, booleans `(batch, 1)`."""
+    def reset(self, rows: Any = None) -> None:
+        """Makes all rows fresh, or the given rows.
+
+        Args:
+            rows: Boolean tensor `(batch, 1)`, `True` for the rows to reset. Defaults to
+                `None`, all rows.
+        """
         if rows is None:
-            # All that the next call reads is replaced, whatever it was.
+            # Overwrite the value without reading it: a failed trace may have left a
+            # value that can't be read.
             self.assign(np.zeros(self.shape, "float32"), True)
         else:
             fresh = ops.logical_or(self._fresh.value, rows)
             self.assign(self._variable.value, fresh)
 
     def assign_rows(self, value: Any, rows: Any) -> None:
-        """Carries `value (batch, units)` in these rows, booleans `(batch, 1)`."""
+        """Sets the rows where `rows`, booleans `(batch, 1)`, is True."""
         fresh = ops.logical_and(self._fresh.value, ops.logical_not(rows))
         self.assign(ops.where(rows, value, self._variable.value), fresh)
 
@@ -120,12 +127,15 @@ class CarriedState:
         return ops.convert_to_numpy(self.value)
 
     def carried(self) -> np.ndarray:
-        """Returns what is carried as an array, NaN in the rows that are fresh."""
+        """Returns the carried state as an array, with NaN in the fresh rows."""
         return np.array(ops.convert_to_numpy(self.or_else(np.nan)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("A carried state can't be taken for an array uncopied.")
+            raise ValueError(
+                "Argument `copy` must be None or True, because the array of a carried "
+                "state is always a copy. Received: copy=False"
+            )
         return self.numpy().astype(dtype or self.dtype)
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> Any:
@@ -139,9 +149,9 @@ class CarriedState:
 
 
 class Stream:
-    """What a stateful layer carries: one state for each sequence of a batch.
+    """The states that a stateful layer carries for each sequence of a batch.
 
-    It has no states before it begins: when its layer is built, or is given states.
+    It has no states before it begins: when the layer is built, or reset to states.
 
     Args:
         owned: The initial states of the layer.
@@ -154,10 +164,10 @@ class Stream:
         self._owned = owned
 
     def begin(self, batch_size: int, dtype: str) -> None:
-        """Makes the states, whose rows are fresh.
+        """Creates the states. All their rows are fresh.
 
         Args:
-            batch_size: The number of sequences, which all batches must have.
+            batch_size: The number of sequences of every batch.
             dtype: The dtype of the variables.
         """
         preview = self._owned.preview
@@ -169,27 +179,27 @@ class Stream:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there are states."""
+        """Whether the stream has states."""
         return self.batch_size is not None
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables behind all states."""
+        """The variables of all states."""
         return [variable for state in self.states for variable in state.variables]
 
     def check_batch_size(self, batch_size: int | None) -> None:
-        """Raises a `ValueError` if a batch is known to have another size."""
+        """Raises a `ValueError` if the batch size of a call is known to differ."""
         if self.has_begun and batch_size not in (None, self.batch_size):
             raise ValueError(
                 f"{self._expectation} To export a model, pass an `input_signature` "
-                "with that batch size. Received: sequences with a batch size of "
+                "with this batch size. Received: sequences with a batch size of "
                 f"{batch_size}"
             )
 
     def with_batch_size(self, sequences: Any) -> Any:
-        """Returns sequences whose batch size is checked at run time too.
+        """Returns `sequences`, with a check of the batch size at run time.
 
-        Nothing is carried from a batch of another size.
+        The check fails before the states of a batch of another size are carried.
         """
         shape = (self.batch_size, *[None] * (len(sequences.shape) - 1))
         return with_shape(sequences, shape, self._expectation)
@@ -198,17 +208,19 @@ class Stream:
     def _expectation(self) -> str:
         return (
             "A stateful layer carries one state for each sequence of a batch. Expected "
-            f"a batch size of {self.batch_size}, as in the stream so far (so leave out "
-            "a last batch that is smaller)."
+            f"a batch size of {self.batch_size}, as in the stream so far (drop a "
+            "smaller last batch)."
         )
 
-    def in_place_of(self, states: Sequence[Any], explicit: Sequence[Any]) -> list[Any]:
-        """Returns what a call starts from.
+    def states_before_call(
+        self, states: Sequence[Any], explicit: Sequence[Any]
+    ) -> list[Any]:
+        """Returns the states before the first timestep of a call.
 
         Args:
-            states: For each state what is taken if it is fresh.
-            explicit: For each state a tensor if it was given at the call, where the
-                one of `states` stays, or `None`.
+            states: For each state, the initial state or the explicit state.
+            explicit: For each state, the tensor that was passed at the call, which
+                replaces the carried state; or `None`.
         """
         triples = zip(self.states, states, explicit, strict=True)
         return [
@@ -216,20 +228,20 @@ class Stream:
             for carried, state, tensor in triples
         ]
 
-    def given(
+    def checked(
         self, states: Any, rows: Any, dtype: str
     ) -> tuple[list[Any], Any, int | None]:
-        """Returns given states and rows for `restart()`, and the batch size.
+        """Returns states and rows as `reset()` takes them, and the batch size.
 
         Args:
             states: Arrays `(batch, units)` or `None`, nested as the layout is. With
-                `rows`, each array has one row for each of them.
-            rows: Integers or booleans `(batch,)`, of a stream that has begun; or
-                `None` for all.
+                `rows`, an array has one row for each row that is reset.
+            rows: Integers or booleans `(batch,)`, if the stream has begun; or `None`
+                for all.
             dtype: The dtype in which the states must be finite.
 
         Raises:
-            ValueError: If they are not as above.
+            ValueError: If `states` or `rows` are not as above.
         """
         layout = self._owned.layout
         if rows is None:
@@ -247,26 +259,27 @@ class Stream:
                 values[index][chosen] = array
         return values, chosen[:, None], self.batch_size
 
-    def restart(self, states: Sequence[Any] | None = None, rows: Any = None) -> None:
-        """Sets what the next call starts from: `states`, or the initial states.
+    def reset(self, states: Sequence[Any] | None = None, rows: Any = None) -> None:
+        """Resets the stream to `states`, or to the initial states.
 
         Args:
-            states: For each state an array `(batch, units)` or `None`.
-            rows: Which rows, booleans `(batch, 1)`. Defaults to `None`, all.
+            states: For each state an array `(batch, units)`, or `None` for the initial
+                state. Defaults to `None`, the initial states.
+            rows: The rows to reset, booleans `(batch, 1)`. Defaults to `None`, all.
         """
         backend.check_present(self.variables)
         values = states or [None] * len(self.states)
         with self.lock:
             for carried, value in zip(self.states, values, strict=True):
                 if value is None:
-                    carried.restart(rows)
+                    carried.reset(rows)
                 elif rows is None:
                     carried.assign(value)
                 else:
                     carried.assign_rows(value, rows)
 
     def carry(self, arrays: Sequence[np.ndarray]) -> None:
-        """Carries what `CarriedState.carried()` returned of each state."""
+        """Sets each state to an array of `CarriedState.carried()`."""
         backend.check_present(self.variables)
         with self.lock:
             for carried, array in zip(self.states, arrays, strict=True):
@@ -275,7 +288,7 @@ class Stream:
 
 
 def check_has_stream(layer: Any, states: Any, rows: Any) -> None:
-    """Raises a `ValueError` if a layer has no stream to be reset to these arguments."""
+    """Raises a `ValueError` if a layer has no stream for these arguments of a reset."""
     for argument, value in (("states", states), ("rows", rows)):
         if value is not None and not layer.stateful:
             raise ValueError(
@@ -285,15 +298,15 @@ def check_has_stream(layer: Any, states: Any, rows: Any) -> None:
             )
     if rows is not None and not layer._stream.has_begun:
         raise ValueError(
-            f"Argument `rows` is for a stream that has begun, and {layer.name} was "
-            f"not built yet. Received: rows={described(rows)}"
+            f"Argument `rows` is for a layer that is built, and {layer.name} is not "
+            f"built yet. Received: rows={described(rows)}"
         )
 
 
 def carried_arrays(states: Any) -> list[np.ndarray]:
-    """Returns what any layer carries, for `Stream.carry()`; NaN in fresh rows.
+    """Returns the carried states of any layer as arrays, with NaN in the fresh rows.
 
-    The zeros of a layer of Keras are a stream that has not begun.
+    A Keras layer resets its states to zeros, so zeros mean that all rows are fresh.
     """
     arrays = []
     for state in keras.tree.flatten(states):
@@ -307,14 +320,14 @@ def carried_arrays(states: Any) -> list[np.ndarray]:
 
 
 def rows_as_mask(rows: Any, batch_size: int) -> np.ndarray:
-    """Returns given rows as booleans `(batch_size,)`.
+    """Converts `rows` to booleans `(batch_size,)`.
 
     Args:
         rows: Integers, or booleans `(batch_size,)`.
-        batch_size: That of the stream.
+        batch_size: The batch size of the stream.
 
     Raises:
-        ValueError: If they are neither, or if a row stands twice.
+        ValueError: If `rows` is neither, or if an integer is out of range or repeated.
     """
     try:
         array = np.asarray(rows)
@@ -339,16 +352,16 @@ def rows_as_mask(rows: Any, batch_size: int) -> np.ndarray:
 def states_as_arrays(
     layout: StateLayout, states: Any, batch_size: int | None, dtype: str
 ) -> tuple[list[np.ndarray | None], int | None]:
-    """Returns given states one by one, and their batch size.
+    """Converts states to a flat list of arrays, and returns it with their batch size.
 
     Args:
         layout: The states of the layer's cell.
         states: Arrays `(batch, units)` or `None`, nested as the layout is.
-        batch_size: That of the stream, `None` if it has not begun.
-        dtype: That in which they must be finite.
+        batch_size: The batch size of the stream, `None` if it has not begun.
+        dtype: The dtype in which the arrays must be finite.
 
     Raises:
-        ValueError: If an array is not, or is not of that shape.
+        ValueError: If an array is not finite or has another shape.
     """
     arrays = layout.unpack(states, "states")
     for index, state in enumerate(layout.states):

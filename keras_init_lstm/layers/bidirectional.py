@@ -1,4 +1,4 @@
-"""`Bidirectional` for layers that are called with a context, or with a reset mask."""
+"""`Bidirectional` for layers that are called with a context or a reset mask."""
 
 from __future__ import annotations
 
@@ -20,32 +20,38 @@ if TYPE_CHECKING:
 class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
     """`keras.layers.Bidirectional` with a `context` and a `reset_mask`.
 
-    It hands both to its two layers. Without them, `keras.layers.Bidirectional` around a
-    layer of this package does the same.
+    It passes both to its two layers. A model that needs neither can use
+    `keras.layers.Bidirectional` around a layer of this package.
 
     Args:
         layer: A layer of this package, such as `InitStateLSTM`.
         merge_mode: This and the next as in `keras.layers.Bidirectional`.
         weights: As in `keras.layers.Bidirectional`.
-        backward_layer: A layer of this package that goes backwards. Defaults to
-            `None`, one like `layer`.
+        backward_layer: A layer of this package with `go_backwards=True`. Defaults to
+            `None`, which makes it from the configuration of `layer`.
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     Call arguments:
-        context: What the `Conditional` states are computed from: a tensor
-            `(batch, ...)` or a structure of them. Each direction has its own encoder.
+        sequences: This and the next three as in `keras.layers.Bidirectional`.
+        initial_state: As in `keras.layers.Bidirectional`.
+        mask: As in `keras.layers.Bidirectional`.
+        training: As in `keras.layers.Bidirectional`.
+        context: The tensor `(batch, ...)`, or structure of tensors, from which the
+            `Conditional` states are computed. Each direction has its own encoder.
+            Defaults to `None`.
         reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a new sequence
-            begins; the backward layer reads each from its own end. Or `(batch,)`, for
-            the timestep that each direction reads first. The other arguments are as in
-            `keras.layers.Bidirectional`.
+            begins; the backward layer reads each sequence from its own end. Or a
+            boolean tensor `(batch,)`, for the timestep that each direction reads first.
+            Defaults to `None`.
 
     Raises:
-        ValueError: If a layer is not of this package; and as the layers raise it.
+        ValueError: If a layer is not of this package, or if an argument of a call does
+            not fit the layers.
 
     Example:
-    >>> start = keras_init_lstm.Conditional(keras.layers.Dense(4))
+    >>> conditional = keras_init_lstm.Conditional(keras.layers.Dense(4))
     >>> layer = keras_init_lstm.InitStateBidirectional(
-    ...     keras_init_lstm.InitStateLSTM(4, initial_state=start)
+    ...     keras_init_lstm.InitStateLSTM(4, initial_state=conditional)
     ... )
     >>> tuple(layer(np.zeros((32, 10, 8)), context=np.ones((32, 3))).shape)
     (32, 8)
@@ -69,19 +75,19 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
             backward_layer=backward_layer,
             **kwargs,
         )
-        # Keras has made them from a configuration, which does not hold the weights of
-        # an encoder that was trained before.
-        made = [self.forward_layer]
+        # Keras creates the directions from a configuration, which does not hold the
+        # weights of a trained encoder.
+        created = [self.forward_layer]
         if backward_layer is None:
-            made.append(self.backward_layer)
-        for direction in made:
+            created.append(self.backward_layer)
+        for direction in created:
             pairs = zip(layer.initial_state, direction.initial_state, strict=True)
             for source, target in pairs:
                 if source is not None:
                     source.hand_over_to(target)
 
     def _directions(self, states: Any) -> list[tuple[InitStateRNN, Any]]:
-        """Each of the two layers, with its half of the states given at a call."""
+        """Returns the two layers, each with its half of the states given at a call."""
         if states is None:
             return [(self.forward_layer, None), (self.backward_layer, None)]
         half = len(self.forward_layer.state_size)
@@ -105,10 +111,11 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
         self, sequences: Any, initial_state: Any, context: Any, reset_mask: Any
     ) -> None:
         for direction, states in self._directions(initial_state):
-            # What only one of them uses is not superfluous.
-            takes_it = direction.takes_context or not self.takes_context
+            # Don't pass the context to a direction that raises because it uses none,
+            # unless neither direction uses it.
+            gets_context = direction.takes_context or not self.takes_context
             direction._check_call(
-                sequences, states, context if takes_it else None, reset_mask
+                sequences, states, context if gets_context else None, reset_mask
             )
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:

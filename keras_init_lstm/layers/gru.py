@@ -31,7 +31,7 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
 
     Args:
         units: Positive integer, dimensionality of the output space.
-        activation: This and all that follow up to `use_cudnn` as in
+        activation: This and all arguments up to `use_cudnn` as in
             `keras.layers.GRU`.
         initial_state: The initial state, as in `InitStateRNN`: one entry, or a list
             of one. Defaults to `None`.

@@ -36,7 +36,7 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
 
     Args:
         units: Positive integer, dimensionality of the output space.
-        activation: This and all that follow up to `use_cudnn` as in
+        activation: This and all arguments up to `use_cudnn` as in
             `keras.layers.LSTM`.
         initial_state: The initial states. One entry, used for both states (each then
             owns its own variables), or a list of two, for h and c. An entry is one of:
@@ -49,18 +49,18 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
               learned values. The copies are in `layer.initial_state`.
 
             Defaults to `None`.
-        use_fused: Whether to run the fused loop of the backend: on the CPU, with
-            TensorFlow or PyTorch, the same results and gradients, faster. `"auto"`
-            takes it where it can and is known to win; `False` never; `True` always,
-            with an error where it cannot. See "Fused loop" below. Defaults to
-            `"auto"`.
+        use_fused: Whether to run the fused loop of the backend, which computes the
+            same results and gradients faster on the CPU with TensorFlow or PyTorch.
+            With `"auto"` it runs where it supports the call and is known to be faster;
+            with `False` never; with `True` always, and a call that it does not support
+            raises a `ValueError`. See "Fused loop" below. Defaults to `"auto"`.
         **kwargs: Base layer arguments, such as `name` and `dtype`, and
             `implementation` and `zero_output_for_mask`.
 
     Call arguments:
-        Those of `InitStateRNN`. A list of two tensors `(batch, units)` as
-        `initial_state` is used in place of the owned states, for this call; `None`, or
-        `None` as an entry, keeps the owned.
+        As in `InitStateRNN`. A list of two tensors `(batch, units)` as `initial_state`
+        is used instead of the owned states, for this call; `None`, or `None` as an
+        entry, keeps the owned state.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
@@ -73,8 +73,8 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
 
     Raises:
         ValueError: If `initial_state` is not as above, does not fit `units`, or is
-            not finite; if a state given at a call is not `(batch, units)`; if a
-            batch does not have the size of the stream that the layer carries.
+            not finite; if `use_fused` is not as above, or is `True` and the fused loop
+            does not support a call; and at a call as in `InitStateRNN`.
 
     Stateful streams:
         With `stateful=True` the states are carried from call to call. After
@@ -90,30 +90,31 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         with `unroll=True` or `use_cudnn=True`; in training with `recurrent_dropout`,
         or with `dropout` and `implementation=1`; with a cell that you replace or
         change; in forward-mode differentiation; and while `tf.debugging` checks every
-        operation. With `"auto"` it also runs for 16-bit floating point.
+        operation. With `"auto"`, Keras's own loop also runs for 16-bit floating point.
 
         With PyTorch the loop is PyTorch's own LSTM, GRU or RNN kernel, for all masks
-        and for `reset_mask`. A GRU needs `reset_after=True`. Keras's own loop runs
-        under `torch.compile`, `torch.func.vmap`, autocast, and for a mask under
-        `torch.jit.trace`.
+        and for `reset_mask`. With `use_fused=True` it runs on a GPU too. A GRU needs
+        `reset_after=True`. Keras's own loop runs under `torch.compile`,
+        `torch.func.vmap`, autocast, and for a mask under `torch.jit.trace`.
 
         With TensorFlow, XLA compiles the loop. With `"auto"` Keras's own loop also
         runs for fewer than 8 timesteps, for a number of timesteps that is unknown in a
         graph, and for layers of a new size once 64 sizes are compiled in a process:
         XLA never frees a compiled loop, about 5 MiB for each. Each number of timesteps
         is compiled once in a graph. Batch sizes, and in eager calls the timesteps, are
-        rounded up to a few sizes, so that little is compiled.
+        rounded up to a few sizes, to compile fewer loops.
 
         A SavedModel, TFLite or ONNX file holds a plain LSTM. A `tf.function` for
         inference holds one too, since it may be exported. When TensorFlow runs that
-        function in this process, it replaces the plain LSTM by the fused loop, except
+        function in this process, it replaces the plain LSTM with the fused loop, except
         where a gradient is taken, with `jit_compile=True`, in `tf.data`, or with
         TensorFlow's graph optimizer switched off.
 
         Results equal the results of Keras's loop to float rounding. The absolute error
         of a gate is about 1e-7, also of a gate that is nearly closed. `InitStateGRU`
         and `InitStateSimpleRNN` have the fused loop too. A SimpleRNN with dropout draws
-        at inference as well, so Keras's own loop runs where a graph may be an export.
+        random numbers at inference too, so Keras's own loop runs in a graph that may be
+        exported.
 
     References:
         [Hochreiter and Schmidhuber, 1997](https://doi.org/10.1162/neco.1997.9.8.1735)

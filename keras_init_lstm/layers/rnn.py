@@ -32,7 +32,7 @@ from keras_init_lstm.layers._attributes import (
 )
 from keras_init_lstm.layers._call import (
     TakesContext,
-    building,
+    build_lock,
     lists_as_arrays,
     specs_of,
     unwrapped,
@@ -45,16 +45,16 @@ from keras_init_lstm.layers._loop import (
 )
 from keras_init_lstm.layers._resets import (
     check_reset_mask,
-    first_read,
-    restarted,
+    first_timestep,
+    with_resets,
 )
 from keras_init_lstm.layers._stream import Stream, carried_arrays, check_has_stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-# What the argument `initial_state` of a layer may be. What is in a list is not said: a
-# type checker would refuse a variable of type `list[Trainable]` for `list[Entry]`.
+# The type of the argument `initial_state` of a layer. Lists are `list[Any]`, because a
+# type checker rejects a variable of type `list[Trainable]` for `list[InitialState]`.
 InitialStateArgument: TypeAlias = (
     InitialState
     | Literal["zeros", "fixed", "sampled", "trainable"]
@@ -88,8 +88,8 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         zero_output_for_mask: As in `keras.layers.RNN`.
         initial_state: The initial states. One entry, used for every state (each then
             owns its own variables), or a list that is nested as the cell's
-            `state_size`, in which one entry may stand for all the states of a cell. An
-            entry is one of:
+            `state_size`. In the list, one entry may be used for all the states of a
+            cell. An entry is one of:
 
             - `None` or `"zeros"`: the initial state of the cell, which is zeros unless
               the cell has a custom `get_initial_state()`.
@@ -103,23 +103,23 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         **kwargs: Base layer arguments, such as `name` and `dtype`.
 
     Call arguments:
-        sequences: A tensor `(batch, timesteps, features)`, or what the cell takes
-            with a time axis at 1.
+        sequences: A tensor `(batch, timesteps, features)`, or for a cell whose inputs
+            have more axes `(batch, timesteps, ...)`.
         initial_state: Tensors `(batch, units)`, nested as the cell's `state_size`, or
             a single tensor if there is one state. They are used instead of the owned
             states, for this call; `None`, or `None` as an entry, keeps the owned state.
             Pass `mask` too if there is one: Keras hands an implicit mask only to a
             layer called with a single tensor.
-        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is to be
-            skipped. Defaults to `None`.
-        training: Python boolean, whether the layer behaves in training mode.
+        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is skipped.
+            Defaults to `None`.
+        training: Python boolean, whether the layer is called in training mode.
             Defaults to `False`.
-        context: What a `Conditional` state is computed from: a tensor `(batch, ...)`
-            or a structure of them. Defaults to `None`.
+        context: The tensor `(batch, ...)`, or structure of tensors, from which a
+            `Conditional` state is computed. Defaults to `None`.
         reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a new sequence
             begins: the row returns to its owned initial state before that timestep is
-            read. Or `(batch,)`, for the timestep that is read first. See "Several
-            sequences in a row". Defaults to `None`.
+            read. Or a boolean tensor `(batch,)`, for the timestep that is read first.
+            See "Several sequences in a row". Defaults to `None`.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
@@ -132,10 +132,11 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
     Raises:
         ValueError: If `initial_state` is not as above, does not fit the cell, or is
-            not finite; if a state given at a call is not `(batch, units)`; if
-            `context` is missing, has not one row for each sequence, or is given to a
-            layer without a `Conditional` state; if a batch does not have the size of
-            the stream that the layer carries.
+            not finite. At a call, if a given state is not `(batch, units)`; if
+            `context` is missing, does not have one row for each sequence, or is given
+            to a layer without a `Conditional` state; if `reset_mask` is not boolean or
+            has another shape; or if the batch size differs from the batch size of the
+            stream that the layer carries.
 
     Stateful streams:
         As in `InitStateLSTM`.
@@ -150,8 +151,9 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         given `initial_state`. A masked timestep keeps the state, but a reset at a
         masked timestep still counts. With `go_backwards=True`, also in the backward
         layer of an `InitStateBidirectional`, each sequence is read from its own end.
-        cuDNN can't reset: with a mask `(batch, timesteps)`, Keras's own loop runs on a
-        GPU. `keras_init_lstm.streams.pack()` makes such rows.
+        Keras's call of cuDNN can't reset: with a reset mask `(batch, timesteps)`,
+        Keras's own loop runs on a GPU. `keras_init_lstm.streams.pack()` packs several
+        sequences in a row.
 
     Example:
     >>> cells = [keras.layers.LSTMCell(4), keras.layers.GRUCell(3)]
@@ -162,7 +164,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
     ('cell0_h0', 'cell0_c0', 'cell1_h0')
     """
 
-    # The layer of Keras that this one equals except for its initial state.
+    # The Keras layer that this class extends.
     keras_layer: ClassVar[type[keras.layers.RNN]] = keras.layers.RNN
 
     def __init__(
@@ -191,12 +193,12 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         self._make_owned_states(initial_state)
 
     def _make_owned_states(self, initial_state: InitialStateArgument) -> None:
-        """Ends every constructor: makes the owned states."""
+        """Creates the owned states. Every constructor calls it after Keras's own."""
         if getattr(keras.config, "is_nnx_enabled", bool)():
             raise ValueError(
                 "The layers of this package don't work in the NNX mode of Keras: Flax "
-                "would find neither their initial states nor their streams, and so "
-                "take the gradients of a learned state for zero. Unset the environment "
+                "would find neither their initial states nor their streams, and the "
+                "gradient of a learned state would be zero. Unset the environment "
                 "variable KERAS_NNX_ENABLED. Received: KERAS_NNX_ENABLED=true"
             )
         layout = StateLayout.of(self)
@@ -208,8 +210,8 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         self._layout = layout
         self._owned = OwnedStates(layout, kinds, self._states_of_cell)
         self._stream = Stream(self._owned)
-        # Also as attributes `h0` and so on, after which Keras and TensorFlow name the
-        # entries of their files.
+        # Set them as the attributes `h0`, `c0` too: Keras and TensorFlow name the
+        # entries of their files after attributes.
         for state, kind in self._owned:
             super().__setattr__(state.name, kind)
 
@@ -220,7 +222,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             return kinds_of(layout, initial_state, self.dtype_policy, self.trainable)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # While Keras's constructor runs, the layer owns nothing yet.
+        # While Keras's constructor runs, the layer has no owned states yet.
         if not (hasattr(self, "_owned") and replace_attribute(self, name, value)):
             super().__setattr__(name, value)
 
@@ -235,12 +237,12 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         initial_state: InitialStateArgument = None,
         **kwargs: Any,
     ) -> Self:
-        """Takes over a layer of Keras, with its weights.
+        """Creates a layer from a layer of Keras, with its arguments and weights.
 
         `layer` is left unchanged, and shares nothing with the new layer. Its cell may
-        be of a class that is not registered with Keras. While the states are zero,
-        outputs are bit-identical. For that, `InitStateLSTM` is made with
-        `use_fused=False`: pass `use_fused="auto"`, or set the attribute later.
+        be of a class that is not registered with Keras. While the initial states are
+        zero, outputs are bit-identical, because the new layer has `use_fused=False`.
+        For the fused loop, pass `use_fused="auto"`, or set the attribute later.
 
         Args:
             layer: A layer of Keras 3, built or not: an `LSTM` for `InitStateLSTM`, a
@@ -253,13 +255,15 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
                 `layer`.
 
         Returns:
-            A layer of the same name, built if `layer` is. If it is stateful, it
-            continues the stream. What is frozen stays frozen: in a frozen layer, the
-            initial states too. To learn only these, freeze `layer.cell` instead.
+            A layer with the same name, built if `layer` is. If it is stateful, it
+            continues the stream of `layer`. Frozen weights stay frozen. The initial
+            states of a frozen layer are frozen too: to learn only these, freeze
+            `layer.cell` instead.
 
         Raises:
-            ValueError: If `layer` is of another class, or of a subclass with its own
-                computation.
+            ValueError: If `layer` is of another class, is of a subclass that computes
+                something else, or has a cell of another class than its class creates;
+                or if an argument of the constructor is wrong.
 
         Example:
         >>> lstm = keras.layers.LSTM(4)
@@ -283,8 +287,11 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
     @property
     def initial_state(self) -> tuple[InitialState | None, ...]:
-        """The objects that own the initial states, in order; `None` means zeros."""
-        # A tuple, since an entry that is set in a list would be lost.
+        """The objects that own the initial states, in the order of `state_names`.
+
+        `None` means the initial state of the cell, zeros by default.
+        """
+        # A tuple, because an assignment to an entry of a list would be lost.
         return tuple(self._owned.kinds)
 
     @property
@@ -300,11 +307,12 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
     ) -> None:
         batch_size = sequences_shape[0]
         self._check_batch_size(sequences_shape)
-        # Before anything else changes, since an encoder may refuse the context.
-        known = context_shape is not None
-        self._owned.build(specs_of_shapes(context_shape) if known else None)
+        # Build the owned states before anything else changes: an encoder may raise an
+        # error for the context.
+        has_context = context_shape is not None
+        self._owned.build(specs_of_shapes(context_shape) if has_context else None)
         if self.stateful and not self._stream.has_begun:
-            self._begin_stream(batch_size)
+            self._create_stream(batch_size)
         if isinstance(self.cell, keras.layers.Layer):
             self._build_cell((batch_size, *sequences_shape[2:]))
 
@@ -328,7 +336,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         self._stream.check_batch_size(shape[0])
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
-        with building, keras.name_scope(self.name):
+        with build_lock, keras.name_scope(self.name):
             self._owned.build(context, at_once)
 
     def _check_call(
@@ -345,14 +353,14 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         shape = shape_of(sequences) or ()
         if shape and not self.built:
             self._check_batch_size(shape)
-        rows = (*shape, None, None)[:2]
-        explicit: Any = self._layout.tensors(initial_state, rows[0])
+        batch_size, timesteps = (*shape, None, None)[:2]
+        explicit: Any = self._layout.tensors(initial_state, batch_size)
         if self.stateful:
-            self._stream.check_batch_size(rows[0])
+            self._stream.check_batch_size(batch_size)
         if reset_mask is not None:
-            check_reset_mask(reset_mask, rows)
-            explicit = None  # All that is owned may be restarted from.
-        self._owned.check_context(context, rows, explicit, self.name)
+            check_reset_mask(reset_mask, batch_size, timesteps)
+            explicit = None  # A reset needs the owned states.
+        self._owned.check_context(context, batch_size, timesteps, explicit, self.name)
 
     def call(
         self,
@@ -364,19 +372,24 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         reset_mask: Any = None,
     ) -> Any:
         check_loop(self, sequences, mask, training, super().inner_loop)
-        # Calls from several threads run one after the other.
+        # Calls of a stateful layer from several threads run one after another.
         with self._stream.lock if self.stateful else contextlib.nullcontext():
             if self.stateful:
                 backend.check_runs_once(
-                    f"The stateful layer {self.name}", "the stream has moved on by then"
+                    f"The stateful layer {self.name}", "its states have changed by then"
                 )
                 sequences = self._stream.with_batch_size(sequences)
-            states, starts = self._states_of_call(
+            states, states_after_reset = self._states_of_call(
                 sequences, initial_state, training, context, reset_mask
             )
             if reset_mask is not None:
-                states, mask = restarted(
-                    self, sequences, states, mask, unwrapped(reset_mask), starts
+                states, mask = with_resets(
+                    self,
+                    sequences,
+                    states,
+                    mask,
+                    unwrapped(reset_mask),
+                    states_after_reset,
                 )
             return super().call(
                 sequences,
@@ -393,27 +406,30 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         context: Any,
         reset_mask: Any,
     ) -> tuple[list[Any], list[Any]]:
-        """The states that the rows of a call start from, and the ones of a reset."""
+        """Returns the states before the first timestep, and the states after a reset.
+
+        Both lists have one entry for each state. The second is as in `InPlaceOfMask`.
+        """
         batch_size, timesteps = ops.shape(sequences)[:2]
         explicit = self._layout.tensors(explicit, batch_size, at_run_time=True)
         context = unwrapped(context)
-        # All that is owned may be restarted from.
-        given = explicit if reset_mask is None else None
-        # `__call__()` has checked it before it built anything. But TimeDistributed and
-        # `stateless_call()` run `call()` alone.
-        self._owned.check_context(context, (batch_size, timesteps), given, self.name)
-        training, first = bool(training), first_read(self)
-        owned = self._owned.for_batch(batch_size, training, context, given, first)
-        states, starts = owned, owned
+        # A reset needs the owned states.
+        replaced = explicit if reset_mask is None else None
+        # `__call__()` checks the context before it builds anything. But
+        # `TimeDistributed` and `stateless_call()` run `call()` alone.
+        self._owned.check_context(context, batch_size, timesteps, replaced, self.name)
+        training, first = bool(training), first_timestep(self)
+        owned = self._owned.for_batch(batch_size, training, context, replaced, first)
+        states, states_after_reset = owned, owned
         if reset_mask is not None:
             pairs = zip(explicit, owned, strict=True)
             states = [own if state is None else state for state, own in pairs]
-            starts = self._owned.for_restarts(
+            states_after_reset = self._owned.for_resets(
                 owned, batch_size, timesteps, training, context
             )
         if self.stateful:
-            states = self._stream.in_place_of(states, explicit)
-        return states, starts
+            states = self._stream.states_before_call(states, explicit)
+        return states, states_after_reset
 
     def inner_loop(
         self,
@@ -422,15 +438,15 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         mask: Any,
         training: bool = False,
     ) -> Any:
-        of_keras = super().inner_loop
-        return run_loop(self, sequences, initial_state, mask, training, of_keras)
+        keras_loop = super().inner_loop
+        return run_loop(self, sequences, initial_state, mask, training, keras_loop)
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables of the layer, on JAX with the variables of the stream.
+        """The variables of the layer. On JAX, they include those of the stream.
 
-        A training step on JAX is a pure function of the variables of a model, so
-        `fit()` keeps only changes of these.
+        On JAX, a training step is a pure function of the model's variables, and
+        `fit()` updates only these.
         """
         variables: list[keras.Variable] = super().variables
         if backend.returns_changed_variables:
@@ -439,7 +455,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
     def reset_state(self) -> None:
         """Resets the stream to the owned initial state."""
-        self._stream.restart()
+        self._stream.reset()
 
     def reset_states(
         self, states: Sequence[Any] | None = None, rows: Any = None
@@ -448,16 +464,18 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
         Args:
             states: List of arrays `(batch, units)` (for an LSTM, h and c), nested as
-                the cell's `state_size`, that the next call starts from, also the first
-                call. With `rows`, each array has one row for each of them. `None` as an
-                entry, or for all, means the owned initial state. Defaults to `None`.
-            rows: Which rows of the batch to reset: integers, or booleans `(batch,)`.
-                Defaults to `None`, all.
+                the cell's `state_size`. The next call starts from them, even if it is
+                the first call. With `rows`, an array has one row for each row that is
+                reset. `None` as an entry, or for all, means the owned initial state.
+                Defaults to `None`.
+            rows: The rows of the batch to reset: different integers, or booleans
+                `(batch,)`. Defaults to `None`, all.
 
         Raises:
-            ValueError: If the layer is not stateful, if `rows` are not rows of the
-                batch, or if an array is not finite or has another shape. The carried
-                states are then unchanged.
+            ValueError: If the layer is not stateful and `states` or `rows` is given,
+                if `rows` is given before the layer is built, if `rows` are not rows of
+                the batch, or if an array is not finite or has another shape. The
+                carried states are then unchanged.
 
         Example:
         >>> layer = keras_init_lstm.InitStateLSTM(4, stateful=True)
@@ -470,30 +488,31 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             self.reset_state()
             return
         check_has_stream(self, states, rows)
-        given = self._stream.given(states, rows, self.compute_dtype)
-        arrays, chosen, batch_size = given
+        arrays, row_mask, batch_size = self._stream.checked(
+            states, rows, self.compute_dtype
+        )
         if batch_size is not None:
-            self._stream_of(batch_size).restart(arrays, chosen)
+            self._stream_of(batch_size).reset(arrays, row_mask)
 
-    def _begin_stream(self, batch_size: Any) -> None:
+    def _create_stream(self, batch_size: Any) -> None:
         self._stream.begin(batch_size, self.variable_dtype)
-        # Past Keras, which would turn the list into a list of another class.
+        # Keras's `__setattr__` would convert the list to a `TrackedList`.
         object.__setattr__(self, "states", self._layout.pack(self._stream.states))
-        # A checkpoint of TensorFlow holds a stream under this name.
+        # A TensorFlow checkpoint saves the stream under this name.
         self._carried = backend.trackable(
             {state.name: state.variables for state in self._stream.states}
         )
 
     def _stream_of(self, batch_size: int) -> Stream:
-        """The stream, which begins if it has not."""
+        """Returns the stream; creates its states if it has none yet."""
         if not self._stream.has_begun:
             self._build_owned()
             with keras.name_scope(self.name):
-                self._begin_stream(batch_size)
+                self._create_stream(batch_size)
         return self._stream
 
-    def _carry_on(self, states: Any) -> None:
-        """Carries what another layer carries in its `states`."""
+    def _continue_from(self, states: Any) -> None:
+        """Copies the carried states of another layer."""
         if self.stateful and states:
             arrays = carried_arrays(states)
             if not all(np.isnan(array).all() for array in arrays):
@@ -509,25 +528,26 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
         Args:
             batch_size: Integer, or scalar integer tensor.
-            training: Python boolean, whether as in training (a `Sampled` state is
-                then drawn) or as at inference. Defaults to `False`.
-            context: What a `Conditional` state is computed from, as at a call.
-                Defaults to `None`.
+            training: Python boolean, whether to return the initial states of a call in
+                training mode, in which a `Sampled` state is drawn. Defaults to `False`.
+            context: The context from which a `Conditional` state is computed, as at a
+                call. Defaults to `None`.
 
         Returns:
             List of tensors `(batch_size, units)` of dtype `compute_dtype`: for an LSTM,
             h and c; for a stack of cells, a list for each cell.
 
         Raises:
-            ValueError: If `batch_size` is not one, or if `context` is missing, or not
-                used by any state.
+            ValueError: If `batch_size` is not a non-negative integer or a scalar
+                integer tensor; if `context` is missing, does not have `batch_size`
+                rows, or is given to a layer without a `Conditional` state.
         """
         check_batch_size(batch_size)
         context = lists_as_arrays(context)
-        self._owned.check_context(context, (batch_size, None), None, self.name)
+        self._owned.check_context(context, batch_size, None, None, self.name)
         self._build_owned(specs_of(context))
         states = self._owned.for_batch(
-            batch_size, training, context, first_timestep=first_read(self)
+            batch_size, training, context, first_timestep=first_timestep(self)
         )
         states = [ops.cast(state, self.compute_dtype) for state in states]
         return self._layout.pack(states)
@@ -537,14 +557,15 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
         Args:
             states: List of arrays (for an LSTM, h and c), nested as the cell's
-                `state_size`, each of shape `(units,)` or `(batch, units)`. The mean is
-                taken over the batch, so the final states of one layer can be the
-                initial state of another. `None` as an entry leaves that state
-                unchanged. For a `Sampled` state, the mean is overwritten.
+                `state_size`, each of shape `(units,)` or `(batch, units)`. Of a batch,
+                the mean is assigned: the last states of one layer can be the initial
+                state of another. `None` as an entry leaves that state unchanged. For a
+                `Sampled` state, the mean is overwritten.
 
         Raises:
-            ValueError: If an array is of another shape or not finite, or if the
-                state is not owned (`initial_state=None`). Nothing is then changed.
+            ValueError: If an array has another shape or is not finite, or if the layer
+                owns no value for a state, as with `initial_state=None` or a
+                `Conditional`. Nothing is then changed.
 
         Example:
         >>> encoder = keras.layers.LSTM(4, return_state=True)

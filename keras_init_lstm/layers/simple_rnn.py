@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
-    """Fully-connected recurrent layer that owns its initial state.
+    """Fully connected recurrent layer that owns its initial state.
 
     It is `keras.layers.SimpleRNN`, with all its arguments, except that the layer owns
     the initial hidden state h.
 
     Args:
         units: Positive integer, dimensionality of the output space.
-        activation: This and all that follow up to `seed` as in
+        activation: This and all arguments up to `seed` as in
             `keras.layers.SimpleRNN`.
         initial_state: The initial state, as in `InitStateRNN`: one entry, or a list
             of one. Defaults to `None`.

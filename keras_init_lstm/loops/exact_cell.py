@@ -1,4 +1,4 @@
-"""Whether a cell computes what the cell of Keras does that it seems to be."""
+"""Checks whether a cell computes exactly what the cell of Keras computes."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -8,31 +8,34 @@ from keras_init_lstm._keras import has_replaced_methods
 
 
 class Cell(NamedTuple):
-    """A cell of Keras that a fused loop knows."""
+    """A cell of Keras that fused loops support."""
 
     name: Literal["lstm", "gru", "simple_rnn"]
     keras_cell: Any
     gates: int
 
 
-# By the layer of Keras that has it.
+# The cells by their Keras layers.
 CELLS: dict[type, Cell] = {
     keras.layers.LSTM: Cell("lstm", keras.layers.LSTMCell, 4),
     keras.layers.GRU: Cell("gru", keras.layers.GRUCell, 3),
     keras.layers.SimpleRNN: Cell("simple_rnn", keras.layers.SimpleRNNCell, 1),
 }
-# What the cells compute, unless somebody has replaced it since.
+# The original `call()` of each cell: a user may replace it in the class.
 _CALLS = {cell.keras_cell: cell.keras_cell.call for cell in CELLS.values()}
 
 
 def why_not_exact(layer: Any) -> str | None:
-    """Why a loop that does not call the cell would compute something else, or `None`.
+    """Returns why a loop that does not call the cell would compute something else.
 
-    A user may replace the cell, a method of it or its weights, or change its
-    attributes, at any time.
+    A user may replace the cell, its methods or its weights, or change its attributes,
+    at any time.
 
     Args:
         layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`, built.
+
+    Returns:
+        The reason, or `None` if the loop computes the same.
     """
     _, cell_class, gates = CELLS[layer.keras_layer]
     cell = layer.cell

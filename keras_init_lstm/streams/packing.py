@@ -1,4 +1,4 @@
-"""Sequences of different lengths, one after another in the rows of one array."""
+"""Packs sequences of different lengths one after another into the rows of an array."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,26 +11,27 @@ from keras_init_lstm._checks import check_positive_integer, described, shape_of
 def pack(
     sequences: Sequence[Any], timesteps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lays sequences out one after another, for a layer called with a `reset_mask`.
+    """Packs sequences one after another, for a layer called with a `reset_mask`.
 
-    A row takes sequences, in their order, as long as the next one fits. Values for each
-    timestep, such as targets or sample weights, are packed by the same function to the
-    same places. `outputs[mask]` are the outputs at all timesteps of all sequences, in
-    order.
+    Each row takes the next sequences, in order, while they fit. Pack values for each
+    timestep, such as targets or sample weights, with this function too: they get the
+    same positions. `outputs[mask]` are the outputs at all timesteps of all sequences,
+    in order.
 
     Args:
-        sequences: Arrays `(length, ...)`, with any lengths from 1 to `timesteps`, and
-            otherwise of one shape.
-        timesteps: Positive integer, the length of a row.
+        sequences: List of arrays `(length, ...)` of numbers, with lengths from 1 to
+            `timesteps`, and otherwise of the same shape.
+        timesteps: Positive integer, the number of timesteps of a row.
 
     Returns:
-        The packed array `(rows, timesteps, ...)`, zero where nothing is; the mask
-        `(rows, timesteps)`, a boolean array that is `False` there; and the reset mask
-        `(rows, timesteps)`, `True` where a sequence begins.
+        A tuple of three arrays: the packed sequences `(batch, timesteps, ...)`, padded
+        with zeros; the mask, booleans `(batch, timesteps)`, `False` at the padding; and
+        the reset mask, booleans `(batch, timesteps)`, `True` where a sequence begins.
 
     Raises:
         ValueError: If there is no sequence, or if one is empty, longer than
-            `timesteps`, or of another shape than the first.
+            `timesteps`, not of numbers, or of another shape than the first; or if
+            `timesteps` is not a positive integer.
 
     Example:
     >>> from keras_init_lstm.streams import pack
@@ -44,30 +45,30 @@ def pack(
     """
     check_positive_integer(timesteps, "timesteps")
     arrays = _arrays(sequences)
-    of_timestep = arrays[0].shape[1:]
+    timestep_shape = arrays[0].shape[1:]
     for index, array in enumerate(arrays):
         length = len(array) if array.ndim else 0
         if (
             array.dtype.kind not in "biuf"
             or not 1 <= length <= timesteps
-            or array.shape[1:] != of_timestep
+            or array.shape[1:] != timestep_shape
         ):
             given = list(sequences)[index]
             raise ValueError(
                 f"Argument `sequences[{index}]` must be an array of numbers of shape "
-                f"(length, {', '.join(map(str, of_timestep))}), with a length from 1 "
-                f"to timesteps={timesteps}. Received: {described(given)}"
+                f"(length, {', '.join(map(str, timestep_shape))}), with a length from "
+                f"1 to timesteps={timesteps}. Received: {described(given)}"
             )
-    row, used, places = 0, 0, []
+    row, used, positions = 0, 0, []
     for array in arrays:
         if used + len(array) > timesteps:
             row, used = row + 1, 0
-        places.append((row, slice(used, used + len(array))))
+        positions.append((row, slice(used, used + len(array))))
         used += len(array)
-    shape = (row + 1, timesteps, *of_timestep)
+    shape = (row + 1, timesteps, *timestep_shape)
     packed = np.zeros(shape, np.result_type(*arrays))
     mask, reset_mask = np.zeros((2, row + 1, timesteps), bool)
-    for array, (row, columns) in zip(arrays, places, strict=True):
+    for array, (row, columns) in zip(arrays, positions, strict=True):
         packed[row, columns] = array
         mask[row, columns] = True
         reset_mask[row, columns.start] = True
@@ -77,7 +78,7 @@ def pack(
 def _arrays(sequences: Any) -> list[np.ndarray]:
     arrays = []
     is_list = hasattr(sequences, "__len__") and shape_of(sequences) != ()
-    if isinstance(sequences, Mapping):  # Perhaps its values are meant.
+    if isinstance(sequences, Mapping):  # Iteration would return its keys.
         is_list = False
     for sequence in sequences if is_list else ():
         try:
@@ -86,7 +87,7 @@ def _arrays(sequences: Any) -> list[np.ndarray]:
             arrays.append(np.asarray(None))
     if not arrays:
         raise ValueError(
-            "Argument `sequences` must have at least one, in a list. "
+            "Argument `sequences` must be a list of at least one array. "
             f"Received: sequences={described(sequences)}"
         )
     return arrays

@@ -1,4 +1,4 @@
-"""Copies of a model for streams, and back: other batch sizes, stateful or not."""
+"""Stateful and stateless copies of a model, for other batch sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,35 +8,37 @@ import keras
 from keras_init_lstm._checks import check_positive_integer, described
 from keras_init_lstm._copies import (
     copy_layer,
+    copy_with_inner,
     inner_layers,
-    make_anew,
 )
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.layers._from_keras import hand_over_weights, unbuilt
 
 
 def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
-    """Returns a copy of a model for streams, whose recurrent layers are stateful.
+    """Returns a copy of a model whose recurrent layers are stateful.
 
-    Trained on batches of whole sequences, a model then reads `batch_size` streams
-    chunk by chunk, such as one stream, timestep by timestep, as its values come in.
+    A model that was trained on batches of whole sequences then reads `batch_size`
+    streams in chunks, for example one stream timestep by timestep.
 
     Args:
         model: A Sequential or Functional model, built, with recurrent layers of this
-            package or of Keras, in nested models too. It is left as it is. For chunks
+            package or of Keras, in nested models too. It is left unchanged. For chunks
             of any length, its inputs must have an unknown number of timesteps.
         batch_size: Positive integer, the number of streams.
 
     Returns:
-        A model of the same class and name with the weights of `model`, that shares
-        nothing with it. A compiled model is compiled likewise, with an optimizer that
-        starts anew. All streams start from the initial states. What stands in a
-        `TimeDistributed` reads a whole sequence at each timestep, and carries nothing.
+        A model of the same class and name, with the weights of `model`, which shares
+        nothing with it. If `model` is compiled, the copy is compiled with the same
+        arguments and a new optimizer. All streams start from the initial states. A
+        layer inside a `TimeDistributed` reads a whole sequence at each timestep, and
+        stays as it is.
 
     Raises:
-        ValueError: If `model` is not such a model, or if it can't be a stream: a
-            `Bidirectional` layer, or one with `go_backwards=True`, reads the future;
-            and what the code of a subclass makes can't be rewritten.
+        ValueError: If `model` or `batch_size` is not as above; if a layer reads the
+            future of a stream, as a `Bidirectional` layer or a layer with
+            `go_backwards=True` does; or if the code of a custom layer creates a
+            recurrent layer that is not stateful.
 
     Example:
     >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
@@ -53,21 +55,21 @@ def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
 
 
 def as_stateless(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model for batches of any size, that carries no state.
+    """Returns a copy of a model that carries no state, for batches of any size.
 
     Args:
         model: A Sequential or Functional model, built, with recurrent layers of this
             package or of Keras, in nested models and in `Bidirectional` too. It is
-            left as it is.
+            left unchanged.
 
     Returns:
-        A model of the same class and name with the weights of `model`, that shares
-        nothing with it. A compiled model is compiled likewise, with an optimizer that
-        starts anew.
+        A model of the same class and name, with the weights of `model`, which shares
+        nothing with it. If `model` is compiled, the copy is compiled with the same
+        arguments and a new optimizer.
 
     Raises:
-        ValueError: If `model` is not such a model, or has a stateful layer that the
-            code of a subclass makes, and which can't be rewritten.
+        ValueError: If `model` is not as above, or if the code of a custom layer
+            creates a stateful recurrent layer.
 
     Example:
     >>> lstm = keras_init_lstm.InitStateLSTM(4, stateful=True)
@@ -80,7 +82,7 @@ def as_stateless(model: keras.Model) -> keras.Model:
 
 
 def check_reads_forwards(model: Any) -> None:
-    """Raises a `ValueError` if a model can't be made a stream."""
+    """Raises a `ValueError` if `model` has no stateful copy."""
     _check_model(model)
     _check(model, stateful=True)
 
@@ -100,12 +102,12 @@ def _copied(
     def make(layer: Any, copy_inner: Callable[[Any], Any]) -> Any:
         if isinstance(layer, keras.layers.RNN) and id(layer) not in unchanged:
             return unbuilt(layer, stateful=stateful)
-        return make_anew(layer, copy_inner, with_batch_size)
+        return copy_with_inner(layer, copy_inner, with_batch_size)
 
     copied = copy_layer(model, make)
-    # Only now are they built, for the new batch size.
-    for layer, ours in zip(_recurrent(model), _recurrent(copied), strict=True):
-        hand_over_weights(layer, ours)
+    # The copied model has built its layers for the new batch size.
+    for layer, new_layer in zip(_recurrent(model), _recurrent(copied), strict=True):
+        hand_over_weights(layer, new_layer)
     return copied
 
 
@@ -123,10 +125,10 @@ def _check_model(model: Any) -> None:
 
 
 def _check(layer: Any, stateful: bool) -> set[int]:
-    """Raises a `ValueError` if a layer, or one inside of it, can't be made so.
+    """Raises a `ValueError` if a layer, or one inside it, can't be made (un)stateful.
 
     Returns:
-        The identities of the layers that are to stay as they are.
+        The `id()`s of the layers that must stay as they are.
     """
     if isinstance(layer, keras.layers.RNN):
         if stateful and layer.go_backwards:
@@ -138,11 +140,11 @@ def _check(layer: Any, stateful: bool) -> set[int]:
         return set(map(id, layers_within(layer)))
     inner = inner_layers(layer)
     if inner is not None:
-        return {each for one in inner for each in _check(one, stateful)}
-    for each in _recurrent(layer):
-        if each.stateful != stateful:
+        return {i for inner_layer in inner for i in _check(inner_layer, stateful)}
+    for recurrent in _recurrent(layer):
+        if recurrent.stateful != stateful:
             raise ValueError(
-                f"The layer {each.name} is made by the code of the class "
+                f"The layer {recurrent.name} is made by the code of the class "
                 f"{type(layer).__name__} (of {layer.name}), which cannot be rewritten. "
                 f"Write `stateful={stateful}` in its constructor"
             )
@@ -152,8 +154,8 @@ def _check(layer: Any, stateful: bool) -> set[int]:
 def _reads_the_future(layer: keras.layers.Layer) -> ValueError:
     return ValueError(
         f"The layer {layer.name} (of class {type(layer).__name__}) reads sequences "
-        "from their ends, and so the future of a stream, which is not there yet: a "
-        "model with it can't be stateful. Leave it out, or read whole sequences"
+        "from their ends, which are the future of a stream: a model with it can't be "
+        "stateful. Leave it out, or read whole sequences"
     )
 
 

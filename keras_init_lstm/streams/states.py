@@ -1,4 +1,4 @@
-"""The streams of all layers of a model: reset, read and restored."""
+"""Resets, reads and restores the streams of all layers of a model."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,18 +19,20 @@ from keras_init_lstm.layers.rnn import InitStateRNN
 def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
     """Resets every stateful layer of a model, as Keras 2's `Model.reset_states()` did.
 
-    Layers of nested models and of wrappers such as `Bidirectional` are found too.
-    An `InitStateLSTM` returns to the initial state it owns, a layer of Keras to
+    Layers of nested models and of wrappers such as `Bidirectional` are reset too.
+    An `InitStateLSTM` returns to the initial state that it owns, a layer of Keras to
     zeros.
 
     Args:
         model: A Keras model or layer.
-        rows: Which rows of the batch: integers, or booleans `(batch,)`. The others
-            are carried on. Defaults to `None`, all.
+        rows: The rows of the batch to reset: different integers, or booleans
+            `(batch,)`. The other rows continue. Defaults to `None`, all.
 
     Raises:
-        ValueError: If `model` is not a model or layer of Keras 3, or if `rows` are not
-            of the batch of each stream. All streams are then as before.
+        ValueError: If `model` is not a model or layer of Keras 3. With `rows`, also if
+            they are not rows of the batch of every stream, if a stateful layer is not
+            built, or if a stateful layer is not recurrent. All streams are then
+            unchanged.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(2, initial_state=0.5, stateful=True)
@@ -55,8 +57,7 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
             if type(layer).reset_state is not keras.layers.RNN.reset_state:
                 layer.reset_state()
             elif layer.states is not None:
-                # Keras's own method fails where states are nested, as with stacked
-                # cells.
+                # Keras's own method fails if states are nested, as with stacked cells.
                 for state in keras.tree.flatten(layer.states):
                     state.assign(ops.zeros_like(state.value))
         return
@@ -68,7 +69,7 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
                 f"{type(layer).__name__}) can only be reset as a whole. "
                 f"Received: rows={described(rows)}"
             )
-    # All are checked before any is changed.
+    # Check all layers before one is changed.
     masks = [rows_as_mask(rows, _states_of(layer)[0].shape[0]) for layer in recurrent]
     for layer, mask in zip(recurrent, masks, strict=True):
         if isinstance(layer, InitStateRNN):
@@ -81,16 +82,16 @@ def reset_states(model: keras.layers.Layer, rows: Any = None) -> None:
 
 
 def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
-    """Returns what the streams of a model carry, to save, move and restore it.
+    """Returns the states that a model carries, to save and to restore them.
 
     Args:
         model: A Keras model or layer whose stateful layers are built, of this package
             or of Keras.
 
     Returns:
-        A dictionary of arrays `(batch, units)`, one for each state, by the path of its
-        layer within the model and its name, such as `"lstm/h0"`. A row that starts
-        from the owned initial state at the next call is NaN.
+        A dictionary with an array `(batch, units)` for each state. Its key is the path
+        of the layer within the model and the name of the state, such as `"lstm/h0"`. A
+        row is NaN if the next call starts it from the owned initial state.
 
     Raises:
         ValueError: If `model` is not a model or layer of Keras 3, or if a stateful
@@ -106,8 +107,8 @@ def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
     >>> keras_init_lstm.streams.reset_states(model)
     >>> keras_init_lstm.streams.set_states(model, states)
 
-    They fit into a file: `np.savez("stream.npz", **states)`, and back from
-    `np.load("stream.npz")`.
+    `np.savez("stream.npz", **states)` saves them, and `np.load("stream.npz")` loads
+    them.
     """
     check_layer(model, "model")
     backend.write_back(model)
@@ -119,18 +120,19 @@ def get_states(model: keras.layers.Layer) -> dict[str, np.ndarray]:
 
 
 def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
-    """Sets the streams of a model to what `get_states()` returned.
+    """Restores the states that `get_states()` returned.
 
     Args:
-        model: The model, or one of the same layers.
+        model: The model, or a model with the same layers.
         states: A dictionary of arrays `(batch, units)`, as from `get_states()`, or the
             `.npz` file that `numpy.load()` returns. A row of NaN is reset to the owned
             initial state.
 
     Raises:
-        ValueError: If `model` is not a model or layer of Keras 3, if the names are not
-            the names of its states, or if an array does not have the shape of its
-            state, or is not finite. All streams are then unchanged.
+        ValueError: If `model` is not a model or layer of Keras 3, if a stateful layer
+            is not built, if the keys are not the names of the model's states, or if an
+            array does not have the shape of its state, or is not finite. All streams
+            are then unchanged.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(2, stateful=True, name="lstm")
@@ -143,8 +145,8 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
     check_layer(model, "model")
     backend.write_back(model)
     layers = _recurrent_layers(model)
-    of_layers = [_named_states(path, layer) for path, layer in layers.items()]
-    names = {name for named in of_layers for name, _ in named}
+    states_of_layers = [_named_states(path, layer) for path, layer in layers.items()]
+    names = {name for named in states_of_layers for name, _ in named}
     if not isinstance(states, Mapping) or set(states) != names:
         raise ValueError(
             "Argument `states` must be a dictionary with an array for each of "
@@ -152,8 +154,8 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
             f"{sorted(states) if isinstance(states, Mapping) else described(states)}"
         )
     arrays = [
-        [_given(states[name], name, state) for name, state in named]
-        for named in of_layers
+        [_checked(states[name], name, state) for name, state in named]
+        for named in states_of_layers
     ]
     for layer, values in zip(layers.values(), arrays, strict=True):
         if isinstance(layer, InitStateRNN):
@@ -164,11 +166,10 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
 
 
 class ResetStates(keras.callbacks.Callback):
-    """Resets every stateful layer at the start of each epoch and each evaluation.
+    """Resets every stateful layer before each epoch, evaluation and prediction.
 
-    Each epoch of `fit()` then reads its stream from the start, each run of
-    `evaluate()`, the validation in `fit()` included, reads its own, and so does
-    each `predict()` that is given the callback.
+    Each epoch of `fit()` and each validation in `fit()` then starts from the initial
+    states. So does each `evaluate()` or `predict()` that gets the callback.
 
     Example:
     >>> model = keras.Sequential([
@@ -194,7 +195,7 @@ class ResetStates(keras.callbacks.Callback):
 
 
 def _recurrent_layers(model: keras.layers.Layer) -> dict[str, keras.layers.RNN]:
-    """The stateful layers of a model, by their paths within it."""
+    """Returns the stateful recurrent layers of a model by their paths within it."""
     return by_paths(
         model,
         [
@@ -208,18 +209,18 @@ def _recurrent_layers(model: keras.layers.Layer) -> dict[str, keras.layers.RNN]:
 def by_paths(
     model: keras.layers.Layer, layers: Iterable[keras.layers.RNN]
 ) -> dict[str, keras.layers.RNN]:
-    """Layers of a model by their paths within it."""
-    found: dict[str, keras.layers.RNN] = {}
+    """Returns layers of a model by their paths within it."""
+    paths: dict[str, keras.layers.RNN] = {}
     for layer in layers:
         path = path_within(model, layer)
-        # Two layers may have one name in nested models, or in a custom model.
-        taken = sum(other.split("#")[0] == path for other in found)
-        found[f"{path}#{taken}" if taken else path] = layer
-    return found
+        # In nested or custom models, two layers may have the same name.
+        duplicates = sum(other.split("#")[0] == path for other in paths)
+        paths[f"{path}#{duplicates}" if duplicates else path] = layer
+    return paths
 
 
 def path_within(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
-    """The path of a layer within a model, whose own name may change."""
+    """Returns the path of a layer without the name of the model, which may change."""
     path: str = layer.path or layer.name
     return path.removeprefix(f"{model.name}/")
 
@@ -237,7 +238,7 @@ def _states_of(layer: keras.layers.RNN) -> list[Any]:
 def _named_states(path: str, layer: keras.layers.RNN) -> list[tuple[str, Any]]:
     names, states = StateLayout.of(layer).names, _states_of(layer)
     if len(names) != len(states):
-        # A `ConvLSTM1D` of Keras tells of one of its two.
+        # A `ConvLSTM1D` of Keras has two states, but only one in its `state_size`.
         names = tuple(f"state{index}" for index in range(len(states)))
     pairs = zip(names, states, strict=True)
     return [(f"{path}/{name}", state) for name, state in pairs]
@@ -247,8 +248,8 @@ def _carried(state: Any) -> np.ndarray:
     return as_written(state.carried() if isinstance(state, CarriedState) else state)
 
 
-def _given(value: Any, name: str, state: Any) -> np.ndarray:
-    """A state that was given, checked, NaN in the rows that are to be reset."""
+def _checked(value: Any, name: str, state: Any) -> np.ndarray:
+    """Returns a given state as an array, with NaN in the rows to reset."""
     shape, array, fresh = tuple(state.shape), value, None
     if shape_of(value) == shape and np.asarray(value).dtype.kind == "f":
         array = np.array(value)

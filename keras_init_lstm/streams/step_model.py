@@ -1,4 +1,4 @@
-"""Models whose states go in and come out, for runtimes that keep none."""
+"""Models with states as inputs and outputs, for runtimes that keep no states."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,31 +24,30 @@ from keras_init_lstm.streams.states import path_within
 def with_states_as_inputs(
     model: keras.Model, batch_size: int = 1, context: Any = None
 ) -> tuple[keras.Model, list[np.ndarray]]:
-    """Returns a model that streams where nothing is kept, and what it starts from.
+    """Returns a model with its states as inputs and outputs, and the initial states.
 
-    For ONNX, LiteRT and servers: what a stateful layer would carry is an output of one
-    call, and an input of the next.
+    It is for ONNX, LiteRT and servers, which keep no states between calls. The states
+    are outputs of one call, and inputs of the next.
 
     Args:
         model: A Sequential or Functional model, built, with recurrent layers of this
-            package or of Keras, stateful or not, in nested models too. It is left as
-            it is.
-        batch_size: Positive integer, the number of rows of the initial states.
-            Defaults to 1.
-        context: What `Conditional` states are computed from, as at a call, if there
-            are any. Defaults to `None`.
+            package or of Keras, stateful or not, in nested models too. It is left
+            unchanged.
+        batch_size: Positive integer, the number of streams. Defaults to 1.
+        context: The context from which `Conditional` states are computed, as at a
+            call. Defaults to `None`.
 
     Returns:
-        A Functional model with the weights, the inputs and the outputs of `model`,
-        followed by an input and an output `(batch, units)` for each state, in the order
-        in which the layers are called; the input of a state of a layer `lstm` is named
-        `lstm_h0`, its output `lstm_h0_out`. And the list of the initial states, arrays
-        `(batch_size, units)`, with which a stream begins.
+        A tuple of two. First, a Functional model with the weights, the inputs and the
+        outputs of `model`. After these it has an input and an output `(batch, units)`
+        for each state, in the order in which the layers are called. For a layer `lstm`,
+        they are named `lstm_h0` and `lstm_h0_out`. Second, the list of the initial
+        states of `batch_size` streams, arrays `(batch_size, units)`.
 
     Raises:
-        ValueError: If `model` is not such a model; if a layer reads the future, is
-            called twice, or is given its initial state at the call; or if `context`
-            is missing.
+        ValueError: If `model` is not as above; if a layer reads the future of a
+            stream, is called twice, or is called with an initial state; if a nested
+            model is called with `training`; or if `context` is missing.
 
     Example:
     >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state=0.5, name="lstm")
@@ -63,23 +62,23 @@ def with_states_as_inputs(
     >>> bool(np.allclose(prediction, model(x), atol=1e-6))
     True
     """
-    stepping = make_stepping(model)
+    step_model = make_step_model(model)
     initial_states = [
         ops.convert_to_numpy(state)
-        for layer in stepping.layers
+        for layer in step_model.layers
         for state in keras.tree.flatten(_initial_states(layer, batch_size, context))
     ]
-    return stepping.model, initial_states
+    return step_model.model, initial_states
 
 
-class Stepping(NamedTuple):
-    """A model whose states go in and come out, and what it was made of.
+class StepModel(NamedTuple):
+    """A model with its states as inputs and outputs, and the model it was made from.
 
     Attributes:
-        model: The Functional model: its inputs and outputs are the inputs and outputs
+        model: The Functional model. Its inputs and outputs are the inputs and outputs
             of the original model, then the states.
         layers: The recurrent layers of `copied`, in the order of the states.
-        copied: The copy that it was made of.
+        copied: The copy of the original model from which `model` was made.
     """
 
     model: keras.Model
@@ -87,28 +86,27 @@ class Stepping(NamedTuple):
     copied: keras.Model
 
     def outputs_of_model(self, outputs: Sequence[Any]) -> Any:
-        """What the model it was made of returns, among all outputs."""
+        """Returns the outputs of the original model, in its structure."""
         _, structure = inputs_and_outputs(self.copied)
         count = len(self.copied.outputs)
         return keras.tree.pack_sequence_as(structure, list(outputs[:count]))
 
 
-def make_stepping(model: keras.Model, restarts: bool = False) -> Stepping:
-    """Makes a Functional model of a copy of another, with the states as inputs.
+def make_step_model(model: keras.Model, has_reset_mask: bool = False) -> StepModel:
+    """Makes a Functional model with states as inputs and outputs from a copy.
 
     Args:
         model: A Sequential or Functional model that reads forwards.
-        restarts: Boolean, whether there is an input `(batch,)` too, after the inputs of
-            `model`, `True` for rows that are to start from the initial states. The
-            recurrent layers are then replaced by layers of this package. Defaults to
-            `False`.
+        has_reset_mask: Boolean, whether to add an input `(batch,)` after the inputs of
+            `model`, `True` for rows that start from the initial states. The recurrent
+            layers are then replaced by layers of this package. Defaults to `False`.
 
     Raises:
-        ValueError: If `model` is not such a model, or can't be a stream.
+        ValueError: If `model` is not as above, or can't be a stream.
     """
     check_reads_forwards(model)
-    builder = _StepBuilder(as_stateless(model), restarts)
-    return Stepping(builder.build(), builder.layers, builder.model)
+    builder = _StepBuilder(as_stateless(model), has_reset_mask)
+    return StepModel(builder.build(), builder.layers, builder.model)
 
 
 class _StepBuilder:
@@ -116,35 +114,37 @@ class _StepBuilder:
 
     Args:
         model: A stateless Sequential or Functional model.
-        restarts: As in `make_stepping()`.
+        has_reset_mask: As in `make_step_model()`.
 
     Attributes:
         layers: The recurrent layers that have been called, in order.
     """
 
-    def __init__(self, model: Any, restarts: bool) -> None:
+    def __init__(self, model: Any, has_reset_mask: bool) -> None:
         self.model = model
         self.layers: list[keras.layers.RNN] = []
         self._states: list[Any] = []
         self._new_states: list[Any] = []
         self._names: dict[str, Any] = {}
-        # Keras keeps no mask with a symbolic tensor of a model that is called again, so
-        # the masks are computed here, for each tensor by its identity. The tensors are
-        # kept too: the identity of one that is gone may be given to another.
+        # Keras does not keep the masks of symbolic tensors when layers are called
+        # again; keep them here by the `id()` of the tensor. Keep the tensor too: Python
+        # may give the `id()` of a deleted tensor to another one.
         self._masks: dict[int, tuple[Any, Any]] = {}
         given, _ = inputs_and_outputs(model)
         self._inputs = keras.tree.map_structure(_like, given)
         for tensor in keras.tree.flatten(self._inputs):
             self._unique(tensor.name)
-        name = self._unique("restarts")
-        self._restarts = keras.Input((), dtype="bool", name=name) if restarts else None
+        self._reset_mask = None
+        if has_reset_mask:
+            name = self._unique("reset_mask")
+            self._reset_mask = keras.Input((), dtype="bool", name=name)
 
     def build(self) -> keras.Model:
-        """Returns the model, whose states are inputs and outputs."""
+        """Returns the model with its states as inputs and outputs."""
         outputs = self._call_model(self.model, self._inputs)
-        restarts = [] if self._restarts is None else [self._restarts]
+        reset_masks = [] if self._reset_mask is None else [self._reset_mask]
         return keras.Model(
-            [*keras.tree.flatten(self._inputs), *restarts, *self._states],
+            [*keras.tree.flatten(self._inputs), *reset_masks, *self._states],
             [*keras.tree.flatten(outputs), *self._new_states],
             name=self.model.name,
         )
@@ -154,8 +154,8 @@ class _StepBuilder:
     ) -> Any:
         if training is not None:
             raise ValueError(
-                f"The model {model.name} is called with training={training} by one "
-                "that it is nested in: such a model can't be a stream"
+                f"The nested model {model.name} is called with training={training}: a "
+                "model with this call can't be a stream. Leave `training` out"
             )
         if mask is not None:
             pairs = zip(*map(keras.tree.flatten, (inputs, mask)), strict=True)
@@ -173,8 +173,8 @@ class _StepBuilder:
         if isinstance(operation, keras.layers.RNN):
             outputs = self._call_recurrent(operation, *args, **kwargs)
         else:
-            # The layers of nested models become layers of one model, in which no two
-            # may have the same name.
+            # The layers of nested models become layers of one model, and need different
+            # names.
             operation.name = self._unique(operation.name, operation)
             outputs = operation(*args, **kwargs)
         if getattr(operation, "supports_masking", False):
@@ -188,32 +188,34 @@ class _StepBuilder:
         if called_twice or args or kwargs.get("initial_state") is not None:
             reason = "called twice" if called_twice else "given its initial state"
             raise ValueError(
-                f"The layer {layer.name} is {reason}, so that what it carries from "
-                "call to call is not its own: a model with it can't be a stream"
+                f"The layer {layer.name} is {reason}, and can't carry its last states "
+                "to the next call: a model with it can't be a stream"
             )
         check_states(layer)
         self.layers.append(layer)
-        # A new layer, since Keras counts the outputs of one by its first call.
-        cls = None if self._restarts is None else counterpart_of(layer)
-        ours = unbuilt(layer, cls, return_state=True, name=self._unique(layer.name))
+        # Create a new layer: Keras fixes the number of a layer's outputs at its first
+        # call, and this one returns its states.
+        cls = None if self._reset_mask is None else counterpart_of(layer)
+        name = self._unique(layer.name)
+        new_layer = unbuilt(layer, cls, return_state=True, name=name)
         layout = StateLayout.of(layer)
-        _, *specs = keras.tree.flatten(ours.compute_output_spec(sequences))
+        _, *specs = keras.tree.flatten(new_layer.compute_output_spec(sequences))
         path = path_within(self.model, layer).replace("/", "_")
         names = [self._unique(f"{path}_{name}") for name in layout.names]
         states = [
             keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=name)
             for spec, name in zip(specs, names, strict=True)
         ]
-        # Keras hands an implicit mask only to a layer called with a single tensor.
+        # Keras passes an implicit mask only to a layer called with a single tensor.
         if kwargs.get("mask") is None:
             kwargs["mask"] = self._mask_of(sequences)
-        if self._restarts is not None:
+        if self._reset_mask is not None:
             reset_mask = kwargs.get("reset_mask")
-            kwargs["reset_mask"] = _also_first(reset_mask, self._restarts)
+            kwargs["reset_mask"] = _with_first_timestep(reset_mask, self._reset_mask)
         outputs, *new_states = keras.tree.flatten(
-            ours(sequences, initial_state=layout.pack(states), **kwargs)
+            new_layer(sequences, initial_state=layout.pack(states), **kwargs)
         )
-        hand_over_weights(layer, ours)
+        hand_over_weights(layer, new_layer)
         self._states += states
         self._new_states += [
             keras.layers.Identity(name=self._unique(f"{name}_out"))(state)
@@ -233,7 +235,7 @@ class _StepBuilder:
         return mask
 
     def _unique(self, name: str, owner: Any = None) -> str:
-        """The name, numbered if another owner has it."""
+        """Returns the name, with a number if another owner has it."""
         owner = owner or object()
         numbered = (f"{name}_{k}" if k else name for k in itertools.count())
         return next(n for n in numbered if self._names.setdefault(n, owner) is owner)
@@ -244,12 +246,17 @@ def check_states(layer: keras.layers.RNN) -> None:
     if any(state.units < 1 for state in StateLayout.of(layer).states):
         raise ValueError(
             f"The layer {layer.name} (of class {type(layer).__name__}) does not tell "
-            "the shapes of its states, which must be (batch, units)"
+            "the shapes of its states in `state_size`. They must be (batch, units)"
         )
 
 
-def _also_first(reset_mask: Any, rows: Any) -> Any:
-    """A reset mask that also marks what these rows, booleans `(batch,)`, read first."""
+def _with_first_timestep(reset_mask: Any, rows: Any) -> Any:
+    """Returns a reset mask that is also True at the first timestep of `rows`.
+
+    Args:
+        reset_mask: Boolean tensor `(batch, timesteps)` or `(batch,)`, or `None`.
+        rows: Boolean tensor `(batch,)`.
+    """
     if reset_mask is None:
         return rows
     reset_mask = ops.cast(reset_mask, "bool")

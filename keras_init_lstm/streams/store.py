@@ -1,4 +1,4 @@
-"""Many streams at once, each with a state of its own, by one model."""
+"""Many streams, each with its own state, which one model reads in batches."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ import numpy as np
 from keras_init_lstm._checks import check_positive_integer, check_shape, described
 from keras_init_lstm._files import writable_dtype, write_whole
 from keras_init_lstm.backend import backend
-from keras_init_lstm.streams.step_model import make_stepping
+from keras_init_lstm.streams.step_model import make_step_model
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Id: TypeAlias = int | str
 
-_ROWS_AT_ONCE = 16
+# Batch sizes are rounded up to a multiple of this number.
+_BATCH_MULTIPLE = 16
 
 
 class StreamStore:
-    """The states of many streams that one model reads, a batch of any of them a call.
+    """The states of many streams by their IDs, with the model that reads them.
 
     A stateful layer carries one state for each row of a batch. A server has streams
-    that come and go, and in each moment news of a few: here a stream is known by its
-    id, and a batch may be of any ids in any order. To call it is to advance each of
-    these streams by a chunk; what each gives does not depend on the others. Several
-    threads may do so, one after the other.
+    that come and go, and new data for a few of them at a time. A store knows each
+    stream by its ID, and a batch may have any IDs in any order. A call advances each of
+    these streams by one chunk. The outputs of a stream do not depend on the other
+    streams. Several threads may call a store: the calls run one after another.
 
     Args:
         model: A Sequential or Functional model, built, with recurrent layers of this
             package, or an `LSTM`, `GRU`, `SimpleRNN` or `RNN` of Keras, stateful or
             not, in nested models too. It is copied, with its weights.
-        max_streams: Positive integer: beyond this number, the least recently used
-            streams are forgotten. Defaults to `None`, no limit.
+        max_streams: Positive integer, the largest number of streams: beyond it, the
+            least recently used streams are forgotten. Defaults to `None`, no limit.
 
     Call arguments:
-        ids: Integers or strings, one for each row, none twice. One that is new starts
+        ids: List of different integers or strings, one for each row. A new ID starts
             from the initial states that the layers own.
-        x: What the model is called with, one row for each id: an array, or a list of
-            them for a model of several inputs.
-        context: For a model whose last inputs are a context of `Conditional` states:
-            these by themselves, after `x`. It is used for streams that begin.
-            Defaults to `None`.
+        x: The inputs of the model, with one row for each ID: an array, or a list of
+            arrays for a model with several inputs.
+        context: The last inputs of the model, if they are the context of `Conditional`
+            states; `x` then has only the other inputs. It is used for new and reset
+            streams. Defaults to `None`.
 
     Returns:
-        What the model returns, as arrays.
+        The outputs of the model, as arrays.
 
     Raises:
-        ValueError: If `model` is not such a model, or can't be a stream (see
-            `as_stateful()`); if ids are not different integers or strings, more than
-            `max_streams`, or not as many as the rows. The streams are then as before.
+        ValueError: If `model` is not as above, or can't be a stream (see
+            `with_states_as_inputs()`); or if `max_streams` is not a positive integer.
+            At a call, if `ids` are not different integers or strings, or are more than
+            `max_streams`; or if `x` and `context` do not fit the inputs of the model,
+            with one row for each ID. All streams are then unchanged.
 
     Example:
     >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
@@ -74,13 +77,14 @@ class StreamStore:
 
     def __init__(self, model: keras.Model, max_streams: int | None = None) -> None:
         check_positive_integer(max_streams, "max_streams", or_none=True)
-        self._stepping = make_stepping(model, restarts=True)
-        count, inputs = len(self._stepping.copied.inputs), self._stepping.model.inputs
-        # Between them is the one for rows that restart.
+        self._step_model = make_step_model(model, has_reset_mask=True)
+        inputs = self._step_model.model.inputs
+        count = len(self._step_model.copied.inputs)
+        # The reset mask is the input between them.
         self._given, self._states = inputs[:count], inputs[count + 1 :]
         self.max_streams = max_streams
         self._lock = threading.RLock()
-        # For each id, in the order of their last use, its row in the tables.
+        # The row of each ID in the tables, in the order of last use.
         self._rows: collections.OrderedDict[Id, int] = collections.OrderedDict()
         self._free: list[int] = []
         self._tables = [
@@ -92,11 +96,11 @@ class StreamStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, one: object) -> bool:
-        return one in self._rows
+    def __contains__(self, stream_id: object) -> bool:
+        return stream_id in self._rows
 
     def __iter__(self) -> Iterator[Id]:
-        """The ids, the least recently used first."""
+        """Iterates over the IDs, from the least recently used one."""
         with self._lock:
             return iter(list(self._rows))
 
@@ -104,46 +108,55 @@ class StreamStore:
         ids = self._checked(ids)
         if self.max_streams is not None and len(ids) > self.max_streams:
             raise ValueError(
-                f"Argument `ids` must be at most max_streams={self.max_streams}. "
-                f"Received: {len(ids)} ids"
+                f"Argument `ids` must have at most max_streams={self.max_streams} "
+                f"entries. Received: {len(ids)} IDs"
             )
         given = self._inputs(ids, x, context)
         with self._lock:
-            rows = np.array([self._rows.get(one, -1) for one in ids])
-            known = rows >= 0
-            restarts = ~known
-            restarts[known] = self._fresh[rows[known]]
-            states = [_taken(table, rows) for table in self._tables]
-            results = self._run([*given, restarts, *states])
+            rows = np.array([self._rows.get(stream_id, -1) for stream_id in ids])
+            is_known = rows >= 0
+            reset_mask = ~is_known
+            reset_mask[is_known] = self._fresh[rows[is_known]]
+            states = [_rows_of_table(table, rows) for table in self._tables]
+            results = self._run([*given, reset_mask, *states])
             split = len(results) - len(states)
             self._keep(ids, results[split:])
-        return self._stepping.outputs_of_model(results)
+        return self._step_model.outputs_of_model(results)
 
     def reset(self, ids: Iterable[Id]) -> None:
-        """Resets the streams of these ids to their initial states.
+        """Resets streams to their initial states.
+
+        Args:
+            ids: The IDs of the streams.
 
         Raises:
-            ValueError: If an id is not known. All streams are then unchanged.
+            ValueError: If an ID is unknown or repeated. All streams are then unchanged.
         """
         with self._lock:
             self._fresh[self._rows_of(ids)] = True
 
     def forget(self, ids: Iterable[Id]) -> None:
-        """Drops the streams of these ids.
+        """Removes streams. A later call with such an ID starts a new stream.
+
+        Args:
+            ids: The IDs of the streams.
 
         Raises:
-            ValueError: If an id is not known. All streams are then as before.
+            ValueError: If an ID is unknown or repeated. All streams are then unchanged.
         """
         with self._lock:
             ids = self._checked(ids)
             self._free += self._rows_of(ids)
-            for one in ids:
-                del self._rows[one]
+            for stream_id in ids:
+                del self._rows[stream_id]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all streams to an `.npz` file, whole or not at all.
+        """Saves all streams to an `.npz` file, completely or not at all.
 
-        The weights of the model are not in it.
+        The file does not hold the weights of the model.
+
+        Args:
+            path: The path of the file. An existing file is replaced.
         """
         with self._lock:
             rows = list(self._rows.values())
@@ -157,9 +170,15 @@ class StreamStore:
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Replaces all streams by the streams in a file that `save()` wrote.
 
+        Args:
+            path: The path of the file.
+
+        Returns:
+            The store.
+
         Raises:
-            ValueError: If the file is broken, or has the streams of a model with other
-                states, or more than `max_streams` streams. All streams are then
+            ValueError: If the file is broken, has the streams of a model with other
+                states, or has more than `max_streams` streams. All streams are then
                 unchanged.
         """
         try:
@@ -169,7 +188,7 @@ class StreamStore:
             ids = self._checked(ids) if ids else []
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                "Argument `path` must be of a file that `save()` wrote. "
+                "Argument `path` must be a file that `save()` wrote. "
                 f"Received: {path}, which can't be read: {error}"
             ) from error
         count = arrays.get("fresh", np.zeros(0)).shape
@@ -178,18 +197,19 @@ class StreamStore:
         found = {name: array.shape for name, array in arrays.items()}
         if found != shapes:
             raise ValueError(
-                "Argument `path` must be of streams of a model with the states "
-                f"{shapes}. Received: a file with {found}"
+                "Argument `path` must be a file with streams of a model with the "
+                f"states {shapes}. Received: a file with {found}"
             )
         if (len(ids),) != count:
             raise ValueError(
-                "Argument `path` must be of a file that `save()` wrote. "
-                f"Received: a file with {len(ids)} ids for {count[0]} streams"
+                "Argument `path` must be a file that `save()` wrote. "
+                f"Received: a file with {len(ids)} IDs for {count[0]} streams"
             )
         if self.max_streams is not None and len(ids) > self.max_streams:
             raise ValueError(
-                f"Argument `path` must be of at most max_streams={self.max_streams} "
-                f"streams. Received: a file with {len(ids)}"
+                "Argument `path` must be a file with at most "
+                f"max_streams={self.max_streams} streams. "
+                f"Received: a file with {len(ids)} streams"
             )
         with self._lock:
             self._rows = collections.OrderedDict(zip(ids, range(len(ids)), strict=True))
@@ -203,68 +223,70 @@ class StreamStore:
 
     def _checked(self, ids: Any) -> list[Id]:
         is_list = isinstance(ids, Iterable) and not isinstance(ids, (str, bytes))
-        # JSON cannot serialise the scalars of NumPy.
-        listed = [
-            one.item() if isinstance(one, (np.integer, np.str_)) else one
-            for one in (ids if is_list else ())
+        # JSON cannot serialise NumPy scalars.
+        checked = [
+            value.item() if isinstance(value, (np.integer, np.str_)) else value
+            for value in (ids if is_list else ())
         ]
-        right = all(type(one) in (int, str) for one in listed)
-        if not listed or not right or len(set(listed)) != len(listed):
+        are_valid = all(type(value) in (int, str) for value in checked)
+        if not checked or not are_valid or len(set(checked)) != len(checked):
             raise ValueError(
-                "Argument `ids` must be a list of integers or strings, at least one, "
-                f"and none twice. Received: ids={described(ids)}"
+                "Argument `ids` must be a list of integers or strings, not empty, and "
+                f"without duplicates. Received: ids={described(ids)}"
             )
-        return listed
+        return checked
 
     def _rows_of(self, ids: Any) -> list[int]:
         ids = self._checked(ids)
-        unknown = [one for one in ids if one not in self._rows]
+        unknown = [stream_id for stream_id in ids if stream_id not in self._rows]
         if unknown:
             raise ValueError(
-                f"Argument `ids` must be of streams that are there. Received: {unknown}"
+                "Argument `ids` must be IDs of existing streams. "
+                f"Received: {unknown}, which are unknown"
             )
-        return [self._rows[one] for one in ids]
+        return [self._rows[stream_id] for stream_id in ids]
 
     def _inputs(self, ids: list[Id], x: Any, context: Any) -> list[np.ndarray]:
-        wanted = self._given
-        several = len(wanted) > 1 and (context is None or len(wanted) > 2)
+        expected = self._given
+        several = len(expected) > 1 and (context is None or len(expected) > 2)
         leaves = keras.tree.flatten(x) if several else [x]
         if context is not None:
             leaves += keras.tree.flatten(context)
-        if len(leaves) != len(wanted):
+        if len(leaves) != len(expected):
             raise ValueError(
-                f"Argument `x`, with `context`, must be what the {len(wanted)} inputs "
-                f"of the model are given. Received: {len(leaves)} arrays"
+                "Argument `x`, with `context`, must have one array for each of the "
+                f"{len(expected)} inputs of the model. Received: {len(leaves)} arrays"
             )
         arrays = [keras.ops.convert_to_numpy(leaf) for leaf in leaves]
-        for array, tensor in zip(arrays, wanted, strict=True):
+        for array, tensor in zip(arrays, expected, strict=True):
             check_shape(
                 array,
                 (len(ids), *tensor.shape[1:]),
-                f"Argument `x` must have one row for each of the {len(ids)} ids: for "
+                f"Argument `x` must have one row for each of the {len(ids)} IDs, for "
                 f"the input {tensor.name} of shape {tensor.shape}.",
             )
         return arrays
 
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         count = len(inputs[0])
-        # The last rows, fewer than a processor takes at once, are computed by other
-        # instructions, and rounded otherwise: a stream would depend on its company.
-        size = -(-count // _ROWS_AT_ONCE) * _ROWS_AT_ONCE
+        # A processor computes the last rows of a batch with other instructions if they
+        # do not fill a vector, and rounds differently. Round the batch size up, because
+        # a stream must not depend on the other streams of its batch.
+        size = -(-count // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
         if backend.compiles_each_shape:
             size = 1 << (size - 1).bit_length()
-        # The first rows stand in it again, as often as it takes.
-        inputs = [np.resize(each, (size, *each.shape[1:])) for each in inputs]
-        model = self._stepping.model
+        # `np.resize()` repeats the rows.
+        inputs = [np.resize(array, (size, *array.shape[1:])) for array in inputs]
+        model = self._step_model.model
         outputs = keras.tree.flatten(model.predict_on_batch(inputs))
         return [output[:count] for output in outputs]
 
     def _keep(self, ids: list[Id], states: list[np.ndarray]) -> None:
-        for one in ids:
-            if one not in self._rows:
-                self._rows[one] = self._free_row()
-            self._rows.move_to_end(one)
-        rows = [self._rows[one] for one in ids]
+        for stream_id in ids:
+            if stream_id not in self._rows:
+                self._rows[stream_id] = self._free_row()
+            self._rows.move_to_end(stream_id)
+        rows = [self._rows[stream_id] for stream_id in ids]
         self._fresh[rows] = False
         for table, state in zip(self._tables, states, strict=True):
             table[rows] = state
@@ -274,7 +296,7 @@ class StreamStore:
 
     def _free_row(self) -> int:
         if not self._free:
-            # Twice as many, so that they are seldom copied.
+            # Double the tables: they are then rarely copied.
             size = len(self._fresh)
             more = max(64, size)
             self._free = list(range(size + more - 1, size - 1, -1))
@@ -286,9 +308,9 @@ class StreamStore:
         return self._free.pop()
 
 
-def _taken(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a table, and zeros for -1."""
-    taken = np.zeros((len(rows), table.shape[1]), table.dtype)
-    known = rows >= 0
-    taken[known] = table[rows[known]]
-    return taken
+def _rows_of_table(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns rows of a table, with zeros for -1."""
+    states = np.zeros((len(rows), table.shape[1]), table.dtype)
+    is_known = rows >= 0
+    states[is_known] = table[rows[is_known]]
+    return states

@@ -56,9 +56,9 @@ def twice(states_of_call):
     return lambda *args: (states_of_call(*args), states_of_call(*args))[1]
 
 
-def restarts_elsewhere(for_restarts):
+def resets_elsewhere(for_resets):
     def defect(*args):
-        return [start + 1e-2 for start in for_restarts(*args)]
+        return [state + 1e-2 for state in for_resets(*args)]
 
     return defect
 
@@ -80,7 +80,7 @@ def restarts_elsewhere(for_restarts):
         (InitStateRNN, "_check_call", warns, "a warning", 0),
         (OwnedStates, "check_context", silent, "accepted what is wrong", 5),
         (InitStateRNN, "_states_of_call", twice, "drew more or less than once", 36),
-        (OwnedStates, "for_restarts", restarts_elsewhere, "another value", 6),
+        (OwnedStates, "for_resets", resets_elsewhere, "another value", 6),
     ],
 )
 def test_finds_a_planted_defect(

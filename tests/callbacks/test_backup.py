@@ -1,4 +1,4 @@
-"""Training that is interrupted and started again: it ends as one left alone."""
+"""Backups of interrupted training, which ends as uninterrupted training does."""
 
 import functools
 import json
@@ -23,25 +23,25 @@ from keras_init_lstm.streams import ResetStates
 from models import BATCH, FEATURES, normal
 from oracles import assert_same, flat
 
-# How often and when training is killed: `KILLS=20 KILL_SEED=3 pytest tests/...`.
+# How often and when training is killed. Set them: `KILLS=20 KILL_SEED=3 pytest ...`.
 KILLS = int(os.environ.get("KILLS", 4))
 KILL_SEED = int(os.environ.get("KILL_SEED", 1))
 TIMESTEPS, BATCHES, EPOCHS = 2, 5, 3
-# On JAX each training compiles anew, which takes minutes: there they run if asked for.
+# On JAX, each training compiles again, which takes minutes.
 asked_for = pytest.mark.skipif(
     BACKEND == "jax" and "KILLS" not in os.environ, reason="takes minutes on JAX"
 )
 X = normal(BATCHES * BATCH, TIMESTEPS, FEATURES)
 Y = normal(BATCHES * BATCH, 1)
-# XLA would take longer to compile than all the rest.
+# XLA would take longer to compile than the tests take to train.
 FAST = {"jit_compile": False} if BACKEND == "tensorflow" else {}
 
 
 def model_of(layer=None, rate=0.5, **compile_arguments):
-    """A model with a stream, and with random numbers of every sort."""
-    start = ["trainable", Sampled(0.5, 0.25)]
-    # Unrolled, it is traced in less time.
-    layer = layer or InitStateLSTM(2, initial_state=start, stateful=True, unroll=True)
+    """A compiled model with a stream, and with random numbers of every kind."""
+    states = ["trainable", Sampled(0.5, 0.25)]
+    # An unrolled loop is traced faster.
+    layer = layer or InitStateLSTM(2, initial_state=states, stateful=True, unroll=True)
     inputs = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
     dropout, dense = layers.Dropout(rate), layers.Dense(1)
     model = keras.Sequential([inputs, layer, dropout, dense])
@@ -60,7 +60,7 @@ def state_of(model):
 
 
 def train(*callbacks, source=None, make=model_of, epochs=EPOCHS, **kwargs):
-    """A program from its start, and what it printed of each epoch."""
+    """Runs a program that trains; returns the state of training and the history."""
     keras.utils.set_random_seed(7)
     model = make()
     source = source or SOURCES["arrays"]
@@ -71,8 +71,8 @@ def train(*callbacks, source=None, make=model_of, epochs=EPOCHS, **kwargs):
 
 
 @functools.cache
-def alone(rate=0.5, resets=False):
-    """What a training ends with that is left alone."""
+def uninterrupted(rate=0.5, resets=False):
+    """The state and the history of uninterrupted training."""
     return train(*[ResetStates()] * resets, make=lambda: model_of(rate=rate))
 
 
@@ -96,7 +96,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 class Steps(keras.callbacks.Callback):
-    """Sees how often the model has been trained, after each batch."""
+    """Records the number of training steps of the model after each batch."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ def interrupted(backup, at, *callbacks, **kwargs):
 
 @pytest.fixture
 def backup(tmp_path):
-    """Makes the callback anew, as a program that is started again does."""
+    """Returns a function that creates the callback, as a restarted program does."""
 
     def make(save_freq=2, **kwargs):
         return ExactBackupAndRestore(tmp_path / "backup", save_freq, **kwargs)
@@ -121,11 +121,8 @@ def backup(tmp_path):
     return make
 
 
-# What is trained on: what Keras shuffles, and what draws random numbers by itself.
-
-
 class Noisy(keras.utils.PyDataset):
-    """Noise in the data, and an order of the rows of its own in each epoch."""
+    """Data with random noise, and with another order of the rows in each epoch."""
 
     def __len__(self):
         return BATCHES
@@ -181,22 +178,22 @@ else:
 
 
 @asked_for
-class TestGoesOn:
+class TestContinues:
     @pytest.mark.parametrize("source", SOURCES)
     def test_within_an_epoch(self, source, backup, tmp_path):
         source = SOURCES[source]
         want, history = train(source=source)
-        of_epoch = source().get("steps_per_epoch", BATCHES)
-        # Once more from the restored run, where the data continue.
-        for epoch in [1] if of_epoch == BATCHES else [1, 2]:
+        batches = source().get("steps_per_epoch", BATCHES)
+        # Interrupt the resumed run again if the data continue from epoch to epoch.
+        for epoch in [1] if batches == BATCHES else [1, 2]:
             interrupted(backup, (epoch, 3), source=source)
         steps = Steps()
         got, resumed = train(steps, backup(), source=source)
         assert_same(got, want)
         assert resumed == {name: values[epoch:] for name, values in history.items()}
-        before = epoch * of_epoch
+        before = epoch * batches
         saved = (before + 3) // 2 * 2
-        new = range(saved + 1, EPOCHS * of_epoch + 1)
+        new = range(saved + 1, EPOCHS * batches + 1)
         assert steps.seen == [saved] * (saved - before) + [*new]
         assert list(tmp_path.iterdir()) == []
 
@@ -235,9 +232,9 @@ class TestGoesOn:
         assert_same(train(backup(), make=make)[0], want)
 
     @pytest.mark.parametrize("backup_first", [True, False])
-    def test_with_callbacks_that_change_the_model(self, backup_first, backup):
+    def test_callbacks_that_change_the_model(self, backup_first, backup):
         class Meddle(ResetStates):
-            """Neither can be done twice, or left out, without being seen."""
+            """Makes two changes that must be made exactly once."""
 
             def on_train_batch_end(self, batch, logs=None):
                 rate = self.model.optimizer.learning_rate
@@ -261,15 +258,15 @@ class TestGoesOn:
         ("save_freq", "at", "epoch"), [("epoch", (2, 3), 2), (BATCHES, (2, 0), 1)]
     )
     def test_between_epochs(self, save_freq, at, epoch, backup):
-        """Or after the last batch of one, whose end is then still to come."""
-        want, history = alone()
+        """The backup is from the end of an epoch, or from its last batch."""
+        want, history = uninterrupted()
         interrupted(lambda: backup(save_freq), at)
         got, resumed = train(backup(save_freq))
         assert_same(got, want)
         assert resumed == {name: values[epoch:] for name, values in history.items()}
 
     def test_in_one_process(self, backup):
-        """A model that is trained again, with the callback and without."""
+        """One model is trained again, with the callback and without."""
         want, _ = train(epochs=4)
         kept = {"save_freq": "epoch", "delete_checkpoint": False}
         train(backup(**kept), epochs=2)
@@ -290,11 +287,11 @@ class TestGoesOn:
 
 @asked_for
 class TestLeavesNothingBehind:
-    """An exception may end `fit()` anywhere, and Keras then tells no callback."""
+    """Keras does not tell callbacks about an exception in `fit()`."""
 
     @pytest.fixture
     def backed_up(self, backup):
-        """A model whose backup is of batch 2 of epoch 1."""
+        """A model with a backup of batch 2 of epoch 1."""
         interrupted(backup, (1, 3))
         return model_of()
 
@@ -303,9 +300,9 @@ class TestLeavesNothingBehind:
         return model.fit(**arguments, callbacks=[*callbacks]).epoch
 
     @pytest.mark.parametrize("way", ["fit", "train_on_batch", "compiled again"])
-    def test_between_a_callback_and_its_step(self, way, backup, backed_up):
+    def test_interrupted_between_a_callback_and_its_step(self, way, backup, backed_up):
         model = backed_up
-        with pytest.raises(KeyboardInterrupt):  # While a batch is to be read only.
+        with pytest.raises(KeyboardInterrupt):  # The next batch would only be read.
             self.fit(model, backup(), Interrupt(1, 0))
         if way == "compiled again":
             model.compile("adam", "mse", **FAST)
@@ -317,7 +314,7 @@ class TestLeavesNothingBehind:
             assert self.fit(model, epochs=1) == [0]
         assert int(model.optimizer.iterations.numpy()) == before + BATCHES
 
-    def test_between_two_of_them(self, tmp_path):
+    def test_interrupted_between_two_backup_callbacks(self, tmp_path):
         model = model_of()
         two = [ExactBackupAndRestore(tmp_path / name, 2) for name in "ab"]
         with pytest.raises(KeyboardInterrupt):
@@ -327,7 +324,7 @@ class TestLeavesNothingBehind:
         assert model.train_function is not function
         assert "make_train_function" not in vars(model)
 
-    def test_before_the_first_epoch(self, backup, backed_up):
+    def test_interrupted_before_the_first_epoch(self, backup, backed_up):
         class Fails(keras.callbacks.Callback):
             def on_train_begin(self, logs=None):
                 raise KeyboardInterrupt
@@ -336,7 +333,7 @@ class TestLeavesNothingBehind:
             self.fit(backed_up, backup(), Fails())
         assert self.fit(backed_up, epochs=1) == [0]
 
-    def test_in_fit(self, backup, backed_up):
+    def test_interrupted_in_fit(self, backup, backed_up):
         self.fit(backed_up, backup())
         assert "make_train_function" not in vars(backed_up)
 
@@ -352,8 +349,8 @@ class Tell(keras.callbacks.Callback):
         os.write(self.pipe, b".")
 
 
-def start(folder, name, epochs, *callbacks):
-    """Trains in a process of its own; returns its number and a pipe of its steps."""
+def start_training(folder, name, epochs, *callbacks):
+    """Trains in a new process; returns its ID and a pipe with a byte for each step."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
@@ -370,21 +367,21 @@ def start(folder, name, epochs, *callbacks):
 
 
 def kill_and_restart(folder, kills, seed):
-    """Prints how often a training was killed before it was let alone.
+    """Trains, is killed and restarts. Prints how often it was killed.
 
-    Before this, Keras may be imported, but must not have run: a process that is then
-    divided has all it needs, and does not take the seconds of an import.
+    Keras is imported before the fork, which saves seconds for each process, but must
+    not have run.
     """
     rng = random.Random(seed)
     killed, epochs = 0, 3 * kills
     for attempt in range(kills + 1):
         backup = ExactBackupAndRestore(f"{folder}/backup", save_freq=2)
-        process, pipe = start(folder, "killed", epochs, backup)
+        process, pipe = start_training(folder, "killed", epochs, backup)
         steps = rng.randint(0, 10)
         if attempt == kills:
             while os.read(pipe, 1):
                 pass
-        elif steps == 0:  # Before the first one.
+        elif steps == 0:  # Kill it before the first step.
             time.sleep(rng.uniform(0, 1))
         else:
             for _ in range(steps):
@@ -395,7 +392,7 @@ def kill_and_restart(folder, kills, seed):
         _, status = os.waitpid(process, 0)
         os.close(pipe)
         killed += os.WIFSIGNALED(status)
-    process, pipe = start(folder, "alone", epochs)
+    process, pipe = start_training(folder, "uninterrupted", epochs)
     while os.read(pipe, 1):
         pass
     os.waitpid(process, 0)
@@ -412,13 +409,15 @@ def test_killed_at_random_moments(tmp_path):
     )
     killed = in_a_fresh_process(script, tmp_path, KILLS, KILL_SEED)
     assert json.loads(killed) == KILLS
-    got, want = (np.load(tmp_path / f"{name}.npz") for name in ("killed", "alone"))
+    got, want = (
+        np.load(tmp_path / f"{name}.npz") for name in ("killed", "uninterrupted")
+    )
     assert_same([*got.values()], [*want.values()])
     assert not (tmp_path / "backup").exists()
 
 
 @asked_for
-class TestWholeFilesOnly:
+class TestFiles:
     @pytest.mark.parametrize("step", ["numpy.savez", "pathlib.Path.replace"])
     def test_interrupted_while_saving(self, step, backup, tmp_path, monkeypatch):
         interrupted(backup, (0, 3))
@@ -437,13 +436,11 @@ class TestWholeFilesOnly:
                 train(backup())
         assert whole.read_bytes() == content
         assert [*whole.parent.iterdir()] == [whole]
-        assert_same(train(backup())[0], alone()[0])
+        assert_same(train(backup())[0], uninterrupted()[0])
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.skipif(os.name != "posix", reason="opens a folder")
-    def test_on_disk_before_it_takes_the_place_of_the_old_one(
-        self, backup, monkeypatch
-    ):
+    def test_is_on_disk_before_it_replaces_the_old_file(self, backup, monkeypatch):
         done = []
 
         def spy(owner, name, described):
@@ -462,14 +459,14 @@ class TestWholeFilesOnly:
 
 
 @asked_for
-class TestWhatKerasDoes:
-    """Its callback of the same name but for one word."""
+class TestBackupAndRestoreOfKeras:
+    """Keras's callback, compared with the callback of this package."""
 
     @pytest.mark.parametrize(
         ("save_freq", "rate"), [("epoch", 0.0), ("epoch", 0.5), (2, 0.0)]
     )
-    def test_it_is_exact_between_epochs(self, save_freq, rate, tmp_path):
-        """But for the random numbers of layers of Keras."""
+    def test_is_exact_between_epochs(self, save_freq, rate, tmp_path):
+        """It is exact except for the random numbers of layers of Keras."""
 
         def backup():
             return keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq)
@@ -479,20 +476,22 @@ class TestWhatKerasDoes:
 
         interrupted(backup, (1, 3), ResetStates(), make=make)
         got, _ = train(ResetStates(), backup(), make=make)
-        assert same(got, alone(rate, True)[0]) == (save_freq == "epoch" and not rate)
-        # Saved after 8 batches, it goes back to the first one of the epoch.
+        assert same(got, uninterrupted(rate, True)[0]) == (
+            save_freq == "epoch" and not rate
+        )
+        # The backup is from batch 8, but training continues from the epoch's first one.
         repeated = 3 if save_freq == 2 else 0
         (iterations,) = (a for a in got if a.dtype.kind == "i" and a.shape == ())
         assert iterations == EPOCHS * BATCHES + repeated
 
-    def test_it_loses_a_stream(self, tmp_path):
+    def test_loses_a_stream(self, tmp_path):
         def backup():
             return keras.callbacks.BackupAndRestore(tmp_path / "backup")
 
         interrupted(backup, (1, 3))
-        assert not same(train(backup())[0], alone()[0])
+        assert not same(train(backup())[0], uninterrupted()[0])
 
-    def test_a_torn_file_stops_it(self, tmp_path):
+    def test_a_broken_file_stops_it(self, tmp_path):
         def backup():
             return keras.callbacks.BackupAndRestore(tmp_path / "backup")
 
@@ -504,18 +503,18 @@ class TestWhatKerasDoes:
 
 
 @asked_for
-class TestRefuses:
+class TestErrors:
     @pytest.mark.parametrize("backup_dir", ["", None, 3])
-    def test_no_folder(self, backup_dir):
+    def test_backup_dir(self, backup_dir):
         with pytest.raises(ValueError, match="`backup_dir` must be .* Received"):
             ExactBackupAndRestore(backup_dir)
 
     @pytest.mark.parametrize("save_freq", ["batch", 0, -1, 1.5, True, None])
-    def test_a_frequency(self, save_freq, backup):
+    def test_save_freq(self, save_freq, backup):
         with pytest.raises(ValueError, match="`save_freq` must be .* Received"):
             backup(save_freq)
 
-    @pytest.mark.tensorflow  # where `fit()` does not build it before
+    @pytest.mark.tensorflow  # Other backends build the model before the callbacks.
     def test_a_model_that_is_not_built(self, backup):
         def make():
             model = keras.Sequential([layers.Flatten(), layers.Dense(1)])
@@ -531,24 +530,24 @@ class TestRefuses:
             train(backup(), make=lambda: model_of(InitStateLSTM(3, stateful=True)))
 
     def test_the_backup_of_another_keras(self, backup, monkeypatch):
-        """One draws the order of an epoch from its number, one from the generators."""
+        """Versions of Keras draw the order of an epoch from different generators."""
 
-        def of_another(data):
+        def of_another_version(data):
             return 1 if epoch_of_data(data) is None else None
 
         with monkeypatch.context() as patch:
-            patch.setattr(_backup_file, "epoch_of_data", of_another)
+            patch.setattr(_backup_file, "epoch_of_data", of_another_version)
             interrupted(backup, (1, 1))
         with pytest.raises(ValueError, match=r"same version of Keras.*Received: Keras"):
             train(backup())
 
-    def test_data_that_it_does_not_find(self, backup, monkeypatch):
+    def test_data_that_are_not_found(self, backup, monkeypatch):
         interrupted(backup, (1, 1))
         monkeypatch.setattr(backup_module, "data_of_fit", lambda: None)
         with pytest.raises(ValueError, match=r"by the `fit\(\)` of Keras"):
             train(backup())
 
-    def test_data_that_end_before(self, backup):
+    def test_data_that_end_too_early(self, backup):
         interrupted(backup, (1, 4))
 
         def fewer():
@@ -561,12 +560,12 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("save_freq", "message"),
         [
-            ("epoch", '`save_freq` must .* Received: "epoch"'),
+            ("epoch", '`save_freq` must .* Received: save_freq="epoch"'),
             (2, "ended after 5 batch"),
         ],
     )
     @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-    def test_data_that_go_on(self, save_freq, message, backup):
+    def test_data_that_continue_from_epoch_to_epoch(self, save_freq, message, backup):
         def source():
             return {**arrays(False), "steps_per_epoch": 2}
 

@@ -1,4 +1,4 @@
-"""Models for streams, made of models for batches, and back."""
+"""Stateful and stateless copies of models."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ TIMESTEPS = 12
 class TestAsStateful:
     @pytest.mark.parametrize("kind", STREAM_KINDS)
     @pytest.mark.parametrize("nested", [False, True])
-    def test_reads_in_chunks_what_the_model_reads_as_a_whole(self, kind, nested):
+    def test_chunks_equal_the_whole_sequence(self, kind, nested):
         inner = [keras.Input((None, FEATURES)), layer_of(kind), layers.Dense(2)]
         if nested:
             inputs = keras.Input((None, FEATURES))
@@ -66,7 +66,7 @@ class TestAsStateful:
             stream.predict(x[:1, t : t + 1], verbose=0)[0, 0] for t in range(TIMESTEPS)
         ]
         assert_same(np.array(online), model.predict(x[:1], verbose=0)[0], 1e-5)
-        # It is compiled likewise, and trained on, it leaves the model as it is.
+        # The copy is compiled too. Training it does not change the model.
         before = model.get_weights()
         stream.fit(x[:1], x[:1, :, :1], verbose=0)
         assert set(stream.get_metrics_result()) == {"loss", "mae"}
@@ -78,9 +78,9 @@ class TestAsStateful:
         layer = InitStateLSTM(UNITS, initial_state=start, return_sequences=True)
         model = keras.Model([inputs, context], layer(inputs, context=context))
         stream = as_stateful(model, BATCH)
-        x, of_rows = normal(BATCH, TIMESTEPS, FEATURES), normal(BATCH, 3)
-        read = [to_numpy(stream([chunk, of_rows])) for chunk in chunks(x, 5, 7)]
-        assert_same(np.concatenate(read, 1), model([x, of_rows]), 1e-5)
+        x, features = normal(BATCH, TIMESTEPS, FEATURES), normal(BATCH, 3)
+        read = [to_numpy(stream([chunk, features])) for chunk in chunks(x, 5, 7)]
+        assert_same(np.concatenate(read, 1), model([x, features]), 1e-5)
 
     def test_a_layer_that_is_shared_stays_shared(self):
         first, second = keras.Input((None, 2)), keras.Input((None, 2))
@@ -89,7 +89,7 @@ class TestAsStateful:
         stream = as_stateful(model, 1)
         assert len(stream.weights) == len(model.weights)
 
-    def test_within_timedistributed_nothing_is_carried(self):
+    def test_timedistributed_carries_nothing(self):
         model = keras.Sequential(
             [
                 keras.Input((None, 3, FEATURES)),
@@ -112,13 +112,13 @@ class TestAsStateful:
             lambda: InitStateGRU(2, go_backwards=True, name="reads_back"),
         ],
     )
-    def test_what_reads_the_future_is_refused(self, layer):
+    def test_layers_that_read_the_future(self, layer):
         inner = keras.Sequential([keras.Input((None, FEATURES)), layer()])
         model = keras.Sequential([keras.Input((None, FEATURES)), inner])
         with pytest.raises(ValueError, match="reads_back.*the future of a stream"):
             as_stateful(model, 1)
 
-    def test_what_a_users_own_layer_makes_is_refused(self):
+    def test_a_layer_that_a_custom_layer_creates(self):
         class Block(layers.Layer):
             def __init__(self, **kwargs):
                 super().__init__(**kwargs)
@@ -138,7 +138,7 @@ class TestAsStateful:
             as_stateful(model, batch_size)
 
     @pytest.mark.parametrize("function", [as_stateless, lambda m: as_stateful(m, 1)])
-    def test_wants_a_model_that_can_be_rewritten(self, function):
+    def test_needs_a_model_that_can_be_rewritten(self, function):
         class Own(keras.Model):
             pass
 
@@ -151,7 +151,7 @@ class TestAsStateful:
 
 class TestAsStateless:
     @pytest.mark.parametrize("kind", STREAM_KINDS)
-    def test_is_the_model_that_the_stream_was_made_of(self, kind):
+    def test_undoes_as_stateful(self, kind):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of(kind)])
         model = with_weights(model)
         stream = as_stateful(model, 3)
@@ -176,5 +176,5 @@ class TestAsStateless:
         assert_same(back(X[:1]), first[:1], 1e-6)
 
 
-def test_they_are_listed_for_users():
+def test_public_names():
     assert {"as_stateful", "as_stateless"} <= set(keras_init_lstm.streams.__all__)

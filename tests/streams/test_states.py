@@ -1,4 +1,4 @@
-"""What the streams of a model carry: reset by rows, read and restored."""
+"""The carried states of a model: reset by rows, read and restored."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ NAMES = {
 
 class TestResetStatesByRows:
     @pytest.mark.parametrize("rows", [[0, 2], np.array([True, False, True, False])])
-    def test_these_rows_are_reset_and_the_others_continue(self, rows):
+    def test_other_rows_continue(self, rows):
         model, new = streaming(), normal(*SHAPE, seed=1)
         reset = to_numpy(model(new))
         reset_states(model)
@@ -55,12 +55,12 @@ class TestResetStatesByRows:
         assert_same(got[[1, 3]], continued[[1, 3]], 1e-6)
         assert np.abs(reset - continued).max() > 1e-3
 
-    def test_refused_rows_change_nothing(self):
+    def test_invalid_rows_change_nothing(self):
         small = InitStateLSTM(UNITS, stateful=True, name="small")
         small(X[:2])
         model = streaming()
         model(X)
-        model.extra = small  # A stream of two rows next to the streams of four.
+        model.extra = small  # Its batch size is 2. The other layers have 4.
         before = get_states(model)
         for rows in ([3], [[0], [1, 2]]):
             with pytest.raises(ValueError, match="`rows` must be different integers"):
@@ -68,14 +68,14 @@ class TestResetStatesByRows:
         assert_same(list(get_states(model).values()), list(before.values()))
 
     @pytest.mark.tensorflow
-    def test_rows_that_are_not_known_in_a_graph_are_refused(self):
+    def test_symbolic_rows_raise(self):
         layer = InitStateLSTM(UNITS, stateful=True)
         layer(X)
         reset = tf.function(lambda rows: layer.reset_states(rows=rows))
         with pytest.raises(ValueError, match=r"(?s)`rows` must be.*symbolic"):
             reset(tf.constant([1]))
 
-    def test_a_layer_that_is_reset_as_a_whole_is_refused(self):
+    def test_a_layer_without_rows_raises(self):
         class Counter(keras.layers.Layer):
             stateful = True
 
@@ -85,7 +85,7 @@ class TestResetStatesByRows:
         with pytest.raises(ValueError, match="can only be reset as a whole"):
             reset_states(keras.Sequential([Counter()]), rows=[0])
 
-    def test_rows_of_a_stream_that_has_not_begun_are_refused(self):
+    def test_rows_of_a_layer_that_is_not_built_raise(self):
         for layer in (InitStateLSTM(2, stateful=True), layers.LSTM(2, stateful=True)):
             with pytest.raises(ValueError, match="has no states before it is built"):
                 reset_states(layer, rows=[0])
@@ -109,7 +109,7 @@ class TestGetAndSetStates:
         new = normal(*SHAPE, seed=1)
         assert_same(other(new), model(new))
 
-    def test_of_a_layer_alone_and_of_a_model_that_has_one_name_twice(self):
+    def test_of_a_layer_and_of_a_model_with_a_repeated_name(self):
         layer = InitStateLSTM(UNITS, stateful=True, name="lstm")
         layer(X)
         assert list(get_states(layer)) == ["lstm/h0", "lstm/c0"]
@@ -149,7 +149,7 @@ class TestGetAndSetStates:
             ),
         ],
     )
-    def test_of_layers_of_keras_with_more_than_it_tells_of(self, make, shape, names):
+    def test_of_keras_layers_with_more_states_than_sizes(self, make, shape, names):
         layer = make(stateful=True, name="rnn")
         x = normal(*shape)
         first, states = to_numpy(layer(x)), get_states(layer)
@@ -194,7 +194,7 @@ class TestGetAndSetStates:
             (lambda s: s["inner/ours/c0"].put(0, np.nan), "must be finite"),
         ],
     )
-    def test_what_is_refused_changes_nothing(self, change, message):
+    def test_invalid_states_change_nothing(self, change, message):
         model = streaming()
         model(X)
         before, states = get_states(model), get_states(model)
@@ -206,7 +206,7 @@ class TestGetAndSetStates:
             set_states(model, list(states.values()))
 
     @pytest.mark.parametrize("function", [get_states, lambda m: set_states(m, {})])
-    def test_want_a_model_whose_streams_have_begun(self, function):
+    def test_need_built_layers(self, function):
         with pytest.raises(ValueError, match="`model` must be a model or layer"):
             function("model")
         with pytest.raises(ValueError, match="has no states before it is built"):

@@ -1,4 +1,4 @@
-"""Models whose states go in and come out."""
+"""Models with states as inputs and outputs."""
 
 import keras
 import numpy as np
@@ -27,20 +27,21 @@ SERIES = normal(BATCH, TIMESTEPS, FEATURES)
 
 
 def streamed(stream, states, *series):
-    """The outputs of a model that is fed chunk by chunk, joined."""
-    found = []
+    """The joined outputs of a model for the chunks of a series, and the last states."""
+    chunk_outputs = []
     for chunk in zip(*(chunks(x, 1, 4, 1, 6) for x in series), strict=True):
         outputs = stream.predict_on_batch([*chunk, *states])
         split = len(outputs) - len(states)
-        found.append(outputs[:split])
+        chunk_outputs.append(outputs[:split])
         states = outputs[split:]
-    return [np.concatenate(parts, 1) for parts in zip(*found, strict=True)], states
+    parts = zip(*chunk_outputs, strict=True)
+    return [np.concatenate(part, 1) for part in parts], states
 
 
 class TestWithStatesAsInputs:
     @pytest.mark.parametrize("kind", STREAM_KINDS)
     @pytest.mark.parametrize("stateful", [False, True])
-    def test_a_series_in_chunks_is_the_whole(self, kind, stateful):
+    def test_chunks_equal_the_whole_sequence(self, kind, stateful):
         size = BATCH if stateful else None
         inner = keras.Sequential(
             [
@@ -81,11 +82,11 @@ class TestWithStatesAsInputs:
         got, _ = streamed(stream, states, tokens)
         want = to_numpy(model(tokens))
         assert_same(got[0], want, 1e-5)
-        # The second layer skips what is masked if the first hands its mask on.
+        # The second layer skips masked timesteps if the first passes its mask on.
         assert (want[:, 2] == want[:, 1]).all() == rnn_hands_mask_on()
 
     @pytest.mark.filterwarnings("ignore:.*does not support masking")
-    def test_a_mask_is_handed_to_a_nested_model(self):
+    def test_a_mask_reaches_a_nested_model(self):
         inner_inputs = keras.Input((None, FEATURES))
         inner = keras.Model(inner_inputs, layer_of("ours")(inner_inputs))
         inputs, mask = keras.Input((None, FEATURES)), keras.Input((None,), dtype="bool")
@@ -99,7 +100,7 @@ class TestWithStatesAsInputs:
         with pytest.raises(ValueError, match="is called with training=True"):
             with_states_as_inputs(always)
 
-    def test_names_that_stand_in_it_twice(self, tmp_path):
+    def test_repeated_names(self, tmp_path):
         def nested(name, features):
             inputs = keras.Input((None, features))
             lstm = InitStateLSTM(UNITS, return_sequences=True, name="lstm")
@@ -114,12 +115,12 @@ class TestWithStatesAsInputs:
         loaded = keras.saving.load_model(tmp_path / "stream.keras")
         got = loaded.predict_on_batch([SERIES, *states])[0]
         assert_same(got, model(SERIES), 1e-5)
-        # Estimation and streams have the same names.
-        found = estimate_initial_state(model, SERIES, model(SERIES), steps=1)
-        assert len(found) == 4
-        set_states(as_stateful(model, BATCH), found)
+        # `estimate_initial_state()` and `set_states()` use the same names.
+        estimates = estimate_initial_state(model, SERIES, model(SERIES), steps=1)
+        assert len(estimates) == 4
+        set_states(as_stateful(model, BATCH), estimates)
 
-    def test_the_initial_states_are_those_that_are_owned(self):
+    def test_the_initial_states_are_the_owned_states(self):
         layer = InitStateLSTM(UNITS, initial_state=[[0.5, -0.5], None])
         model = keras.Sequential([keras.Input((None, FEATURES)), layer])
         _, states = with_states_as_inputs(model, batch_size=2)
@@ -133,12 +134,12 @@ class TestWithStatesAsInputs:
         model = keras.Model([x, context], layer(x, context=context))
         with pytest.raises(ValueError, match="`context` is missing"):
             with_states_as_inputs(model, BATCH)
-        of_rows = normal(BATCH, 3)
-        stream, states = with_states_as_inputs(model, BATCH, context=of_rows)
-        got, _ = stream.predict_on_batch([SERIES, of_rows, *states])
-        assert_same(got, model([SERIES, of_rows]), 1e-5)
+        features = normal(BATCH, 3)
+        stream, states = with_states_as_inputs(model, BATCH, context=features)
+        got, _ = stream.predict_on_batch([SERIES, features, *states])
+        assert_same(got, model([SERIES, features]), 1e-5)
 
-    def test_it_leaves_the_model_as_it_is_and_is_saved(self, tmp_path):
+    def test_the_model_is_unchanged_and_the_result_is_saved(self, tmp_path):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("ours")])
         before = to_numpy(model(X))
         stream, states = with_states_as_inputs(model, BATCH)
@@ -149,7 +150,7 @@ class TestWithStatesAsInputs:
         want = stream.predict_on_batch([X, *states])
         assert_same(loaded.predict_on_batch([X, *states]), want)
 
-    def test_what_can_be_no_stream_is_refused(self):
+    def test_models_that_can_not_be_streams(self):
         inputs = keras.Input((None, 2))
         shared = layers.LSTM(2, return_sequences=True, name="shared")
         twice = keras.Model(inputs, shared(shared(inputs)))

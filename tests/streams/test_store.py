@@ -1,4 +1,4 @@
-"""Many streams at once, each as if it were alone."""
+"""Many streams in one store."""
 
 import concurrent.futures
 
@@ -19,7 +19,7 @@ from strategies import at_most
 CONTEXT = 2
 
 
-def of_context():
+def with_context():
     """A model with a context, a nested model, and a layer of Keras."""
     x, context = keras.Input((None, FEATURES)), keras.Input((CONTEXT,))
     start = Conditional(layers.Dense(UNITS))
@@ -37,22 +37,23 @@ several = st.lists(ids_of, min_size=1, max_size=3, unique=True)
 
 
 class Interleaved(RuleBasedStateMachine):
-    """A store against one call for each stream, of all that it has read."""
+    """A store, compared with a call of the model for all that a stream has read."""
 
     @initialize(max_streams=st.sampled_from([None, 3]))
     def start(self, max_streams):
-        self.model = of_context()
+        self.model = with_context()
         self.store = StreamStore(self.model, max_streams)
         self.alone = StreamStore(self.model)
         self.max_streams = max_streams
-        self.read = {}  # What each has read, and its context, in the order of use.
+        # The timesteps and the context of each stream, in the order of last use.
+        self.read = {}
         self.calls = 0
 
     @rule(ids=several, timesteps=st.integers(1, 2), apart=st.booleans())
     def call(self, ids, timesteps, apart):
         self.calls += 1
         x = normal(len(ids), timesteps, FEATURES, seed=self.calls)
-        # That of a stream that has begun is not used.
+        # Only a new or reset stream uses its context.
         context = normal(len(ids), CONTEXT, seed=self.calls)
         got = self.store(ids, x, context) if apart else self.store(ids, [x, context])
         for row, one in enumerate(ids):
@@ -61,20 +62,21 @@ class Interleaved(RuleBasedStateMachine):
             mine = slice(row, row + 1)
             alone = self.alone([one], x[mine], context[mine])
             assert_same([got["all"][mine], got["last"][mine]], flat(alone), TOLERANCE)
-            before, at_first = self.read.pop(one, (x[row, :0], None))
-            at_first = context[row] if at_first is None else at_first
+            before, first_context = self.read.pop(one, (x[row, :0], None))
+            if first_context is None:
+                first_context = context[row]
             whole = np.concatenate([before, x[row]])
-            self.read[one] = whole, at_first
-            want = self.model([whole[None], at_first[None]])
+            self.read[one] = whole, first_context
+            want = self.model([whole[None], first_context[None]])
             assert_same(got["last"][mine], want["last"], 1e-5)
-            of_chunk = to_numpy(want["all"])[:, len(before) :]
-            assert_same(got["all"][mine], of_chunk, 1e-5)
+            chunk_outputs = to_numpy(want["all"])[:, len(before) :]
+            assert_same(got["all"][mine], chunk_outputs, 1e-5)
         while self.max_streams and len(self.read) > self.max_streams:
             del self.read[next(iter(self.read))]
 
     @rule(ids=several)
     def reset(self, ids):
-        if self.refused(self.store.reset, ids):
+        if self.raises_for_unknown(self.store.reset, ids):
             return
         self.store.reset(ids)
         self.alone.reset(ids)
@@ -83,21 +85,21 @@ class Interleaved(RuleBasedStateMachine):
 
     @rule(ids=several)
     def forget(self, ids):
-        if self.refused(self.store.forget, ids):
+        if self.raises_for_unknown(self.store.forget, ids):
             return
         self.store.forget(ids)
         for one in ids:
             del self.read[one]
 
-    def refused(self, function, ids):
+    def raises_for_unknown(self, function, ids):
         unknown = [one for one in ids if one not in self.read]
         if unknown:
-            with pytest.raises(ValueError, match="`ids` must be of streams that are"):
+            with pytest.raises(ValueError, match="`ids` must be IDs of existing"):
                 function(ids)
         return bool(unknown)
 
     @rule(ids=several)
-    def refused_call(self, ids):
+    def invalid_calls(self, ids):
         x, context = normal(len(ids), 1, FEATURES), normal(len(ids), CONTEXT)
         for arguments in (
             ([*ids, ids[0]], [x, context]),
@@ -110,13 +112,13 @@ class Interleaved(RuleBasedStateMachine):
                 self.store(*arguments)
 
     @invariant()
-    def knows_its_streams(self):
+    def holds_its_streams(self):
         assert list(self.store) == list(self.read)
         assert len(self.store) == len(self.read)
         assert all(one in self.store for one in self.read)
 
 
-# Where the loop is Keras's.
+# Keras's own loop runs, with `use_fused=False`.
 TOLERANCE = 0.0 if BACKEND == "tensorflow" else 1e-5
 TestInterleaved = Interleaved.TestCase
 TestInterleaved.settings = at_most(8, stateful_step_count=12)
@@ -124,7 +126,7 @@ TestInterleaved.settings = at_most(8, stateful_step_count=12)
 
 class TestStreamStore:
     @pytest.mark.parametrize("kind", [k for k in STREAM_KINDS if k != "not registered"])
-    def test_of_every_kind(self, kind):
+    def test_every_kind(self, kind):
         model = with_weights(
             keras.Sequential([keras.Input((None, FEATURES)), layer_of(kind)])
         )
@@ -140,7 +142,7 @@ class TestStreamStore:
             want = flat(model(x[one : one + 1, : len(outputs)]))[0][0]
             assert_same(np.stack(outputs), want, 1e-5)
 
-    def test_grows_and_uses_again_what_was_forgotten(self):
+    def test_grows_and_reuses_forgotten_rows(self):
         model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(2)])
         store = StreamStore(model)
         x = np.ones((300, 1, 1))
@@ -150,7 +152,7 @@ class TestStreamStore:
         assert_same(store(range(1, 300), x[1:]), first[1:])
 
     @pytest.mark.parametrize("shape", [(), (None,)])
-    def test_of_a_model_that_is_told_where_sequences_begin(self, shape):
+    def test_a_model_with_a_reset_mask(self, shape):
         inputs, reset = keras.Input((None, FEATURES)), keras.Input(shape, dtype="bool")
         options = {"initial_state": 0.5, "return_sequences": True}
         layer = InitStateLSTM(UNITS, **options)
@@ -206,25 +208,25 @@ class TestStreamStore:
             with_ids(3),
         ):
             path.write_bytes(content)
-            with pytest.raises(ValueError, match="`path` must be of a file that"):
+            with pytest.raises(ValueError, match="`path` must be a file that"):
                 store.load(path)
         assert list(store) == ["a", "b"]
 
-    def test_what_is_not_written_leaves_no_file(self, tmp_path):
+    def test_a_failed_save_leaves_no_file(self, tmp_path):
         model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(1)])
         (tmp_path / "folder").mkdir()
         with pytest.raises(OSError, match="folder"):
             StreamStore(model).save(tmp_path / "folder")
-        assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
-    def test_ids_of_numpy_are_those_of_python(self):
+    def test_numpy_ids_equal_python_ids(self):
         model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(1)])
         store = StreamStore(model)
         store(np.array(["a", "b"]), np.ones((2, 1, 1)))
         store(np.array([1, 2], "uint8"), np.ones((2, 1, 1)))
         assert [type(one) for one in store] == [str, str, int, int]
 
-    def test_a_call_that_fails_leaves_the_streams_as_they_were(self, monkeypatch):
+    def test_a_failed_call_changes_no_stream(self, monkeypatch):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("ours")])
         store = StreamStore(model, max_streams=2)
         x = normal(2, 1, FEATURES)
@@ -234,12 +236,12 @@ class TestStreamStore:
             raise RuntimeError("out of memory")
 
         with monkeypatch.context() as context:
-            context.setattr(store._stepping.model, "predict_on_batch", fails)
+            context.setattr(store._step_model.model, "predict_on_batch", fails)
             with pytest.raises(RuntimeError, match="out of memory"):
                 store(["c", "a"], x)
         assert list(store) == ["a", "b"]
 
-    def test_of_several_threads(self):
+    def test_several_threads(self):
         model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("ours")])
         store, x = StreamStore(model), normal(8, 10, FEATURES)
 
@@ -253,7 +255,7 @@ class TestStreamStore:
     @pytest.mark.parametrize(
         "ids", ["ab", [], [1, 1], [1.0], [True], [None], [("a", 1)], [b"a"], None, 5]
     )
-    def test_ids_that_are_none(self, ids):
+    def test_invalid_ids(self, ids):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
         with pytest.raises(ValueError, match="`ids` must be a list of integers or"):
             StreamStore(model)(ids, np.zeros((1, 1, 1)))
@@ -264,12 +266,12 @@ class TestStreamStore:
             StreamStore(model, 1)([1, 2], np.zeros((2, 1, 1)))
 
     @pytest.mark.parametrize("max_streams", [0, -1, 1.5, True, "many"])
-    def test_a_number_of_streams_that_is_none(self, max_streams):
+    def test_an_invalid_number_of_streams(self, max_streams):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
         with pytest.raises(ValueError, match="`max_streams` must be a positive"):
             StreamStore(model, max_streams)
 
-    def test_a_layer_that_has_no_counterpart(self):
+    def test_a_layer_without_a_counterpart(self):
         class Own(layers.LSTM):
             pass
 
