@@ -1,4 +1,4 @@
-"""The backend and release of Keras that the tests run on, and what they ask of both."""
+"""The backend and the release of Keras on which the tests run."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ else:
 # Whether the backend has a fused loop.
 FUSES = BACKEND in ("tensorflow", "torch")
 
-# JAX has float64 only behind a switch that changes its other defaults too.
+# JAX has float64 only with an option that changes other defaults too.
 WIDEST = "float32" if BACKEND == "jax" else "float64"
 FLOAT64 = pytest.param(
     "float64", marks=pytest.mark.skipif(WIDEST != "float64", reason="not in JAX")
@@ -32,12 +32,12 @@ FLOAT64 = pytest.param(
 
 
 def compiled(call, **options):
-    """A `tf.function` on TensorFlow; elsewhere, where `fit` compiles, the call."""
+    """A `tf.function` on TensorFlow; the call itself on other backends."""
     return tf.function(call, **options) if tf else call
 
 
 def in_a_fresh_process(script, *arguments, environment=os.environ):
-    """What a script prints that knows this process's backend and paths, and no more."""
+    """The output of a script in a new process with the same backend and paths."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={

@@ -7,7 +7,7 @@ import hypothesis
 import keras
 import pytest
 
-# What the tests in a file cannot be imported without.
+# The packages that the tests in a file import.
 NEEDED = {
     "loops/test_cudnn.py": ("tensorflow",),
     "benchmarks/test_backends.py": ("matplotlib",),
@@ -44,7 +44,7 @@ collect_ignore = [
 hypothesis.settings.register_profile(
     "default",
     deadline=None,
-    # The same examples at every run: a red build is then always a change's doing.
+    # Use the same examples at every run: a test then fails only because of a change.
     derandomize=True,
     max_examples=40,
     suppress_health_check=list(hypothesis.HealthCheck),
@@ -56,13 +56,13 @@ hypothesis.settings.register_profile(
     derandomize=False,
     max_examples=500,
 )
-# For the backends that compile what TensorFlow runs eagerly.
+# For JAX and PyTorch, on which the examples take longer.
 hypothesis.settings.register_profile(
     "backends",
     parent=hypothesis.settings.get_profile("default"),
     max_examples=5,
 )
-# For mutation testing, where a failure says enough by itself.
+# For mutation testing, which needs only a failure, and no minimal example.
 hypothesis.settings.register_profile(
     "mutants",
     parent=hypothesis.settings.get_profile("default"),
@@ -87,7 +87,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def room_for_sizes():
-    """All tests together run more sizes of layers than a process compiles."""
+    """Resets the limit of compiled sizes, which all tests together would exceed."""
     if keras.backend.backend() == "tensorflow":
         from keras_init_lstm.loops import tensorflow_loop
 
@@ -96,9 +96,9 @@ def room_for_sizes():
 
 @pytest.fixture
 def fused_adds_one(monkeypatch):
-    """What the fused loop returns is one more than it should be, which tells it apart.
+    """Adds one to the results of the fused loop, to see whether it runs.
 
-    To be called is not to be run: a graph may hold one loop and run another.
+    A record of the calls is not enough: a graph may hold one loop and run another.
     """
     from keras_init_lstm.loops import tensorflow as fused
 

@@ -303,7 +303,7 @@ def models_to_save():
     }
 
 
-def of_several_kinds(layer_with_a_mean, timesteps=None):
+def model_of_several_kinds(layer_with_a_mean, timesteps=None):
     """A model with owned, sampled and conditional initial states."""
     x, context = keras.Input((timesteps, FEATURES)), keras.Input(CONTEXT.shape[1:])
     conditional = Conditional(layers.Dense(UNITS))

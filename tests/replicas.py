@@ -1,7 +1,7 @@
-"""Training on several devices and processes: each function in a process of its own.
+"""Training on several devices and processes: each function runs in a new process.
 
-TensorFlow and JAX are told of their devices before they start. A function raises what
-is wrong.
+TensorFlow and JAX must know their devices before they run. A function raises an error
+if a result is wrong.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def trained(cls, kind, strategy=None):
-    """A model after three steps with the whole batch, and the losses."""
+    """A model after three steps on the whole batch, and the losses."""
     keras.utils.set_random_seed(1)
     with strategy.scope() if strategy else contextlib.nullcontext():
         x, context = keras.Input(SHAPE), keras.Input((6,))
@@ -47,7 +47,7 @@ def two_devices():
     (cpu,) = tf.config.list_physical_devices("CPU")
     device = tf.config.LogicalDeviceConfiguration()
     tf.config.set_logical_device_configuration(cpu, [device, device])
-    # One for all: the collective operations of two would be mixed up.
+    # Use one strategy: two would mix up their collective operations.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
@@ -67,11 +67,11 @@ def mirrored():
                 alone, losses_alone = trained(cls, kind)
                 assert_same(losses, losses_alone, tolerance=1e-5)
                 assert_same(model.get_weights(), alone.get_weights(), tolerance=1e-5)
-    replicas_draw_for_themselves(strategy)
+    replicas_draw_independently(strategy)
     replicas_have_their_own_streams(strategy)
 
 
-def replicas_draw_for_themselves(strategy):
+def replicas_draw_independently(strategy):
     def draws():
         with strategy.scope():
             kind = Sampled(0.0, 1.0, seed=1, at_inference="sample")
@@ -90,7 +90,7 @@ def replicas_draw_for_themselves(strategy):
     assert_same(
         *([value for state in s for value in state.values] for s in (first, again))
     )
-    # The first of them draws what a layer draws that is alone.
+    # The first replica draws the same as a layer without a strategy.
     alone = InitStateLSTM(UNITS, initial_state=layer.initial_state[0])
     assert_same(alone.get_initial_state(2)[0], first[0].values[0])
 
@@ -116,14 +116,14 @@ def replicas_have_their_own_streams(strategy):
             x = keras.Input(SHAPE, batch_size=ROWS)
             model = keras.Model(x, cls(UNITS, stateful=True)(x))
         words = f"xpected a? ?batch size( of|:) {ROWS}"
-        if cls is keras.layers.LSTM:  # Before Keras 3.11, the error of a sum.
+        if cls is keras.layers.LSTM:  # Before Keras 3.11, an addition raises.
             words += "|Dimensions must be equal"
         with pytest.raises(ValueError, match=words):
             model.predict(X, batch_size=ROWS, verbose=0)
 
 
 def worker(index, *ports):
-    """One of two machines, with every second row as its data."""
+    """One of two workers, whose data are every second row."""
     cluster = {"worker": [f"localhost:{port}" for port in ports]}
     task = {"type": "worker", "index": int(index)}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
@@ -167,13 +167,13 @@ def worker(index, *ports):
     with strategy.scope():
         lstm = keras.Sequential([keras.Input(SHAPE), keras.layers.LSTM(1)])
         lstm.compile("sgd", "mse")
-    # Keras's own `fit()` does not take this strategy.
+    # Keras's `fit()` does not support this strategy.
     with pytest.raises(ValueError, match="PerReplica"):
         lstm.fit(tf.data.Dataset.from_tensors((X, Y)), verbose=0)
 
 
 def data_parallel():
-    """On JAX: what one device gives, two give too."""
+    """Two devices have the same results as one, on JAX."""
     results = []
     for devices in (1, 2):
         if devices == 2:
@@ -188,7 +188,7 @@ def data_parallel():
 
 
 def data_parallel_of_torch(rank, port, *_):
-    """One of two processes: each draws for itself, and both learn the same."""
+    """One of two processes, which draw independently, and learn the same."""
     import torch
     from torch import distributed
 

@@ -1,4 +1,4 @@
-"""Copies of any layer or model, with what its configuration forgets."""
+"""Copies of any layer or model."""
 
 import keras
 import numpy as np
@@ -12,30 +12,30 @@ from oracles import assert_same
 
 
 class TestCopyLayer:
-    def test_of_what_adapts(self):
+    def test_normalization(self):
         numbers = layers.Normalization()
         numbers.adapt(3 + 2 * normal(*SHAPE))
         assert_same(copy_layer(numbers)(np.ones(SHAPE)), numbers(np.ones(SHAPE)))
 
     @pytest.mark.tensorflow
-    def test_of_a_vocabulary(self):
+    def test_a_vocabulary(self):
         texts = layers.TextVectorization()
         texts.adapt(["a b c", "a"])
         assert_same(copy_layer(texts)(["b a"]), texts(["b a"]))
 
-    def test_of_what_a_configuration_forgets(self):
+    def test_attributes_that_a_configuration_omits(self):
         for rnn in (layers.LSTM, layers.GRU):
             copied = copy_layer(rnn(2, use_cudnn=False, implementation=1))
             assert copied.use_cudnn is False and copied.cell.implementation == 1
 
-    def test_of_functions_and_operations(self):
+    def test_functions_and_operations(self):
         x = keras.Input((3,))
         h = layers.Lambda(lambda a: a * 2, output_shape=(3,))(x)
         h = layers.Dense(2, activation=lambda a: a + 1)(h)
         model = keras.Model(x, keras.ops.exp(h)[:, :1])
         assert_same(copy_layer(model)(np.ones((2, 3))), model(np.ones((2, 3))))
 
-    def test_of_a_sequential_model_of_ones_own(self):
+    def test_a_subclass_of_sequential(self):
         class Own(keras.Sequential):
             def call(self, *args, **kwargs):
                 return super().call(*args, **kwargs) + 1
@@ -45,7 +45,7 @@ class TestCopyLayer:
         assert type(copied) is Own
         assert_same(copied(np.ones((2, 3))), model(np.ones((2, 3))))
 
-    def test_of_layers_that_leave_others_to_their_call(self):
+    def test_layers_that_are_built_by_a_call(self):
         class Inner(layers.Layer):
             def __init__(self, **kwargs):
                 super().__init__(**kwargs)
@@ -70,7 +70,7 @@ class TestCopyLayer:
         assert len(copied.weights) == 2
         assert_same(copied(given), want)
 
-    def test_of_a_context_in_both_directions(self):
+    def test_a_context_in_both_directions(self):
         layer = InitStateBidirectional(InitStateLSTM(2, initial_state=[0.5, None]))
         layer(np.ones(SHAPE))
         assert_same(copy_layer(layer)(np.ones(SHAPE)), layer(np.ones(SHAPE)))

@@ -1,4 +1,4 @@
-"""What the documents print runs, and what they link to and name is there."""
+"""The code in the documents runs, and their links and names exist."""
 
 import doctest
 import importlib
@@ -17,7 +17,7 @@ import keras_init_lstm
 from oracles import to_numpy
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What a program wrote is in benchmarks/results, and runs nothing.
+# Programs write the documents in this folder, which have no code.
 RESULTS = ROOT / "benchmarks" / "results"
 FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "docs"))]
 FOLDERS += [ROOT / "notebooks", RESULTS]
@@ -30,7 +30,7 @@ WRITTEN = [name for name in DOCUMENTS if (ROOT / name).parent != RESULTS]
 README, GUIDE, MIGRATION = (
     DOCUMENTS[name] for name in ("README.md", "docs/guide.md", "MIGRATION.md")
 )
-# What an older Keras, which `make versions` tests with, does not have.
+# Functions that need a newer Keras than the oldest that `make versions` tests.
 SINCE = {"keras2.load_model": (3, 14)}
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 PACKAGE = ROOT / "keras_init_lstm"
@@ -56,7 +56,7 @@ EVERYTHING = "\n".join(
 
 
 def blocks(text):
-    """The fenced blocks of a document: each its language and its code."""
+    """The language and the code of each fenced block of a document."""
     found, language, lines = [], None, []
     for line in text.splitlines():
         fence = re.fullmatch(r" *```(.*)", line)
@@ -76,12 +76,12 @@ def python_of(text):
 
 
 def prose_of(text):
-    """A document without its blocks."""
+    """A document without its fenced blocks."""
     return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def headings(text):
-    """The anchors of a document, as GitHub makes them of its headings."""
+    """The anchors that GitHub makes from the headings of a document."""
     found = []
     for title in re.findall(r"^#+ (.*)$", prose_of(text), re.MULTILINE):
         kept = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
@@ -89,9 +89,9 @@ def headings(text):
     return found
 
 
-@pytest.mark.tensorflow  # whose tensors they show
+@pytest.mark.tensorflow  # The docstrings show tensors of TensorFlow.
 @pytest.mark.parametrize(
-    # Each backend imports its own framework alone.
+    # The files of other backends import their own frameworks.
     "name",
     [name for name in MODULES if not name.endswith((".jax", ".torch"))],
 )
@@ -99,7 +99,7 @@ def test_docstrings(name):
     module = importlib.import_module(f"keras_init_lstm.{name}")
     names = {"keras": keras, "np": np, "keras_init_lstm": keras_init_lstm}
     result = doctest.testmod(module, extraglobs=names)
-    # That of `keras2.load_model` is of a file that is not here.
+    # The example of `keras2.load_model` needs a file.
     text = pathlib.Path(module.__file__).read_text()
     shown = name != "keras2.load" and ">>> " in text
     assert bool(result.attempted) >= shown and not result.failed
@@ -112,7 +112,7 @@ def test_every_public_name_has_an_example():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A folder into which a wheel of this checkout is unpacked."""
+    """A folder with the unpacked wheel of this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([sys.executable, *build, "--wheel-dir", folder, ROOT], check=True)
@@ -147,7 +147,7 @@ def test_every_block_against_the_wheel(name, wheel, tmp_path):
             "print(keras_init_lstm.__file__)",
         ]
     )
-    # In an empty folder, and isolated from this checkout.
+    # Run it in an empty folder, isolated from this checkout.
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],
         cwd=tmp_path,
@@ -158,14 +158,14 @@ def test_every_block_against_the_wheel(name, wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1].startswith(str(wheel))
-    # What a comment says that is printed, where it stands alone.
+    # Compare the outputs that comments after `print()` show.
     said = re.findall(r"^print\(.*\)  # ([(\[].*|\w+/.*)$", "\n".join(code), re.M)
     assert [line for line in said if line not in lines] == []
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_no_block_is_skipped(name):
-    # Another language would be neither run nor known to be a command.
+    # A block of another language would not be tested.
     assert {language for language, _ in blocks(DOCUMENTS[name])} <= {"python", "sh"}
     assert DOCUMENTS[name].count("```") % 2 == 0
     assert len(python_of(DOCUMENTS[name])) == DOCUMENTS[name].count("```python")
@@ -182,7 +182,7 @@ def test_documents_with_code():
 def test_links(name):
     text = prose_of(DOCUMENTS[name])
     links = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)
-    # A picture in a link is one of both.
+    # A picture in a link has two links.
     links += re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text)
     broken = []
     for link in links:
@@ -198,10 +198,10 @@ def test_links(name):
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
-    # What it is and how to try it are seen without scrolling far.
+    # The first screens must say what the package is and how to try it.
     top = "\n".join(README.splitlines()[:60])
-    for what in ("pip install", "make demo", "make test", "digits.png", "```python"):
-        assert what in top, what
+    for text in ("pip install", "make demo", "make test", "digits.png", "```python"):
+        assert text in top, text
 
 
 COMPARISON = MIGRATION.partition("## trainable-initial-state-rnn and cond-rnn")[2]
@@ -210,13 +210,13 @@ CODE = re.findall(r"\| `(.*)` \|$", COMPARISON, re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_every_capability_of_what_people_used_before(code):
+def test_every_example_of_the_migration(code):
     keras.utils.set_random_seed(1)
     scope = {"keras": keras, "np": np}
     exec(f"{EVERYTHING}\n{SETUP}", scope)
     outputs = to_numpy(eval(code, scope))
     assert outputs.shape[0] == 4
-    # All rows are given the same sequence, so that only their start can differ.
+    # All rows have the same sequence. Only their initial states may differ.
     same = [(outputs[0] == row).all() for row in outputs[1:]]
     assert set(same) == {"context" not in code and "initial_state=[h" not in code}
 
@@ -251,7 +251,7 @@ def test_ten_errors_are_under_troubleshooting():
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_every_test_that_is_named_is_there(name):
+def test_every_named_test_exists(name):
     named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", DOCUMENTS[name]))
     assert name != "docs/guide.md" or len(named) >= 10
     for file, test in named:
@@ -261,7 +261,7 @@ def test_every_test_that_is_named_is_there(name):
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_every_command_that_is_named_is_there(name):
+def test_every_named_command_exists(name):
     text = DOCUMENTS[name]
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^)make (?:-k )?([\w-]+)", text, re.MULTILINE):
@@ -271,7 +271,7 @@ def test_every_command_that_is_named_is_there(name):
         assert (path / "__main__.py").exists() or path.with_suffix(".py").exists()
 
 
-def test_every_public_name_is_in_what_users_read():
+def test_the_documents_name_every_public_name():
     for name in (name.rpartition(".")[2] for name in PUBLIC):
         assert re.search(rf"\b{name}\b", README + GUIDE + MIGRATION), name
 
@@ -285,7 +285,7 @@ def test_every_module_is_on_the_map():
         assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
 
 
-def test_what_ci_runs_is_in_the_readme():
+def test_the_readme_names_the_jobs_of_ci():
     script = ROOT / ".ci" / "run"
     if not script.exists():
         pytest.skip("not part of a source distribution")

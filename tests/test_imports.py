@@ -1,4 +1,4 @@
-"""Imports go down only: the order of the package's folders and modules."""
+"""A module of the package imports only from modules of a lower level."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import keras_init_lstm
 
 PACKAGE = Path(keras_init_lstm.__file__).parent
-# Each imports from those before it, and from its own folder.
+# A part imports from earlier parts, and from its own folder.
 ORDER = [
     "_types",
     "_keras",
@@ -34,7 +34,7 @@ FILES = sorted(
 
 
 def imported(path):
-    """The parts of the package that a file imports, in functions too."""
+    """The parts of the package that a file imports, also within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [name.name for name in node.names]

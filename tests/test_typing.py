@@ -1,4 +1,4 @@
-"""What type checkers say of a user's script, right and wrong."""
+"""Type checkers on a correct and a wrong script of a user."""
 
 import json
 import re
@@ -13,7 +13,7 @@ ROOT = FOLDER.parents[1]
 
 
 def run(*command):
-    """What a checker prints, of the scripts and no other file."""
+    """The output of a checker for the scripts, and for no other file."""
     command = [sys.executable, "-m", *command]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT
@@ -30,9 +30,9 @@ def mypy(script):
 
 def pyright(script):
     output = run("pyright", "--outputjson", "--pythonpath", sys.executable, str(script))
-    # What `keras.ops` returns is inferred from all backends at once, and in Keras 3.10
-    # the result of OpenVINO is not an array. In a source tree of Keras, Pyright finds
-    # no public names in `keras.ops`, `keras.layers` and so on.
+    # Pyright infers the results of `keras.ops` from all backends, and in Keras 3.10 the
+    # result of OpenVINO is not an array. In a source tree of Keras, Pyright finds no
+    # public names in `keras.ops`, `keras.layers` and so on.
     faults_of_keras = re.compile('OpenVINO|known attribute of module "keras"')
     return {
         1 + each["range"]["start"]["line"]
@@ -43,10 +43,10 @@ def pyright(script):
 
 @pytest.mark.parametrize("checker", [mypy, pyright])
 class TestScripts:
-    def test_a_right_one_has_no_error(self, checker):
+    def test_a_correct_script_has_no_error(self, checker):
         assert checker(FOLDER / "right.py") == set()
 
-    def test_of_a_wrong_one_each_line_is_found(self, checker):
+    def test_each_line_of_a_wrong_script_has_an_error(self, checker):
         lines = (FOLDER / "wrong.py").read_text().splitlines()
         wrong = {n for n, line in enumerate(lines, 1) if line.endswith("# error")}
         assert len(wrong) > 20

@@ -1,4 +1,4 @@
-"""Which backends the package runs on, and what it imports of them."""
+"""The backends of the package, and their imports."""
 
 import ast
 import importlib.util
@@ -38,7 +38,7 @@ def imported(path):
             yield node.module.split(".")[0]
 
 
-def test_a_framework_is_imported_in_its_own_files_alone():
+def test_a_framework_is_imported_only_in_its_own_files():
     files = {
         path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")
     }
@@ -48,7 +48,7 @@ def test_a_framework_is_imported_in_its_own_files_alone():
         assert frameworks <= ALLOWED.get(name, set()), name
 
 
-def test_no_other_framework_is_loaded_with_the_package():
+def test_the_package_loads_no_other_framework():
     script = (
         "import sys, keras; before = set(sys.modules); import keras_init_lstm;"
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
@@ -59,8 +59,8 @@ def test_no_other_framework_is_loaded_with_the_package():
     assert not (FRAMEWORKS - {BACKEND}).intersection(done.stdout.split())
 
 
-def test_another_backend_is_refused():
-    # With a stand-in for the other backend, whose packages need not be installed.
+def test_another_backend_raises():
+    # Use a fake backend, which needs no other package.
     script = (
         "import keras; keras.backend.backend = lambda: 'numpy'; import keras_init_lstm"
     )
@@ -88,7 +88,7 @@ def test_which_backends_have_a_fused_loop(use_fused):
             layer(np.ones((2, 10, 3)))
 
 
-def test_what_is_symbolic():
+def test_is_symbolic():
     assert backend.is_symbolic(keras.Input((3,)))
     for known in (np.ones(3), keras.ops.ones(3), 1.0, "text", None):
         assert not backend.is_symbolic(known)
@@ -109,7 +109,7 @@ print(keras.backend.standardize_dtype(layer(np.ones((2, 5, 3))).dtype))
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is there"
 )
-def test_the_log_says_that_it_needs_tensorflow():
+def test_log_initial_state_needs_tensorflow():
     layer = keras_init_lstm.InitStateLSTM(2, initial_state="trainable")
     model = keras.Sequential([layer])
     model.compile("sgd", "mse")
@@ -119,7 +119,7 @@ def test_the_log_says_that_it_needs_tensorflow():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
-def test_without_what_pytorch_keeps_private_a_stream_runs():
+def test_a_stream_runs_without_private_names_of_pytorch():
     script = """
 import sys
 import keras, numpy as np, torch

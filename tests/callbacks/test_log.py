@@ -1,4 +1,4 @@
-"""What is logged of initial states in training, for TensorBoard."""
+"""The logs of initial states in training, for TensorBoard."""
 
 import os
 import pathlib
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.tensorflow
 
 
 def events(folder):
-    """What was logged: `{tag: {step: array}}`, and no step twice."""
-    found = {}
+    """The logged values, `{tag: {step: array}}`. Each step must be there once."""
+    logged = {}
     for path in sorted(pathlib.Path(folder).glob("*tfevents*")):
         for record in tf.data.TFRecordDataset(str(path)):
             event = tf.compat.v1.Event.FromString(record.numpy())
             for value in event.summary.value:
-                steps = found.setdefault(value.tag, {})
+                steps = logged.setdefault(value.tag, {})
                 assert event.step not in steps
                 steps[event.step] = tf.make_ndarray(value.tensor)
-    return found
+    return logged
 
 
 def fit(model, *callbacks, epochs=2, **kwargs):
@@ -43,7 +43,7 @@ def small_model(**kwargs):
 
 
 class Recorder(keras.callbacks.Callback):
-    """The values of the variables at each step, as they are."""
+    """Records the values of variables at each step."""
 
     def __init__(self, *variables):
         super().__init__()
@@ -121,7 +121,7 @@ class TestLog:
             for what in ("histogram", "norm")
         ]
 
-    def test_a_resumed_run_goes_on_with_the_steps(self, tmp_path):
+    def test_a_resumed_run_continues_the_steps(self, tmp_path):
         model = small_model()
         fit(model, LogInitialState(tmp_path), initial_epoch=3, epochs=5)
         found = events(tmp_path / "initial_state")
@@ -146,7 +146,7 @@ class TestLog:
             "train",
         ]
 
-    def test_every_epoch_can_be_seen_at_once(self, tmp_path):
+    def test_every_epoch_is_written_at_its_end(self, tmp_path):
         seen = []
 
         class Look(keras.callbacks.Callback):
@@ -165,7 +165,7 @@ class TestLog:
         opened = [os.path.realpath(file) for file in files]
         assert not any(str(tmp_path) in path for path in opened)
 
-    def test_a_model_that_fit_builds_has_no_value_at_the_start(self, tmp_path):
+    def test_a_model_that_fit_builds_has_no_step_0(self, tmp_path):
         layer = InitStateLSTM(2, initial_state=Fixed([3.0, 4.0]))
         model = keras.Sequential([layer])
         with warnings.catch_warnings():
@@ -174,6 +174,6 @@ class TestLog:
         found = events(tmp_path / "initial_state")
         assert found[f"{layer.h0.value.path}/norm"] == {1: 5, 2: 5}
 
-    def test_a_model_that_owns_nothing(self, tmp_path):
+    def test_a_model_without_owned_states(self, tmp_path):
         with pytest.warns(UserWarning, match="nothing to log"):
             fit(small_model(initial_state=None), LogInitialState(tmp_path))

@@ -1,4 +1,4 @@
-"""Initial states computed from a context, where they differ from the other kinds."""
+"""Initial states that are computed from a context."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ class TestEncoder:
             lambda: layers.LSTM(UNITS, return_state=True),
         ],
     )
-    def test_must_make_one_row_for_each_sequence(self, make):
+    def test_must_return_one_row_for_each_sequence(self, make):
         context = np.ones((BATCH, 5, 6)) if "LSTM" in str(make()) else CONTEXT
         layer = InitStateLSTM(UNITS, initial_state=Conditional(make()))
         with pytest.raises(
@@ -61,7 +61,7 @@ class TestEncoder:
             assert not each.trainable_weights
         assert len(layer.trainable_weights) == 3
 
-    def test_that_is_not_built_starts_each_state_on_its_own(self):
+    def test_an_unbuilt_encoder_is_initialized_for_each_state(self):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(layers.Dense(UNITS)))
         h, c = flat(layer.get_initial_state(BATCH, context=CONTEXT))
         assert (h != c).all()
@@ -81,7 +81,7 @@ class TestEncoder:
         frozen(X, context=CONTEXT)
         assert not frozen.trainable_weights
 
-    def test_its_losses_are_the_layers(self):
+    def test_its_losses_are_losses_of_the_layer(self):
         regularized = encoder(kernel_regularizer="l2", activity_regularizer="l1")
         layer = InitStateLSTM(UNITS, initial_state=[Conditional(regularized), None])
         layer(X, context=CONTEXT)
@@ -94,7 +94,7 @@ class TestEncoder:
         layer.assign_initial_state([None, np.ones(UNITS)])
 
     @pytest.mark.parametrize("training", [False, True])
-    def test_knows_whether_it_trains(self, training):
+    def test_gets_the_training_flag(self, training):
         class Flag(layers.Layer):
             def call(self, context, training=False):
                 return keras.ops.full((len(context), UNITS), 1.0 if training else -1.0)
@@ -118,7 +118,7 @@ class TestEncoder:
         assert_same(restored(X, context=CONTEXT), want)
 
 
-def test_the_encoders_that_are_built_have_paths_of_their_own(tmp_path):
+def test_built_encoders_have_different_paths(tmp_path):
     given = keras.Sequential([keras.Input((6,)), layers.Dense(5), encoder()])
     x, context = keras.Input((None, FEATURES)), keras.Input((6,))
     layer = InitStateLSTM(UNITS, initial_state=Conditional(given))
@@ -134,7 +134,7 @@ def test_the_encoders_that_are_built_have_paths_of_their_own(tmp_path):
 
 @keras.saving.register_keras_serializable("test_conditional")
 class Inner(layers.Layer):
-    """A layer without a `build()`, as most are written."""
+    """A layer without a `build()`, like most custom layers."""
 
     def __init__(self, units=UNITS, **kwargs):
         super().__init__(**kwargs)
@@ -151,7 +151,7 @@ class Inner(layers.Layer):
 
 @keras.saving.register_keras_serializable("test_conditional")
 class Outer(layers.Layer):
-    """One that leaves a layer without a `build()` to its call, though it has one."""
+    """A layer whose `build()` does not build the layer inside it."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -161,7 +161,8 @@ class Outer(layers.Layer):
         self.scale = self.add_weight(shape=(UNITS,), initializer="ones")
 
     def call(self, context, training=False):
-        # Keras 3.16 does not hand `training` to the layers called after a Sequential.
+        # Keras 3.16 does not pass `training` to layers that are called after a
+        # Sequential; pass it explicitly.
         return self.inner(context, training=training) * self.scale
 
 
@@ -176,8 +177,8 @@ class SubclassedModel(keras.Model):
 
 
 @keras.saving.register_keras_serializable("test_conditional")
-class OfSeveral(layers.Layer):
-    """Its context is a structure, with integers that no float stands for."""
+class OfStructure(layers.Layer):
+    """A layer whose context is a structure of floats and integers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -191,14 +192,14 @@ class OfSeveral(layers.Layer):
 
 
 IDENTITIES = np.array([3, 1, 0, 3], "int32")
-# Encoders that Keras builds by a call, and a context for each.
+# Encoders that Keras builds by calling them, each with a context.
 BUILT_BY_CALLS = {
     "layer": (Inner, CONTEXT),
     "layer in a layer": (Outer, CONTEXT),
     "in Sequential": (lambda: keras.Sequential([Inner(3), encoder()]), CONTEXT),
     "model": (SubclassedModel, CONTEXT),
-    "of a dict": (OfSeveral, {"a": CONTEXT, "b": IDENTITIES}),
-    "of a list": (OfSeveral, [CONTEXT, IDENTITIES]),
+    "of a dict": (OfStructure, {"a": CONTEXT, "b": IDENTITIES}),
+    "of a list": (OfStructure, [CONTEXT, IDENTITIES]),
 }
 
 
@@ -215,7 +216,7 @@ def model_around(layer, context, batch_size=None):
     return keras.Model([x, *keras.tree.flatten(inputs)], outputs)
 
 
-# Keras itself warns of such a layer in a Sequential model that is loaded.
+# Keras warns about such a layer when it loads a Sequential model.
 @pytest.mark.filterwarnings("error::UserWarning", "ignore:.build... was called on")
 @pytest.mark.parametrize("which", BUILT_BY_CALLS)
 def test_an_encoder_that_keras_builds_by_a_call(which, tmp_path):
@@ -290,13 +291,13 @@ def test_an_encoder_over_time_that_keras_builds_by_a_call(tmp_path):
     assert_same(loaded(given), want, tolerance=1e-6)
 
 
-def test_an_encoder_that_keras_builds_by_a_call_and_that_is_refused():
+def test_an_invalid_encoder_that_keras_builds_by_a_call():
     layer = InitStateLSTM(UNITS, initial_state=Conditional(Inner(3)))
     with pytest.raises(ValueError, match=r"(?s)`encoder`.*\(batch, 2\).*Received"):
         model_around(layer, CONTEXT)
 
 
-def test_an_encoder_that_only_runs_eagerly_is_built_by_its_first_call():
+def test_an_eager_encoder_is_built_by_its_first_call():
     class Eager(Inner):
         def call(self, context, training=False):
             return super().call(flat(context)[0] + 0.0)
@@ -323,7 +324,7 @@ def test_a_context_that_a_stream_does_not_use_must_be_finite():
     assert np.isnan(flat(found)).all()
 
 
-def test_a_context_that_its_encoder_refuses_draws_nothing():
+def test_a_context_that_the_encoder_rejects_draws_nothing():
     kinds = ["sampled", Conditional(layers.Dense(UNITS))]
     layer = InitStateLSTM(UNITS, initial_state=kinds, dropout=0.5)
     layer(X, context=CONTEXT, training=True)

@@ -1,4 +1,4 @@
-"""The kinds of initial state: what each makes of its arguments, and refuses."""
+"""The kinds of initial state, and their arguments."""
 
 import math
 
@@ -23,7 +23,7 @@ from strategies import sizes
 
 
 def drawn(entry, batch, units, training=True):
-    """`batch` rows of a state that starts from `entry`."""
+    """`batch` rows of the initial state `entry`."""
     layer = InitStateLSTM(units, initial_state=[entry, None])
     layer.build((None, None, 1))
     return to_numpy(layer.initial_state[0].call(batch, training=training))
@@ -48,7 +48,7 @@ class TestSampled:
 
     @pytest.mark.parametrize("learned", [False, True])
     @pytest.mark.parametrize("distribution", ["normal", "truncated_normal", "uniform"])
-    def test_moments_are_those_asked_for(self, distribution, learned):
+    def test_moments_are_the_arguments(self, distribution, learned):
         mean, stddev = np.array([0.5, -2.0, 0.0]), np.array([0.1, 3.0, 1.0])
         entry = sampled(mean, stddev, distribution, learned=learned, seed=1)
         draws = drawn(entry, self.rows, 3).astype("float64")
@@ -107,7 +107,7 @@ class TestSampled:
         keras.utils.set_random_seed(1)
         np.testing.assert_array_equal(first, drawn("sampled", 3, 4))
 
-    def test_states_drawn_from_a_distribution_each(self):
+    def test_states_with_different_distributions(self):
         layer = InitStateLSTM(
             UNITS, initial_state=[Sampled(0.5, 0.1, seed=1), Sampled(0.2, 0.3, seed=1)]
         )
@@ -126,7 +126,7 @@ class TestSampled:
         assert (draws != mean).all()
         assert (draws[0] != draws[1]).all()
 
-    def test_the_layer_shows_what_rows_start_from(self):
+    def test_get_initial_state_equals_the_states_of_a_call(self):
         layer = InitStateLSTM(2, initial_state=[Sampled([1.0, 2.0]), None])
         h, c = layer.get_initial_state(3)
         assert_same([h, c], [np.array([[1, 2]] * 3, "f"), np.zeros((3, 2), "f")])
@@ -145,7 +145,7 @@ class TestSampled:
     @pytest.mark.parametrize(
         "as_graph", [False, pytest.param(True, marks=pytest.mark.tensorflow)]
     )
-    def test_every_call_of_the_layer_draws_anew_in_training_only(self, as_graph):
+    def test_every_call_in_training_draws(self, as_graph):
         layer = InitStateLSTM(4, initial_state=Sampled(seed=4))
         call = compiled(layer) if as_graph else layer
         x = np.ones((3, 2, 1), "float32")
@@ -169,7 +169,7 @@ class TestSampled:
         np.testing.assert_allclose(mean, weight.sum(axis=0), rtol=1e-6)
         np.testing.assert_allclose(stddev, (weight * noise).sum(axis=0), rtol=1e-5)
 
-    def test_a_learned_stddev_is_kept_from_being_negative(self):
+    def test_a_learned_stddev_stays_non_negative(self):
         layer = InitStateLSTM(2, initial_state=sampled(1.0, 2.0, learned=True))
         layer.build((None, None, 1))
         stddev = layer.initial_state[0].stddev
@@ -193,7 +193,7 @@ class TestTrainable:
 
 class TestGivenValues:
     @pytest.mark.parametrize("dtype", ["float16", "float32", FLOAT64])
-    def test_a_given_array_survives_bit_for_bit(self, dtype):
+    def test_a_given_array_is_kept_exactly(self, dtype):
         info = np.finfo(dtype)
         array = np.array(
             [-0.0, info.max, info.tiny, info.smallest_subnormal, 1 / 3, math.pi], dtype
@@ -217,17 +217,17 @@ class TestGivenValues:
         array[:] = 7
         assert_same(layer.get_initial_state(1)[0], np.ones((1, 2), "float32"))
 
-    def test_initializers_start_the_variables(self):
+    def test_initializers_set_the_variables(self):
         ones = keras.initializers.Ones()
         for entry in (Fixed("ones"), Fixed(ones), Trainable("ones"), Trainable(ones)):
             layer = InitStateLSTM(2, initial_state=[entry, None])
             assert_same(layer.get_initial_state(1)[0], np.ones((1, 2), "float32"))
 
-    def test_a_random_initializer_starts_each_state_on_its_own(self):
+    def test_a_random_initializer_draws_for_each_state(self):
         layer = InitStateLSTM(8, initial_state=Trainable("random_normal"))
         assert all((s != 0).all() for s in flat(layer.get_initial_state(1)))
 
-    def test_what_keras_cannot_serialize_may_be_given(self):
+    def test_functions_that_keras_can_not_serialize(self):
         def initializer(shape, dtype=None):
             return keras.ops.full(shape, 0.5, dtype)
 
@@ -263,7 +263,7 @@ not_numbers = st.sampled_from(
 
 @st.composite
 def bad_arrays(draw, units):
-    """What is neither a finite number nor a finite array of shape `(units,)`."""
+    """Values that are neither a finite number nor a finite array `(units,)`."""
     wrong = draw(st.integers(1, 9).filter(lambda n: n != units))
     poisoned = np.zeros(units)
     poisoned[draw(st.integers(0, units - 1))] = draw(not_finite)
@@ -303,12 +303,12 @@ class TestKinds:
         ],
         ids=str,
     )
-    def test_show_what_they_were_made_with(self, kind, text):
+    def test_repr_shows_the_arguments(self, kind, text):
         assert repr(kind) == text
         assert repr(kind.copy(name="c0")) == text
 
     @pytest.mark.parametrize("kind", [Fixed(), Trainable(), Sampled(), PerRow()])
-    def test_say_that_they_have_no_value_before_they_are_built(self, kind):
+    def test_have_no_value_before_they_are_built(self, kind):
         layer = InitStateLSTM(3, initial_state=[kind, None])
         with pytest.raises(AttributeError, match="no `value` before it is built: call"):
             _ = layer.h0.value
@@ -368,14 +368,14 @@ class TestKinds:
         assert loaded.layers[0].h0.level == 0.5
         assert_same(loaded(X), model(X))
 
-    def test_a_policy_of_a_users_own(self):
+    def test_a_custom_dtype_policy(self):
         class Policy(keras.DTypePolicy):
             pass
 
         layer = InitStateLSTM(2, initial_state="trainable", dtype=Policy("float32"))
         assert tuple(layer(X).shape) == (len(X), 2)
 
-    def test_one_that_takes_no_name(self):
+    def test_a_class_that_takes_no_name(self):
         class Nameless(InitialState):
             def __init__(self):
                 super().__init__()
@@ -384,7 +384,7 @@ class TestKinds:
         with pytest.raises(ValueError, match=message):
             InitStateLSTM(2, initial_state=Nameless())
 
-    def test_a_frozen_distribution_is_not_a_given_one(self):
+    def test_a_frozen_distribution_is_still_learned(self):
         entry = Sampled(learned=True, trainable=False)
         assert entry.learned and not entry.trainable
         layer = InitStateLSTM(2, initial_state=[entry, None])
@@ -398,7 +398,7 @@ class TestKinds:
 
 @keras.saving.register_keras_serializable("test_initial_states")
 class FromLayers(InitialState):
-    """A custom kind that computes a state by layers without a `build()`."""
+    """A custom kind that computes a state with layers without a `build()`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -412,7 +412,7 @@ class FromLayers(InitialState):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_layers_inside_of_a_kind_have_weights_once_a_model_is_made(tmp_path):
+def test_a_functional_model_builds_the_layers_inside_a_kind(tmp_path):
     layer = InitStateLSTM(UNITS, initial_state=FromLayers())
     model = keras.Sequential([keras.Input(X.shape[1:]), layer])
     assert len(model.weights) == 3 + 2 * 4
@@ -428,7 +428,7 @@ def test_layers_inside_of_a_kind_have_weights_once_a_model_is_made(tmp_path):
 
 
 class TestAttributesThatAreSet:
-    def test_what_a_call_reads_is_kept_in_copies(self):
+    def test_attributes_that_a_call_reads_are_kept_in_copies(self):
         kind = Sampled(0.5, 0.1, seed=1)
         kind.at_inference, kind.distribution = "sample", "uniform"
         layer = InitStateLSTM(UNITS, initial_state=kind)
@@ -457,7 +457,7 @@ class TestAttributesThatAreSet:
         ],
         ids=str,
     )
-    def test_what_no_call_reads_is_refused(self, kind, name, value):
+    def test_attributes_that_no_call_reads(self, kind, name, value):
         with pytest.raises(ValueError, match=f"`{name}`.*can't be set.*Received"):
             setattr(kind, name, value)
         owned = InitStateLSTM(UNITS, initial_state=kind)
@@ -467,7 +467,7 @@ class TestAttributesThatAreSet:
             setattr(owned.h0, name, value)
 
 
-class TestBadInput:
+class TestInvalidArguments:
     @given(st.data(), st.integers(2, 6))
     def test_values_that_do_not_fit(self, data, units):
         bad = data.draw(bad_arrays(units))
@@ -485,7 +485,7 @@ class TestBadInput:
             InitStateLSTM(units, initial_state=[make(), None])
 
     @given(st.data(), st.integers(2, 6))
-    def test_entries_that_are_none_of_the_kinds(self, data, units):
+    def test_invalid_entries(self, data, units):
         bad = data.draw(bad_arrays(units))
         with pytest.raises(ValueError, match="(?s)(`initial_state`|`value`).*Received"):
             InitStateLSTM(units, initial_state=[bad, None])
@@ -510,7 +510,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "initializer", ["random_normal", keras.initializers.RandomNormal()]
     )
-    def test_an_initializer_is_told_the_two_ways_to_write_it(self, initializer):
+    def test_the_error_for_an_initializer_names_fixed_and_trainable(self, initializer):
         message = r"Trainable\(initializer\)`, which is learned, or `Fixed\(init"
         with pytest.raises(ValueError, match=message):
             InitStateLSTM(3, initial_state=initializer)
@@ -542,17 +542,17 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "bad", [np.array(["a"]), np.array([None]), np.array(0, "M8[s]"), np.array([1j])]
     )
-    def test_arrays_of_anything_but_numbers(self, bad):
+    def test_arrays_of_other_types(self, bad):
         with pytest.raises(ValueError, match=r"`value` must be .*Received.*dtype"):
             Fixed(bad)
 
     @pytest.mark.parametrize("bad", [-1, 2.5, None, "2", True, np.ones(2)])
-    def test_a_batch_size_that_is_none(self, bad):
+    def test_an_invalid_batch_size(self, bad):
         layer = InitStateLSTM(3, initial_state="trainable")
         with pytest.raises(ValueError, match="`batch_size` must be .*Received"):
             layer.get_initial_state(bad)
 
-    def test_values_that_the_layer_computes_as_infinite(self):
+    def test_values_that_are_infinite_in_the_compute_dtype(self):
         layer = InitStateLSTM(
             2, initial_state="trainable", stateful=True, dtype="mixed_float16"
         )
@@ -563,7 +563,7 @@ class TestBadInput:
             with pytest.raises(ValueError, match="finite in dtype float16"):
                 call()
 
-    def test_messages_spell_out_the_shapes(self):
+    def test_messages_name_the_shapes(self):
         message = "`value` of Fixed must be .* = (8,). Received: an array of shape (7,)"
         with pytest.raises(
             ValueError, match=message.replace("(", r"\(").replace(")", r"\)")

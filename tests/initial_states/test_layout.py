@@ -1,4 +1,4 @@
-"""The states of a cell: how many, nested how, and named how."""
+"""The states of a cell: their number, nesting and names."""
 
 import keras
 import numpy as np
@@ -13,19 +13,19 @@ from strategies import entries, values
 
 class TestLayout:
     @pytest.mark.parametrize("given", [[0.5, 0.25], (1, 2)])
-    def test_numbers_that_may_be_of_the_states_or_of_the_units(self, given):
+    def test_numbers_for_the_states_or_for_the_units(self, given):
         with pytest.raises(ValueError, match=r"2 states, or .* 2 units.*Fixed.*array"):
             InitStateLSTM(2, initial_state=given)
         cells = [keras.layers.LSTMCell(2), keras.layers.GRUCell(3)]
         with pytest.raises(ValueError, match=r"2 states, or .* 2 units"):
             InitStateRNN(cells, initial_state=[given, None])
-        of_units = InitStateLSTM(2, initial_state=np.array(given))
+        per_unit = InitStateLSTM(2, initial_state=np.array(given))
         want = [np.array([given], "float32")] * 2
-        assert_same(of_units.get_initial_state(1), want)
-        of_states = InitStateLSTM(2, initial_state=[Fixed(each) for each in given])
-        want = [np.full((1, 2), each, "float32") for each in given]
-        assert_same(of_states.get_initial_state(1), want)
-        # Where there are other numbers of them, it is clear what is meant.
+        assert_same(per_unit.get_initial_state(1), want)
+        per_state = InitStateLSTM(2, initial_state=[Fixed(value) for value in given])
+        want = [np.full((1, 2), value, "float32") for value in given]
+        assert_same(per_state.get_initial_state(1), want)
+        # With another number of units or entries, the meaning is clear.
         InitStateLSTM(3, initial_state=given)
         InitStateLSTM(2, initial_state=[given[0], None])
 
@@ -40,12 +40,12 @@ class TestLayout:
             InitStateLSTM(3, initial_state=entries)
 
     @given(st.lists(st.sampled_from(["LSTM", "GRU"]), min_size=2, max_size=3), values)
-    def test_one_entry_stands_for_all_the_states_of_a_cell(self, names, value):
+    def test_one_entry_for_all_the_states_of_a_cell(self, names, value):
         def layer(initial_state):
             cells = [getattr(keras.layers, f"{name}Cell")(4) for name in names]
             return InitStateRNN(cells, initial_state=initial_state)
 
-        entry = Fixed(value)  # Of numbers, two might be meant for two units.
+        entry = Fixed(value)  # Two numbers could be meant for two units.
         spelled_out = layer(
             [[entry, entry] if name == "LSTM" else entry for name in names]
         )

@@ -1,4 +1,4 @@
-"""The initial states that a layer owns: as weights, and as values to be assigned."""
+"""The initial states that a layer owns: their weights and their values."""
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ class TestOwnership:
         ],
     )
     @pytest.mark.parametrize("kind", ["fixed", "sampled", "trainable"])
-    def test_variables_are_under_the_dtype_policy_of_the_layer(self, kind, dtype):
+    def test_variables_have_the_dtype_of_the_layer(self, kind, dtype):
         layer = InitStateLSTM(
             3,
             initial_state=kind,
@@ -95,7 +95,7 @@ class TestFreezing:
         layer.trainable = True
         assert len(layer.trainable_weights) == 5
 
-    def test_unfreezing_a_model_does_not_make_a_given_state_learn(self):
+    def test_unfreezing_a_model_keeps_fixed_states_fixed(self):
         layer = InitStateLSTM(3, initial_state=[Fixed(), Sampled()])
         layer.build((None, None, 2))
         layer.trainable = False
@@ -141,7 +141,7 @@ class TestAssign:
             layer.assign_initial_state([np.ones(3), None])
 
     @pytest.mark.tensorflow
-    def test_symbolic_tensors_are_named_as_such(self):
+    def test_the_error_for_symbolic_tensors(self):
         layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
 
         for method in (layer.assign_initial_state, layer.reset_states):
@@ -150,7 +150,7 @@ class TestAssign:
                 call(tf.ones((3, 2)))
 
 
-def test_kinds_of_a_trained_layer_are_copied_as_they_were_made():
+def test_kinds_of_a_trained_layer_are_copied_untrained():
     trained = InitStateLSTM(
         2, initial_state=[Trainable("ones"), Conditional(encoder())]
     )
@@ -161,7 +161,7 @@ def test_kinds_of_a_trained_layer_are_copied_as_they_were_made():
     h, c = layer.get_initial_state(len(X), context=CONTEXT)
     assert_same(h, np.ones((len(X), 2), "float32"))
     assert_same(c, c0.encoder(CONTEXT))
-    taken = InitStateLSTM.from_keras(trained)
-    h, c = taken.get_initial_state(len(X), context=CONTEXT)
+    copied = InitStateLSTM.from_keras(trained)
+    h, c = copied.get_initial_state(len(X), context=CONTEXT)
     assert_same(h, np.tile(np.array([5, 6], "float32"), (len(X), 1)))
     assert_same(c, c0.encoder(CONTEXT))

@@ -1,4 +1,4 @@
-"""Several devices and machines. What is tested stands in `replicas.py`."""
+"""Training on several devices and machines. `replicas.py` has the functions."""
 
 import concurrent.futures
 import os
@@ -15,7 +15,7 @@ def test_mirrored_over_two_devices():
 
 
 def two_processes(function):
-    """Runs a function of `replicas.py` twice, with its number and two free ports."""
+    """Runs a function of `replicas.py` in two processes, with two free ports."""
     with socket.socket() as first, socket.socket() as second:
         sockets = first, second
         for each in sockets:

@@ -1,4 +1,4 @@
-"""What is written for other runtimes: SavedModel, ONNX and LiteRT files."""
+"""Files for other runtimes: SavedModel, ONNX, OpenVINO and LiteRT."""
 
 import argparse
 import ast
@@ -36,18 +36,18 @@ from oracles import assert_same, flat, tiled_states, to_numpy
 
 pytestmark = pytest.mark.tensorflow
 
-TIMESTEPS = 10  # With few, the fused loop would not run anyway.
+TIMESTEPS = 10  # The fused loop does not run for fewer than 8.
 X, CONTEXT = normal(BATCH, TIMESTEPS, FEATURES), normal(BATCH, 6)
 NAMES = ["LSTM", "GRU"]
 CLOSE = 1e-5
 DRAWN = Sampled(at_inference="sample")
 
 
-def of_every_kind(name, stateful):
-    """A model of one layer for each kind, and what its outputs are at two calls.
+def model_of_every_kind(name, stateful):
+    """A model with a layer for each kind, and the expected outputs of two calls.
 
-    Those are of Keras's layers, which are handed the tiled states at the first call,
-    and at the second carry their own.
+    Layers of Keras compute the outputs. They get the tiled states at the first call,
+    and carry their states to the second.
     """
     batch_size = BATCH if stateful else None
     x = keras.Input((TIMESTEPS, FEATURES), batch_size, name="x")
@@ -72,13 +72,13 @@ def of_every_kind(name, stateful):
     return model, calls
 
 
-def of_a_stream(make):
+def stateful_model(make):
     layer = make("LSTM", stateful=True, return_sequences=True)
     return keras.Sequential([keras.Input(X.shape[1:], BATCH), layer])
 
 
-def of_wrapped_layers(make):
-    """What Keras makes a loop for in every format."""
+def wrapped_layers(make):
+    """A model with layers for which Keras writes a loop in every format."""
     return keras.Sequential(
         [
             keras.Input(X.shape[1:]),
@@ -93,7 +93,7 @@ def around(layer):
 
 
 class Noise(layers.Layer):
-    """A layer of Keras alone that draws."""
+    """A layer that draws random numbers, without this package."""
 
     def __init__(self):
         super().__init__()
@@ -104,10 +104,10 @@ class Noise(layers.Layer):
         return x + keras.random.normal(shape, seed=self.seed_generator)
 
 
-def ran_before(model, *inputs):
-    """A function of a model that was traced to be called, and is to be exported then.
+def traced_before(model, *inputs):
+    """A function of a model that ran before its export, and the exported outputs.
 
-    With the fixture `fused_adds_one` it runs the fused loop.
+    With the fixture `fused_adds_one` it runs the fused loop, and an export does not.
     """
     function = tf.function(model)
     want = model(*inputs)
@@ -120,7 +120,7 @@ def ran_before(model, *inputs):
 SERVE = """
 import pathlib, sys
 for name in ("keras", "keras_init_lstm", "tf_keras"):
-    sys.modules[name] = None  # To import it is an error.
+    sys.modules[name] = None  # An import raises.
 import numpy as np, tensorflow as tf
 for folder in map(pathlib.Path, sys.argv[1:]):
     model = tf.saved_model.load(str(folder / "model"))
@@ -144,10 +144,10 @@ def with_endpoint(model, path, **endpoint):
 
 
 class TestSavedModel:
-    def test_serves_without_keras_and_this_package(self, tmp_path):
+    def test_runs_without_keras_and_this_package(self, tmp_path):
         for name in NAMES:
             for stateful in (False, True):
-                model, calls = of_every_kind(name, stateful)
+                model, calls = model_of_every_kind(name, stateful)
                 folder = tmp_path / f"{name}-{stateful}"
                 model.export(folder / "model", verbose=False)
                 np.savez(folder / "arrays.npz", X, CONTEXT, *map(np.stack, calls))
@@ -172,7 +172,7 @@ class TestSavedModel:
             assert_same(loaded.serve(x), model(x), tolerance=CLOSE)
 
     @pytest.mark.parametrize("use_fused", ["auto", True])
-    def test_holds_nothing_compiled_unless_asked_to(self, use_fused, tmp_path):
+    def test_holds_no_compiled_loop_by_default(self, use_fused, tmp_path):
         model = around(InitStateLSTM(UNITS, initial_state=0.5, use_fused=use_fused))
         want = model.predict(X, verbose=0)
         model.export(tmp_path / "model", verbose=False)
@@ -185,9 +185,9 @@ class TestSavedModel:
             assert_same(got, want, tolerance=1e-6)
 
     @pytest.mark.usefixtures("fused_adds_one")
-    def test_of_a_function_that_ran_before(self, tmp_path):
-        model, (want, _) = of_every_kind("LSTM", stateful=False)
-        function, outputs = ran_before(model, [X, CONTEXT])
+    def test_a_function_that_ran_before(self, tmp_path):
+        model, (want, _) = model_of_every_kind("LSTM", stateful=False)
+        function, outputs = traced_before(model, [X, CONTEXT])
         assert_same(outputs, want, tolerance=CLOSE)
         archive = keras.export.ExportArchive()
         archive.track(model)
@@ -209,19 +209,19 @@ class TestSavedModel:
         assert (to_numpy(loaded.serve(X)) != to_numpy(loaded.serve(X))).all()
 
     @pytest.mark.parametrize("make", MAKERS)
-    def test_has_an_endpoint_that_resets_a_stream(self, make, tmp_path):
-        model = of_a_stream(make)
+    def test_an_endpoint_resets_a_stream(self, make, tmp_path):
+        model = stateful_model(make)
         first, second = flat([model(X), model(X)])
 
         def reset():
             keras_init_lstm.streams.reset_states(model)
-            return tf.constant(True)  # What returns no tensor is no endpoint.
+            return tf.constant(True)  # An endpoint must return a tensor.
 
         loaded = with_endpoint(model, tmp_path / "model", reset=reset)
-        # The file continues from where the stream is.
+        # The file continues from the carried states.
         assert_same(loaded.serve(X), model(X), tolerance=CLOSE)
-        for restart in (loaded.reset, loaded.signatures["reset"]):
-            restart()
+        for reset_endpoint in (loaded.reset, loaded.signatures["reset"]):
+            reset_endpoint()
             assert_same(loaded.serve(X), first, tolerance=CLOSE)
             assert_same(loaded.serve(X), second, tolerance=CLOSE)
         keras_init_lstm.streams.reset_states(model)
@@ -230,8 +230,8 @@ class TestSavedModel:
         assert np.abs(first - second).max() > 100 * CLOSE
 
     @pytest.mark.parametrize("make", MAKERS)
-    def test_has_no_endpoint_that_is_a_bare_reset(self, make, tmp_path):
-        model = of_a_stream(make)
+    def test_an_endpoint_must_return_a_tensor(self, make, tmp_path):
+        model = stateful_model(make)
         with pytest.raises(ValueError, match="must be a single Tensor"):
             with_endpoint(model, tmp_path, reset=model.layers[0].reset_state)
 
@@ -241,7 +241,7 @@ class TestSavedModel:
 
 def onnx_file(model, folder, **kwargs):
     if isinstance(model, keras.Sequential):
-        model(X)  # Keras refuses one that was never called.
+        model(X)  # Keras exports no model that was never called.
     model.export(folder / "model.onnx", format="onnx", verbose=False, **kwargs)
     return folder / "model.onnx"
 
@@ -253,14 +253,14 @@ def loops(graph):
 
 
 def origin(graph, name):
-    """The numbers, or else the name of the input, that a tensor is made from.
+    """The values or the name of the input from which a tensor is computed.
 
-    By the first input of each node: of what is tiled, that is what is tiled.
+    It follows the first input of each node, which is the tiled tensor of a tiling.
     """
     producers = {output: node for node in graph.node for output in node.output}
     while name in producers:
         name = producers[name].input[0]
-    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
     if name not in arrays:
         return name
     return tuple(np.resize(arrays[name].ravel()[:UNITS], UNITS))
@@ -270,21 +270,21 @@ class TestONNX:
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("name", NAMES)
     def test_runs_from_the_owned_states(self, name, stateful, tmp_path):
-        model, (want, _) = of_every_kind(name, stateful)
+        model, (want, _) = model_of_every_kind(name, stateful)
         model([X, CONTEXT])
         keras_init_lstm.streams.reset_states(model)
         path = onnx_file(model, tmp_path)
-        for _ in range(2):  # The file has no place for what a stream carries.
+        for _ in range(2):  # An ONNX file carries no states.
             assert_same(on_onnx(path)(X, CONTEXT), want, tolerance=CLOSE)
 
         graph = onnx.load(path).graph
-        # tf2onnx recognises an LSTM in what Keras writes from 3.12 on.
-        recognised = name == "LSTM" and RELEASE >= (3, 12)
-        operation = "LSTM" if recognised else "Loop"
+        # tf2onnx recognises the LSTM of Keras 3.12 and later.
+        is_recognised = name == "LSTM" and RELEASE >= (3, 12)
+        operation = "LSTM" if is_recognised else "Loop"
         assert loops(graph) == {operation: len(KINDS)}
-        # Of an LSTM, its `initial_h` and `initial_c`.
-        states = slice(5, 7) if recognised else slice(None)
-        starts = [
+        # The inputs 5 and 6 of an LSTM are `initial_h` and `initial_c`.
+        states = slice(5, 7) if is_recognised else slice(None)
+        origins = [
             {origin(graph, state) for state in node.input[states]}
             for node in graph.node
             if node.op_type == operation
@@ -292,21 +292,21 @@ class TestONNX:
         for layer in model.layers[2:]:
             states = tiled_states(layer, BATCH, CONTEXT)
             owned = {"context" if layer.takes_context else tuple(s[0]) for s in states}
-            assert any(owned <= start for start in starts)
+            assert any(owned <= origins_of_node for origins_of_node in origins)
 
-    def test_is_what_keras_makes_of_its_own_layers(self, tmp_path):
+    def test_has_the_operations_of_keras_layers(self, tmp_path):
         found = []
         for make in MAKERS:
-            model = of_wrapped_layers(make)
+            model = wrapped_layers(make)
             path = onnx_file(model, tmp_path)
             assert_same(on_onnx(path)(X), [model(X)], tolerance=CLOSE)
             found.append(loops(onnx.load(path).graph))
         assert found[0] == found[1]
 
     @pytest.mark.usefixtures("fused_adds_one")
-    def test_of_a_function_that_ran_before(self, tmp_path):
+    def test_a_function_that_ran_before(self, tmp_path):
         model = around(InitStateLSTM(UNITS, initial_state=0.5))
-        function, want = ran_before(model, X)
+        function, want = traced_before(model, X)
         path = tmp_path / "model.onnx"
         specs = [tf.TensorSpec(X.shape)]
         tf2onnx.convert.from_function(function, specs, output_path=path)
@@ -323,7 +323,7 @@ class TestONNX:
         ],
         ids=["fused", "drawn"],
     )
-    def test_is_refused_for_what_it_cannot_hold(self, arguments, message, tmp_path):
+    def test_unsupported_layers_raise(self, arguments, message, tmp_path):
         layer = InitStateLSTM(UNITS, **arguments)
         model = around(layer)
         with pytest.raises(ValueError, match=message):
@@ -331,7 +331,7 @@ class TestONNX:
         with pytest.raises(ValueError, match=message):
             tf2onnx.convert.from_function(tf.function(model), [tf.TensorSpec(X.shape)])
         assert not list(tmp_path.iterdir())
-        # What the messages say to do.
+        # Follow the advice in the messages.
         layer.use_fused = "auto"
         for kind in filter(None, layer.initial_state):
             kind.at_inference = "mean"
@@ -339,7 +339,7 @@ class TestONNX:
         assert_same(on_onnx(path)(X), [model(X)], tolerance=CLOSE)
 
     @pytest.mark.parametrize("batch_size", [None, BATCH])
-    def test_keras_writes_a_draw_that_is_none(self, batch_size, tmp_path):
+    def test_keras_layers_do_not_draw(self, batch_size, tmp_path):
         model = around(Noise())
         spec = keras.InputSpec(shape=(batch_size, *X.shape[1:]), dtype="float32")
         path = onnx_file(model, tmp_path, input_signature=[spec])
@@ -358,14 +358,14 @@ has_openvino = pytest.mark.skipif(
 
 @has_openvino
 @pytest.mark.parametrize("make", MAKERS)
-def test_openvino_refuses_the_loop_of_keras(make, tmp_path):
+def test_openvino_does_not_support_keras_loop(make, tmp_path):
     model = keras.Sequential([keras.Input((3, FEATURES)), make("LSTM")])
     with pytest.raises(Exception, match="No conversion rule.*TensorList"):
         model.export(str(tmp_path / "model.xml"), format="openvino", verbose=False)
 
 
 @has_openvino
-def test_openvino_runs_what_is_unrolled(tmp_path):
+def test_openvino_runs_unrolled_layers(tmp_path):
     x = keras.Input((3, FEATURES), name="x")
     context = keras.Input((6,), name="context")
     outputs = [
@@ -381,17 +381,17 @@ def test_openvino_runs_what_is_unrolled(tmp_path):
     for rows in (BATCH, 2):
         inputs = [X[:rows, :3], CONTEXT[:rows]]
         got = call(*inputs)
-        # After what the model returns, OpenVINO returns parts of its graph.
+        # After the outputs of the model, OpenVINO returns other tensors.
         assert_same(got[:2], model(inputs), tolerance=CLOSE)
 
 
 @pytest.mark.skipif(RELEASE < (3, 15), reason="Keras writes none before 3.15")
-def test_the_format_of_pytorch_is_refused(tmp_path):
+def test_the_format_of_pytorch_raises(tmp_path):
     with pytest.raises(ValueError, match="requires PyTorch backend"):
         around(ours("LSTM")).export(tmp_path / "model.pt2", format="torch")
 
 
-def test_onnx_refuses_a_model_that_was_never_called(tmp_path):
+def test_onnx_needs_a_call_or_a_signature(tmp_path):
     model = around(InitStateLSTM(UNITS, initial_state=0.5))
     path = tmp_path / "model.onnx"
     with pytest.raises(ValueError, match="has never called"):
@@ -414,7 +414,7 @@ def lite_file(model, folder, batch_size=BATCH):
         format="litert",
         verbose=False,
         input_signature=specs if len(specs) == 1 else [specs],
-        # Else what a stock interpreter does not have might be taken.
+        # A standard interpreter has no other operations.
         target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
     )
     return folder / "model.tflite"
@@ -434,7 +434,7 @@ def on_lite(path):
 
 
 @pytest.mark.usefixtures("fused_adds_one")
-def test_lite_of_a_function_that_ran_before():
+def test_litert_of_a_function_that_ran_before():
     found = []
     for use_fused in ("auto", False):
         layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=use_fused)
@@ -451,7 +451,7 @@ def test_lite_of_a_function_that_ran_before():
         interpreter.invoke()
         got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         assert_same(got, want, tolerance=CLOSE)
-        found.append({each["op_name"] for each in interpreter._get_ops_details()})
+        found.append({op["op_name"] for op in interpreter._get_ops_details()})
     assert found[0] == found[1]
 
 
@@ -460,43 +460,43 @@ class TestLiteRT:
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("name", NAMES)
     def test_runs_from_the_owned_states(self, name, stateful, tmp_path):
-        model, calls = of_every_kind(name, stateful)
+        model, calls = model_of_every_kind(name, stateful)
         path = lite_file(model, tmp_path)
-        for _ in range(2):  # Each interpreter starts a stream of its own.
+        for _ in range(2):  # Each interpreter has its own stream.
             call = on_lite(path)
             for want in calls:
                 assert_same(call(X, CONTEXT), want, tolerance=CLOSE)
 
     @pytest.mark.parametrize("make", MAKERS)
-    def test_runs_what_keras_makes_of_its_own_layers(self, make, tmp_path):
-        model = of_wrapped_layers(make)
+    def test_runs_wrapped_layers(self, make, tmp_path):
+        model = wrapped_layers(make)
         call = on_lite(lite_file(model, tmp_path))
         assert_same(call(X), [model(X)], tolerance=CLOSE)
 
     @pytest.mark.parametrize("make", MAKERS)
-    def test_an_open_batch_size_is_refused(self, make, tmp_path):
+    def test_an_unknown_batch_size_raises(self, make, tmp_path):
         with pytest.raises(Exception, match="TensorListReserve"):
             lite_file(around(make("LSTM")), tmp_path, batch_size=None)
 
     @pytest.mark.parametrize("make", MAKERS)
-    def test_an_open_batch_size_is_written_but_does_not_run(self, make, tmp_path):
-        """By the plain export, which lets the converter take any operation."""
+    def test_a_file_with_an_unknown_batch_size_does_not_run(self, make, tmp_path):
+        """By default, the converter may use any operation."""
         around(make("LSTM")).export(
             tmp_path / "model.tflite", format="litert", verbose=False
         )
         with pytest.raises(RuntimeError, match="FlexTensorList"):
             on_lite(tmp_path / "model.tflite")(X)
 
-    def test_a_stream_of_an_open_batch_size_is_refused(self, tmp_path):
-        """Not by Keras, whose layer takes a batch of any size and answers wrongly."""
+    def test_a_stream_with_an_unknown_batch_size_raises(self, tmp_path):
+        """A layer of Keras takes a batch of any size, and its outputs are wrong."""
         with pytest.raises(Exception, match="EnsureShape"):
-            lite_file(of_a_stream(ours), tmp_path, batch_size=None)
-        call = on_lite(lite_file(of_a_stream(of_keras), tmp_path, batch_size=None))
+            lite_file(stateful_model(ours), tmp_path, batch_size=None)
+        call = on_lite(lite_file(stateful_model(of_keras), tmp_path, batch_size=None))
         (output,) = call(X[:1])
         assert len(output) == BATCH
 
     @pytest.mark.parametrize("draws", ["ours", "of Keras"])
-    def test_a_draw_is_refused(self, draws, tmp_path):
+    def test_a_draw_raises(self, draws, tmp_path):
         layer = Noise()
         if draws == "ours":
             layer = InitStateLSTM(UNITS, initial_state=DRAWN)
@@ -504,20 +504,20 @@ class TestLiteRT:
             lite_file(around(layer), tmp_path)
 
 
-# Models whose states are inputs and outputs, fed chunk by chunk.
+# Models with states as inputs and outputs, which read chunks.
 
 
 def in_chunks(call, series, states, timesteps):
-    """The first outputs of a runtime that keeps nothing, joined."""
-    found = []
+    """The joined first outputs of a runtime that keeps no states."""
+    chunks = []
     for begin in range(0, series.shape[1], timesteps):
         outputs, *states = call(series[:, begin : begin + timesteps], *states)
-        found.append(outputs)
-    return np.concatenate(found, 1)
+        chunks.append(outputs)
+    return np.concatenate(chunks, 1)
 
 
 def lines_of_the_standard_library():
-    """Of the first lines of four modules, how long each is, in words and indented."""
+    """Indent, words and characters of the first lines of four modules."""
     series = []
     for module in (argparse, ast, bisect, calendar):
         lines = inspect.getsource(module).splitlines()[:24]
@@ -528,7 +528,7 @@ def lines_of_the_standard_library():
 
 
 def forecaster(*sizes):
-    """Layers of this package and of Keras, and what Keras's give on the whole."""
+    """A model with layers of this package and of Keras, a series, and its outputs."""
     options = {"return_sequences": True, "name": "first"}
     lstm = InitStateLSTM(UNITS, initial_state="trainable", **options)
     gru = layers.GRU(UNITS, return_sequences=True, name="second")
@@ -547,9 +547,9 @@ def forecaster(*sizes):
 def test_onnx_of_a_model_with_states_as_inputs(tmp_path):
     model, series, want = forecaster(None, FEATURES)
     stream, states = with_states_as_inputs(model, BATCH)
-    stream.predict_on_batch([series, *states])  # Keras refuses one never called.
+    stream.predict_on_batch([series, *states])  # The export needs a call.
     path = onnx_file(stream, tmp_path)
-    names = [each.name for each in onnx.load(path).graph.input]
+    names = [x.name for x in onnx.load(path).graph.input]
     assert names[1:] == ["first_h0", "first_c0", "second_h0"]
 
     call = on_onnx(path)
@@ -558,7 +558,7 @@ def test_onnx_of_a_model_with_states_as_inputs(tmp_path):
 
 
 @pytest.mark.skipif(RELEASE < (3, 13), reason="Keras writes none before 3.13")
-def test_lite_of_a_model_with_states_as_inputs(tmp_path):
+def test_litert_of_a_model_with_states_as_inputs(tmp_path):
     model, series, want = forecaster(6, FEATURES)
     stream, states = with_states_as_inputs(model, BATCH)
     run = Interpreter(str(lite_file(stream, tmp_path))).get_signature_runner()

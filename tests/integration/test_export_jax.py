@@ -1,7 +1,7 @@
-"""What JAX writes for other runtimes, by the plain `model.export`.
+"""Files for other runtimes that `model.export()` writes on JAX.
 
-The tests that need another package run where it is installed. It is none of those that
-`make` installs: `jax2onnx` brings 45 others, and TensorFlow is a backend itself.
+A test that needs another package runs if it is installed. `make` does not install them:
+`jax2onnx` needs 45 other packages, and TensorFlow is a backend.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from backends import BACKEND
 from exports import on_onnx
 from keras_init_lstm import InitStateGRU, InitStateLSTM, Sampled
 from keras_init_lstm.streams import with_states_as_inputs
-from models import BATCH, CONTEXT, FEATURES, UNITS, normal, of_several_kinds
+from models import BATCH, CONTEXT, FEATURES, UNITS, model_of_several_kinds, normal
 from oracles import assert_same
 
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="of JAX alone")
@@ -30,8 +30,8 @@ def needs(*packages):
     return pytest.mark.skipif(bool(missing), reason=f"without {missing}")
 
 
-of_onnx = needs("jax2onnx", "onnxruntime")
-of_tensorflow = needs("tensorflow")
+needs_onnx = needs("jax2onnx", "onnxruntime")
+needs_tensorflow = needs("tensorflow")
 
 
 def around(layer, timesteps=None, batch_size=None):
@@ -58,28 +58,28 @@ def saved_model(model, folder, **kwargs):
     return call
 
 
-WRITTEN = [
-    pytest.param(onnx_file, marks=of_onnx),
-    pytest.param(saved_model, marks=of_tensorflow),
+EXPORTS = [
+    pytest.param(onnx_file, marks=needs_onnx),
+    pytest.param(saved_model, marks=needs_tensorflow),
 ]
 
 
-@pytest.mark.parametrize("write", WRITTEN)
+@pytest.mark.parametrize("write", EXPORTS)
 def test_holds_every_kind_of_state_for_any_size(write, tmp_path):
-    model = of_several_kinds(InitStateGRU)
+    model = model_of_several_kinds(InitStateGRU)
     model([X, CONTEXT])
     call = write(model, tmp_path)
     for x, context in ((X, CONTEXT), (X[:2, :2], CONTEXT[:2])):
         assert_same(call(x, context), model([x, context]), CLOSE)
 
 
-@pytest.mark.parametrize("write", WRITTEN)
+@pytest.mark.parametrize("write", EXPORTS)
 def test_states_as_inputs(write, tmp_path):
     lstm = InitStateLSTM(UNITS, initial_state=0.5, return_sequences=True)
     model = around(lstm)
     want = model(X)
     stream, states = with_states_as_inputs(model, BATCH)
-    stream([X, *states])  # `predict` is not enough for Keras.
+    stream([X, *states])  # The export needs a call. A call of `predict()` is no call.
     call = write(stream, tmp_path)
     outputs = []
     for x in (X[:, :2], X[:, 2:]):
@@ -88,7 +88,7 @@ def test_states_as_inputs(write, tmp_path):
     assert_same(np.concatenate(outputs, 1), want, CLOSE)
 
 
-@of_tensorflow
+@needs_tensorflow
 def test_a_saved_model_carries_a_stream(tmp_path):
     layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
     model = around(layer, batch_size=BATCH)
@@ -99,23 +99,23 @@ def test_a_saved_model_carries_a_stream(tmp_path):
     assert_same(model(X), want[0], CLOSE)
 
 
-@of_tensorflow
+@needs_tensorflow
 def test_a_saved_model_draws_if_the_layer_does(tmp_path):
     layer = InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample"))
     call = saved_model(around(layer), tmp_path)
     assert (call(X)[0] != call(X)[0]).all()
 
 
-@of_onnx
-def test_onnx_refuses_to_draw(tmp_path):
+@needs_onnx
+def test_onnx_raises_for_a_draw(tmp_path):
     model = around(InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample")))
     with pytest.raises(ValueError, match="ONNX file can't draw an initial state"):
         onnx_file(model, tmp_path, input_signature=ROWS)
     assert not list(tmp_path.iterdir())
 
 
-@of_onnx
-def test_jax2onnx_refuses_to_read_backwards(tmp_path):
+@needs_onnx
+def test_jax2onnx_does_not_read_backwards(tmp_path):
     for layer in (keras.layers.LSTM(UNITS), InitStateLSTM(UNITS, initial_state=0.5)):
         model = around(keras.layers.Bidirectional(layer))
         with pytest.raises(NotImplementedError, match="Reverse scan"):
@@ -132,7 +132,7 @@ def test_onnx_needs_a_package(tmp_path):
         )
 
 
-def test_onnx_refuses_a_model_that_was_never_called_but_by_predict(tmp_path):
+def test_onnx_needs_a_call_other_than_predict(tmp_path):
     for layer in (keras.layers.LSTM(UNITS), InitStateLSTM(UNITS)):
         model = around(layer)
         model.predict(X, verbose=0)
@@ -141,7 +141,7 @@ def test_onnx_refuses_a_model_that_was_never_called_but_by_predict(tmp_path):
 
 
 @needs("openvino", "tensorflow")
-def test_openvino_refuses_what_jax_hands_to_tensorflow(tmp_path):
+def test_openvino_does_not_support_jax(tmp_path):
     for layer in (keras.layers.Dense(UNITS), InitStateLSTM(UNITS)):
         model = around(layer, timesteps=3)
         with pytest.raises(Exception, match="No conversion rule.*XlaCallModule"):
@@ -163,6 +163,6 @@ def test_a_saved_model_needs_tensorflow(tmp_path):
         ("torch", "m.pt2", "requires PyTorch backend"),
     ],
 )
-def test_other_formats_are_refused_by_keras(form, path, message, tmp_path):
+def test_other_formats_raise(form, path, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         around(InitStateLSTM(UNITS)).export(tmp_path / path, format=form)

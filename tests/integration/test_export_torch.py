@@ -1,4 +1,4 @@
-"""What PyTorch writes for other runtimes, by the plain `model.export`."""
+"""Files for other runtimes that `model.export()` writes on PyTorch."""
 
 import importlib.util
 
@@ -16,19 +16,19 @@ from keras_init_lstm import (
     Sampled,
 )
 from keras_init_lstm.streams import with_states_as_inputs
-from models import BATCH, CONTEXT, FEATURES, UNITS, normal, of_several_kinds
+from models import BATCH, CONTEXT, FEATURES, UNITS, model_of_several_kinds, normal
 from oracles import assert_same
 
 pytestmark = [
     pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch alone"),
-    # Its tracers warn of each shape that Keras compares.
+    # PyTorch's tracers warn of each shape that Keras compares.
     pytest.mark.filterwarnings("ignore"),
 ]
 
 TIMESTEPS = 3
 X = normal(BATCH, TIMESTEPS, FEATURES)
 SPEC = [keras.InputSpec(shape=X.shape, dtype="float32")]
-# With any batch size.
+# A signature for any batch size.
 ROWS = [keras.InputSpec(shape=(None, *X.shape[1:]), dtype="float32")]
 NEEDED = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
@@ -38,8 +38,8 @@ NEEDED = {
 ENDINGS = {"onnx": "onnx", "openvino": "xml", "torch": "pt2"}
 CLOSE = 1e-5
 
-# Up to 3.15; later ones refuse a recurrent layer with such a time axis in ONNX.
-open_in_onnx = pytest.mark.skipif(RELEASE >= (3, 16), reason="Keras refuses it")
+# Keras 3.16 exports no recurrent layer with an unknown number of timesteps to ONNX.
+unknown_length_in_onnx = pytest.mark.skipif(RELEASE >= (3, 16), reason="Keras raises")
 
 
 def around(layer, timesteps=TIMESTEPS):
@@ -47,7 +47,7 @@ def around(layer, timesteps=TIMESTEPS):
 
 
 def exported(model, folder, form, **kwargs):
-    """The file that `model.export` writes, as a function of arrays."""
+    """Writes a file with `model.export()`, and returns a function that runs it."""
     if not all(importlib.util.find_spec(package) for package in NEEDED[form]):
         pytest.skip(f"without {NEEDED[form]}")
     path = str(folder / f"model.{ENDINGS[form]}")
@@ -75,15 +75,15 @@ def operations(path):
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_holds_every_kind_of_state_for_any_batch_size(form, tmp_path):
-    model = of_several_kinds(InitStateLSTM, TIMESTEPS)
+    model = model_of_several_kinds(InitStateLSTM, TIMESTEPS)
     want = model([X, CONTEXT])
     call = exported(model, tmp_path, form)
     assert_same(call(X, CONTEXT), want, CLOSE)
-    assert_same(call(X[:2], CONTEXT[:2]), [each[:2] for each in want], CLOSE)
+    assert_same(call(X[:2], CONTEXT[:2]), [output[:2] for output in want], CLOSE)
 
 
 def test_torch_export_holds_every_kind_of_state_for_one_batch_size(tmp_path):
-    model = of_several_kinds(InitStateLSTM, TIMESTEPS)
+    model = model_of_several_kinds(InitStateLSTM, TIMESTEPS)
     specs = [keras.InputSpec(shape=x.shape, dtype="float32") for x in (X, CONTEXT)]
     call = exported(model, tmp_path, "torch", input_signature=[specs])
     assert_same(call(X, CONTEXT), model([X, CONTEXT]), CLOSE)
@@ -97,7 +97,7 @@ def test_torch_export_has_a_batch_size_of_one_if_none_is_given(tmp_path):
         call(X)
 
 
-def test_onnx_refuses_a_model_that_was_never_called(tmp_path):
+def test_onnx_needs_a_call_or_a_signature(tmp_path):
     model = around(InitStateLSTM(UNITS, initial_state=0.5))
     with pytest.raises(ValueError, match="has never called"):
         exported(model, tmp_path, "onnx")
@@ -114,9 +114,9 @@ NATIVE = {
 }
 
 
-@open_in_onnx
+@unknown_length_in_onnx
 @pytest.mark.parametrize("node", NATIVE)
-def test_onnx_takes_any_length_where_the_native_kernel_runs(node, tmp_path):
+def test_onnx_of_native_kernels_takes_any_length(node, tmp_path):
     model = around(NATIVE[node](UNITS, initial_state=0.5), timesteps=None)
     model(X)
     call = exported(model, tmp_path, "onnx")
@@ -125,7 +125,7 @@ def test_onnx_takes_any_length_where_the_native_kernel_runs(node, tmp_path):
     assert node in operations(tmp_path / "model.onnx")
 
 
-def test_openvino_takes_a_gru_in_keras_loop_alone(tmp_path):
+def test_openvino_takes_a_gru_only_with_keras_loop(tmp_path):
     layer = InitStateGRU(UNITS, initial_state=0.5)
     model = around(layer)
     with pytest.raises(Exception, match="fully converted"):
@@ -152,10 +152,10 @@ IN_A_LOOP = {
 }
 
 
-@open_in_onnx
+@unknown_length_in_onnx
 @pytest.mark.parametrize("make", IN_A_LOOP)
 def test_onnx_of_keras_loop_needs_the_length(make, tmp_path):
-    """What is traced of a loop in Python is right for one number of timesteps."""
+    """A trace of a Python loop is correct for one number of timesteps only."""
     model = around(IN_A_LOOP[make](), timesteps=None)
     model(X)
     with pytest.raises(ValueError, match="a known number of timesteps"):
@@ -175,14 +175,14 @@ def test_openvino_of_keras_loop_needs_the_length(tmp_path):
 
 
 @pytest.mark.skipif(RELEASE < (3, 16), reason="Keras lets it pass")
-def test_keras_refuses_an_unknown_length_in_onnx(tmp_path):
+def test_keras_raises_for_an_unknown_length_in_onnx(tmp_path):
     model = around(InitStateLSTM(UNITS, initial_state=0.5), timesteps=None)
     model(X)
     with pytest.raises(ValueError, match="dynamic time dimension"):
         exported(model, tmp_path, "onnx")
 
 
-@open_in_onnx
+@unknown_length_in_onnx
 def test_keras_lstm_of_unknown_length_is_wrong_in_onnx(tmp_path):
     model = around(keras.layers.LSTM(UNITS), timesteps=None)
     model(X)
@@ -190,10 +190,7 @@ def test_keras_lstm_of_unknown_length_is_wrong_in_onnx(tmp_path):
     assert np.abs(got - model(X).detach().numpy()).max() > 100 * CLOSE
 
 
-# Draws.
-
-
-def test_onnx_refuses_to_draw(tmp_path):
+def test_onnx_raises_for_a_draw(tmp_path):
     model = around(InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample")))
     model(X)
     with pytest.raises(ValueError, match="ONNX file can't draw an initial state"):
@@ -202,21 +199,18 @@ def test_onnx_refuses_to_draw(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["openvino", "torch"])
-def test_pytorch_refuses_to_draw(form, tmp_path):
-    """It can't trace the generator that Keras makes of a seed, or sees two draws."""
+def test_pytorch_raises_for_a_draw(form, tmp_path):
+    """PyTorch can't trace Keras's generator, or finds different draws."""
     model = around(InitStateLSTM(UNITS, initial_state=Sampled(at_inference="sample")))
     with pytest.raises(Exception, match="Failed to export|Graphs differed"):
         exported(model, tmp_path, form, input_signature=SPEC)
-
-
-# What Keras needs other packages for.
 
 
 @pytest.mark.parametrize(
     ("form", "ending", "package"),
     [("tf_saved_model", "", "tensorflow"), ("litert", ".tflite", "litert_torch")],
 )
-def test_a_format_of_another_framework_names_it(form, ending, package, tmp_path):
+def test_the_error_names_a_missing_framework(form, ending, package, tmp_path):
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
     model = around(InitStateLSTM(UNITS, initial_state=0.5))
@@ -225,13 +219,13 @@ def test_a_format_of_another_framework_names_it(form, ending, package, tmp_path)
         model.export(tmp_path / f"model{ending}", format=form, verbose=False)
 
 
-# Streams. `test_traces.py` has stateful layers.
+# `test_traces.py` tests exports of stateful layers.
 
 
 @pytest.mark.parametrize(
     ("form", "timesteps"),
     [
-        pytest.param("onnx", None, marks=open_in_onnx),
+        pytest.param("onnx", None, marks=unknown_length_in_onnx),
         ("onnx", 1),
         ("openvino", None),
         ("torch", 1),
@@ -253,15 +247,15 @@ def test_states_as_inputs(form, timesteps, tmp_path):
     lengths = [1] * TIMESTEPS if timesteps else [2, 1]
     outputs = []
     for x in np.split(X, np.cumsum(lengths)[:-1], axis=1):
-        # What comes out of one call goes into the next as it is.
+        # The state outputs of one call are inputs of the next.
         output, *states = [
-            np.asarray(each.detach() if form == "torch" else each)
-            for each in call(np.ascontiguousarray(x), *states)
+            np.asarray(tensor.detach() if form == "torch" else tensor)
+            for tensor in call(np.ascontiguousarray(x), *states)
         ]
         outputs.append(output)
     reference = keras.layers.LSTM(UNITS, return_sequences=True)
     reference.build(X.shape)
     reference.set_weights(lstm.cell.get_weights())
-    starts = [np.tile(row, (BATCH, 1)) for row in normal(2, UNITS)]
-    want = dense(reference(X, initial_state=starts))
+    initial_state = [np.tile(row, (BATCH, 1)) for row in normal(2, UNITS)]
+    want = dense(reference(X, initial_state=initial_state))
     assert_same(np.concatenate(outputs, 1), want, CLOSE)

@@ -1,4 +1,4 @@
-"""Files that were written elsewhere: by other backends and by Keras 2."""
+"""Files of other backends and of Keras 2."""
 
 import json
 import zipfile
@@ -18,7 +18,7 @@ DATA_FOLDER = Path(__file__).parents[1] / "data"
 def loaded(path):
     with zipfile.ZipFile(path) as archive:
         writer = json.loads(archive.read("metadata.json"))["keras_version"]
-    # An older Keras may not know what the layers of the writer's are configured with.
+    # An older Keras may not know all arguments in the configurations.
     if release(writer) > RELEASE:
         pytest.skip(f"written by Keras {writer}, read by {keras.__version__}")
     return keras.models.load_model(path)

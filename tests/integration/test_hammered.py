@@ -1,6 +1,6 @@
-"""A layer called very often: no memory that grows, no trace after the first ones.
+"""Many calls of a layer: the memory does not grow, and nothing is traced again.
 
-`make hammer` runs the full numbers, and prints the figures of Keras's LSTM as well.
+`make hammer` makes more calls, and prints the figures of Keras's LSTM too.
 """
 
 import functools
@@ -27,16 +27,16 @@ pytestmark = pytest.mark.tensorflow
 TIMESTEPS = 9
 FULL = os.environ.get("HAMMER") == "full"
 STREAM_CALLS, SHAPED_CALLS = (100_000, 10_000) if FULL else (2_000, 200)
-# Keras's loop is made anew at each call.
+# An eager call creates Keras's loop again.
 EAGER_IS_SLOWER = 10
-# What is kept between calls grows with each; the allocator's noise does not.
+# A leak would grow with each call. The noise of the allocator does not.
 FEW_MIB, FEW_OBJECTS = 16, 100
 BATCHES, LENGTHS = ((1, 5, 13), (1, 8, 9, 23))
 SHAPES = list(itertools.product(BATCHES, LENGTHS))
 
 
 def resident_mib():
-    """The memory that this process holds."""
+    """The resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -47,7 +47,7 @@ def tracked_objects():
 
 
 def hammer(name, call, calls, warm_up, traces):
-    """Calls with each index in turn, and checks that nothing is left behind."""
+    """Calls a function with each index, and checks memory, objects and traces."""
     for index in range(warm_up):
         call(index)
     before = [traces(), tracked_objects(), resident_mib()]
@@ -66,12 +66,12 @@ def hammer(name, call, calls, warm_up, traces):
 
 @pytest.fixture
 def traces(monkeypatch):
-    """One entry for each time that a function of the fused loop was traced."""
-    found = []
+    """A list with an entry for each trace of a function of the fused loop."""
+    traced = []
 
     def recorded(function):
         def trace(*args, **kwargs):
-            found.append(function)
+            traced.append(function)
             return function(*args, **kwargs)
 
         return trace
@@ -79,7 +79,7 @@ def traces(monkeypatch):
     fused_loop._compiled.cache_clear()
     for name in ("_forward", "_backward_loop"):
         monkeypatch.setattr(fused_loop, name, recorded(getattr(fused_loop, name)))
-    yield found
+    yield traced
     fused_loop._compiled.cache_clear()
 
 
@@ -98,7 +98,7 @@ if FULL:
 
 @pytest.mark.parametrize("way", ["eager", "graph"])
 @pytest.mark.parametrize("maker", MAKERS)
-def test_a_stream_leaves_nothing_behind(maker, way, traces):
+def test_a_stream_keeps_no_memory(maker, way, traces):
     layer = MAKERS[maker](stateful=True)
     x = tf.constant(normal(2, 8, FEATURES))
     layer(x)
@@ -110,8 +110,8 @@ def test_a_stream_leaves_nothing_behind(maker, way, traces):
             layer.reset_state()
 
     def count():
-        of_graph = call.experimental_get_tracing_count() if way == "graph" else 0
-        return of_graph + len(traces)
+        graph_traces = call.experimental_get_tracing_count() if way == "graph" else 0
+        return graph_traces + len(traces)
 
     calls = STREAM_CALLS if way == "graph" else STREAM_CALLS // EAGER_IS_SLOWER
     hammer(f"a stream of {maker}, {way}", one, calls, calls // 10, count)
@@ -142,7 +142,7 @@ def graph_of_any_shape(layer):
 
 @pytest.mark.parametrize("way", [eager, eager_gradients, graph, graph_of_any_shape])
 @pytest.mark.parametrize("maker", sorted({"ours", "keras.layers.LSTM"} & set(MAKERS)))
-def test_many_shapes_leave_nothing_behind(maker, way, traces, caplog):
+def test_many_shapes_keep_no_memory(maker, way, traces, caplog):
     layer = MAKERS[maker]()
     batches = [tf.constant(normal(*shape, FEATURES)) for shape in SHAPES]
     layer(batches[0])
@@ -160,16 +160,13 @@ def test_many_shapes_leave_nothing_behind(maker, way, traces, caplog):
     if way in (graph, graph_of_any_shape):
         expected = len(SHAPES) if way is graph else 1
         assert call.experimental_get_tracing_count() == expected
-    else:  # The functions are then the layer's own, and no matter of the user.
+    else:  # The layer traces its own functions, and a user must see no warning.
         assert not caplog.records
 
 
-# What is not a number, in one row of a batch.
-
-
 @functools.cache
-def watched(use_fused, in_graph):
-    """A function that returns outputs, and the gradients of what is in the rows."""
+def outputs_and_gradients(use_fused, in_graph):
+    """A function that returns outputs, and gradients by the inputs and states."""
     layer = InitStateLSTM(
         UNITS, return_sequences=True, return_state=True, use_fused=use_fused
     )
@@ -188,8 +185,8 @@ def watched(use_fused, in_graph):
 @pytest.mark.parametrize("use_fused", [True, False], ids=["fused", "Keras's loop"])
 @at_most(25)
 @given(data=st.data())
-def test_what_is_no_number_stays_in_its_row(use_fused, in_graph, data):
-    call = watched(use_fused, in_graph)
+def test_nan_and_infinity_stay_in_their_row(use_fused, in_graph, data):
+    call = outputs_and_gradients(use_fused, in_graph)
     clean = [normal(4, TIMESTEPS, FEATURES), normal(4, UNITS), normal(4, UNITS, seed=1)]
     clean = [np.tanh(array) for array in clean]
     mask = data.draw(masks(4, TIMESTEPS))
@@ -197,15 +194,15 @@ def test_what_is_no_number_stays_in_its_row(use_fused, in_graph, data):
     row, which = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 2))
     step = data.draw(st.integers(0, TIMESTEPS - 1))
     value = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
-    poisoned = [array.copy() for array in clean]
-    place = (row, step) if which == 0 else row
-    poisoned[which][place] = value
+    changed = [array.copy() for array in clean]
+    position = (row, step) if which == 0 else row
+    changed[which][position] = value
 
     def results(arrays):
         return [flat(part) for part in call(*map(tf.constant, arrays), mask, training)]
 
     others = np.arange(4) != row
-    got, want = results(poisoned), results(clean)
+    got, want = results(changed), results(clean)
     for a, b in zip(flat(got), flat(want), strict=True):
         assert_same(a[others], b[others])
     is_read = mask is None or (mask[row, step] if which == 0 else mask[row].any())

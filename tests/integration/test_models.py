@@ -1,4 +1,4 @@
-"""The layers in models, as users build, train, save and load them."""
+"""Models with the layers: built, trained, saved and loaded."""
 
 import copy
 import json
@@ -19,10 +19,10 @@ from models import (
     CONTEXT,
     DATA,
     FEATURES,
+    INITIAL_STATES,
     KINDS,
     MODES,
     SHAPE,
-    STARTS,
     TIMESTEPS,
     UNITS,
     WITH_XLA,
@@ -56,7 +56,7 @@ class TestTraining:
         assert_same(got, trained(functional(by_hand), data, **mode), tolerance=1e-5)
 
     @pytest.mark.tensorflow
-    def test_in_a_loop_of_ones_own(self):
+    def test_in_a_custom_training_loop(self):
         model, reference = functional(owning), functional(by_hand)
         y = normal(BATCH, 1)
         losses = []
@@ -78,11 +78,11 @@ class TestTraining:
         assert (learned.numpy() != -0.5).all()
         assert_same(learned, reference.layers[1].c0, tolerance=1e-6)
 
-    @pytest.mark.parametrize("kind", STARTS)
+    @pytest.mark.parametrize("kind", INITIAL_STATES)
     @pytest.mark.parametrize("mode", [{}, WITH_XLA], ids=str)
     def test_every_kind_in_fit(self, kind, mode):
         model = functional(
-            lambda units: InitStateLSTM(units, initial_state=STARTS[kind])
+            lambda units: InitStateLSTM(units, initial_state=INITIAL_STATES[kind])
         )
         before = flat(model.layers[1].weights)
         trained(model, **mode)
@@ -117,8 +117,8 @@ class TestTraining:
         assert_same(got, want[:3], tolerance=1e-6)
 
     def test_a_stateful_model_in_fit(self):
-        # With a learning rate only for the states: the loss of each epoch is then
-        # the stream from the states learned so far.
+        # The optimizer changes only the states: the loss of each epoch is then the
+        # loss of a stream from the learned states.
         model = keras.Sequential(
             [
                 keras.Input(SHAPE[1:], batch_size=BATCH),
@@ -140,9 +140,7 @@ class TestTraining:
         assert (to_numpy(model.layers[0].initial_state[0].value) != 0).all()
 
     @pytest.mark.parametrize("stateful", [False, True])
-    def test_a_run_interrupted_and_resumed_is_one_that_was_not(
-        self, tmp_path, stateful
-    ):
+    def test_a_resumed_run_equals_an_uninterrupted_run(self, tmp_path, stateful):
         x, y = normal(2 * BATCH, TIMESTEPS, FEATURES), normal(2 * BATCH, UNITS)
 
         class Interrupt(keras.callbacks.Callback):
@@ -182,9 +180,11 @@ class TestTraining:
         assert_same(resumed.weights, unbroken.weights)
 
 
-@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("kind", INITIAL_STATES)
 def test_time_distributed(kind):
-    layer = layers.TimeDistributed(InitStateLSTM(UNITS, initial_state=STARTS[kind]))
+    layer = layers.TimeDistributed(
+        InitStateLSTM(UNITS, initial_state=INITIAL_STATES[kind])
+    )
     x = normal(BATCH, 3, TIMESTEPS, FEATURES)
     outputs = layer(x)
     slices = [layer.layer(x[:, i]) for i in range(3)]
@@ -234,7 +234,7 @@ WALKS = {"tensorflow": by_tensorflow, "torch": by_torch, "jax": by_jax}
 class TestFiles:
     @at_most(30)
     @given(cases(layers=LAYERS))
-    def test_a_saved_file_gives_the_same_layer(self, tmp_path_factory, case):
+    def test_a_loaded_layer_is_the_same(self, tmp_path_factory, case):
         folder = tmp_path_factory.mktemp("saved")
         layer = case.layer()
         for weight in layer.weights:
@@ -255,7 +255,7 @@ class TestFiles:
             assert_same(each.layers[0](case.inputs, mask=case.mask), want)
 
     @pytest.mark.parametrize("wrap", WRAPS)
-    def test_a_saved_encoder_is_the_same(self, wrap, tmp_path):
+    def test_a_loaded_encoder_is_the_same(self, wrap, tmp_path):
         model = conditional(WRAPS[wrap])
         for weight in model.weights:
             weight.assign(np.random.normal(size=weight.shape))
@@ -301,10 +301,10 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         assert printed.split() == [folder.name for folder in folders]
 
     @pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been")
-    @pytest.mark.parametrize("kind", STARTS)
+    @pytest.mark.parametrize("kind", INITIAL_STATES)
     @pytest.mark.parametrize("built", [False, True])
     def test_copies(self, kind, built, tmp_path):
-        layer = InitStateLSTM(UNITS, initial_state=STARTS[kind])
+        layer = InitStateLSTM(UNITS, initial_state=INITIAL_STATES[kind])
         model = keras.Sequential([layer])
         if built:
             want = model(X)
@@ -323,9 +323,9 @@ for folder in map(pathlib.Path, sys.argv[1:]):
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("stateful", [False, True])
-    def test_every_weight_is_seen_by_what_walks_a_model(self, kind, stateful, tmp_path):
+    def test_other_tools_find_every_weight(self, kind, stateful, tmp_path):
         def new():
-            keras.utils.clear_session()  # PyTorch tells parameters by their paths.
+            keras.utils.clear_session()  # PyTorch needs the same paths.
             x = keras.Input(SHAPE[1:], BATCH)
             layer = ours("LSTM", kind, stateful=stateful)
             if kind != "conditional":
@@ -340,7 +340,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         )
         clone = keras.models.clone_model(model)
         clone.set_weights(model.get_weights())
-        # None of them holds the stream, as of Keras's layers.
+        # No file holds the stream, as with Keras's layers.
         for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), clone):
             assert [weight.path for weight in each.weights] == names
             assert_same(each.get_weights(), model.get_weights())
@@ -348,7 +348,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
             assert_same(each(given), first)
         WALKS[BACKEND](model, new, given, tmp_path)
 
-    def test_a_weights_file_knows_the_states_by_name(self, tmp_path):
+    def test_a_weights_file_names_the_states(self, tmp_path):
         def model(h, c):
             layer = InitStateLSTM(UNITS, initial_state=[h, c])
             return keras.Sequential([keras.Input(SHAPE[1:]), layer])
@@ -364,14 +364,14 @@ for folder in map(pathlib.Path, sys.argv[1:]):
             with pytest.raises(ValueError, match="could not be loaded|expected"):
                 other.load_weights(tmp_path / "model.weights.h5")
 
-    def test_a_weights_file_of_an_lstm_is_refused_and_not_half_loaded(self, tmp_path):
+    def test_a_weights_file_of_an_lstm_raises_and_changes_nothing(self, tmp_path):
         lstm = functional(lambda units: layers.LSTM(units))
         lstm.save_weights(tmp_path / "lstm.weights.h5")
         model = functional(InitStateLSTM)
         with pytest.raises(ValueError, match="could not be loaded"):
             model.load_weights(tmp_path / "lstm.weights.h5")
 
-    def test_a_loaded_model_goes_on_with_the_random_stream(self, tmp_path):
+    def test_a_loaded_model_continues_the_random_stream(self, tmp_path):
         model, x = models_to_save()["stack"]
         model(x, training=True)
         model.save(tmp_path / "model.keras")

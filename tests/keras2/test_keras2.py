@@ -1,4 +1,4 @@
-"""What comes from Keras 2: files that are loaded, and objects that are refused."""
+"""Files of Keras 2, which are loaded, and objects of Keras 2, which raise errors."""
 
 import json
 import warnings
@@ -41,14 +41,14 @@ pytestmark = [
 def quiet():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
-        # Of Keras 3, where Keras 2 said nothing.
+        # Keras 3 warns of layers for which Keras 2 did not.
         warnings.filterwarnings("ignore", ".* does not support masking", UserWarning)
         yield
 
 
 @pytest.fixture(autouse=True)
 def plain_loops(monkeypatch):
-    """Keras 2 would also trace, for each layer, a function for cuDNN and gradients."""
+    """Saves time: Keras 2 would trace a function for cuDNN and gradients per layer."""
     monkeypatch.setattr(lstm, "lstm_with_backend_selection", lstm.standard_lstm)
     monkeypatch.setattr(gru, "gru_with_backend_selection", gru.standard_gru)
 
@@ -64,7 +64,7 @@ def with_drawn_weights(model):
 
 class TestFiles:
     @pytest.mark.parametrize("make", KINDS.values(), ids=list(KINDS))
-    def test_predict_what_they_did(self, make, tmp_path):
+    def test_predictions_equal_keras_2(self, make, tmp_path):
         old = with_drawn_weights(make())
         old.compile("adam", "mse", metrics=["mae"])
         x = batch_of(old)
@@ -89,8 +89,8 @@ class TestFiles:
             tf.nest.assert_same_structure(predicted, expected)
             assert_same(predicted, expected, tolerance)
 
-    def test_masks_are_handed_on_by_copies_and_their_files(self, tmp_path):
-        """Which Keras 3.16 leaves to the user."""
+    def test_copies_and_their_files_pass_masks_on(self, tmp_path):
+        """A layer of Keras 3.16 does not pass its mask on."""
         lstm = layers.LSTM(2, return_sequences=True)
         old = with_drawn_weights(sequential(layers.Masking(), lstm, layers.LSTM(2)))
         x = np.where(np.arange(TIMESTEPS)[:, None] < 2, X, 0).astype("float32")
@@ -106,8 +106,8 @@ class TestFiles:
             assert_same(loaded(x), old(x), 1e-6)
 
     @pytest.mark.parametrize("version", ["2.1.6-tf", "2.2.4"])
-    def test_as_early_versions_wrote_them(self, version, tmp_path):
-        """Without input layers, modules and `reset_after`; HDF5 whatever the name."""
+    def test_files_of_early_versions(self, version, tmp_path):
+        """They have no input layers, modules and `reset_after`, and are always HDF5."""
 
         def early(config):
             if isinstance(config, list):
@@ -141,14 +141,14 @@ class TestFiles:
             assert_same(keras2.load_model(tmp_path / "old.keras")(x), old(x), 1e-6)
 
     @pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=list(REFUSED))
-    def test_what_keras_3_cannot_do(self, make, words, tmp_path):
+    def test_unsupported_layers(self, make, words, tmp_path):
         old = make()
         for suffix in ("h5", "keras"):
             old.save(tmp_path / f"old.{suffix}")
             with pytest.raises(ValueError, match=words):
                 keras2.load_model(tmp_path / f"old.{suffix}")
 
-    def test_what_is_no_model_of_keras_2(self, tmp_path):
+    def test_other_files(self, tmp_path):
         old = sequential(layers.LSTM(2))
         new = keras.Sequential([keras.Input(SHAPE[1:]), keras.layers.LSTM(2)])
         whole = "must be the path of a .h5 or .keras file with a whole model of Keras 2"
@@ -170,14 +170,14 @@ class TestFiles:
             write(path)
             with pytest.raises(ValueError, match=f"`path` {whole}.*{name}.*{words}"):
                 keras2.load_model(path)
-            if "weights" in name:  # The advice is good.
+            if "weights" in name:  # Follow the advice in the error.
                 loaded = keras.models.clone_model(new)
                 loaded.load_weights(path)
                 assert_same(loaded(X), old(X), 1e-6)
         with pytest.raises(ValueError, match="`compile` must be False"):
             keras2.load_model(tmp_path / "old.h5", compile=True)
 
-    def test_with_classes_of_the_user(self, tmp_path):
+    def test_custom_classes(self, tmp_path):
         @tf_keras.utils.register_keras_serializable(package="users")
         class Doubled(layers.Layer):
             def call(self, x):
@@ -198,7 +198,7 @@ class TestFiles:
 
 
 class TestLegacyObjects:
-    """Each is refused by its name: it looks like one of Keras 3, and is none."""
+    """Objects of `tf_keras` look like objects of Keras 3, but raise an error."""
 
     @pytest.mark.parametrize(
         "make",
@@ -234,17 +234,17 @@ class TestLegacyObjects:
         with pytest.raises(ValueError, match="`encoder` must be a layer.*Received"):
             Conditional(tf_keras.layers.Dense(2))
 
-    def test_as_a_model_to_adopt(self):
+    def test_as_a_model(self):
         legacy = tf_keras.Sequential([tf_keras.layers.LSTM(2)])
         with pytest.raises(ValueError, match=r"tf_keras.*keras2.load_model"):
             with_initial_state(legacy, "trainable")
 
-    def test_as_a_layer_to_adopt(self):
+    def test_as_a_layer(self):
         with pytest.raises(ValueError, match="must be .* `LSTM`.*tf_keras"):
             InitStateLSTM.from_keras(tf_keras.layers.LSTM(2))
 
 
-def test_an_older_keras_is_refused(monkeypatch):
+def test_an_older_keras_raises(monkeypatch):
     monkeypatch.setattr(keras, "__version__", "3.13.2")
     with pytest.raises(ValueError, match=r"needs Keras 3\.14.*Received: Keras 3\.13"):
         keras2.load_model("model.h5")

@@ -1,4 +1,4 @@
-"""Layers that own their initial states, in both directions."""
+"""`Bidirectional` around layers that own their initial states."""
 
 import copy
 import sys
@@ -23,7 +23,7 @@ from oracles import across_programs, assert_same, flat, to_numpy
 from strategies import at_most, cases
 
 
-class TestOfThisPackage:
+class TestInitStateBidirectional:
     @at_most(16)
     @given(
         cases(
@@ -35,7 +35,7 @@ class TestOfThisPackage:
         ),
         st.sampled_from(["concat", "sum", "mul", "ave", None]),
     )
-    def test_is_that_of_keras_with_the_states_of_both_directions(self, case, merge):
+    def test_equals_keras_with_explicit_states_of_both_directions(self, case, merge):
         assume(case.goes_both_ways)
         layer = InitStateBidirectional(case.layer(), merge)
         outputs = case.call(layer, context=case.context)
@@ -62,7 +62,7 @@ class TestOfThisPackage:
     @pytest.mark.parametrize(
         "states", [5, {}, np.zeros((BATCH, UNITS)), [np.zeros((BATCH, UNITS))] * 2]
     )
-    def test_states_that_are_not_one_for_each_of_both_directions(self, states):
+    def test_a_wrong_number_of_states_raises(self, states):
         layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=0.5))
         with pytest.raises(
             ValueError, match="list of 4: forwards h0, c0, then.*Receiv"
@@ -70,7 +70,7 @@ class TestOfThisPackage:
             layer(X, initial_state=states)
         assert not layer.built
 
-    def test_a_backward_layer_of_its_own(self):
+    def test_a_custom_backward_layer(self):
         backward = InitStateLSTM(UNITS, initial_state=0.5, go_backwards=True)
         forward = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
         layer = InitStateBidirectional(forward, backward_layer=backward)
@@ -78,14 +78,14 @@ class TestOfThisPackage:
         want = [layer.forward_layer(X, context=CONTEXT), layer.backward_layer(X)]
         assert_same(got, np.concatenate(flat(want), axis=1))
 
-    def test_without_a_conditional_state_it_is_bidirectional(self):
+    def test_without_a_conditional_state_equals_bidirectional(self):
         layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=0.5))
         want = [layer.forward_layer(X), layer.backward_layer(X)]
         assert_same(layer(X), np.concatenate(flat(want), axis=1))
         with pytest.raises(ValueError, match="`context` is for"):
             layer(X, context=CONTEXT)
 
-    def test_the_other_kinds_know_whether_it_trains(self):
+    def test_other_kinds_get_the_training_flag(self):
         start = [Conditional(encoder()), Sampled(0.0, 1.0)]
         layer = InitStateBidirectional(InitStateLSTM(UNITS, initial_state=start))
         first, second = flat(
@@ -104,7 +104,7 @@ class TestOfThisPackage:
         assert_same(got, bidirectional(X, initial_state=states, context=CONTEXT))
         assert (to_numpy(got) != to_numpy(bidirectional(X, context=CONTEXT))).any()
 
-    def test_layers_of_keras_are_refused(self):
+    def test_layers_of_keras_raise(self):
         with pytest.raises(ValueError, match="`layer` must be a layer of this package"):
             InitStateBidirectional(layers.LSTM(2))
         with pytest.raises(ValueError, match="`backward_layer` must be"):
@@ -113,11 +113,11 @@ class TestOfThisPackage:
             )
 
 
-class TestOfKeras:
+class TestKerasBidirectional:
     @pytest.mark.parametrize("merge_mode", ["concat", "sum", None])
     @pytest.mark.parametrize("return_sequences", [False, True])
     @pytest.mark.parametrize("with_mask", [False, True])
-    def test_is_that_around_layers_of_keras(
+    def test_equals_bidirectional_around_layers_of_keras(
         self, merge_mode, return_sequences, with_mask
     ):
         arguments = {"return_sequences": return_sequences}
@@ -141,16 +141,16 @@ class TestOfKeras:
             assert_same(got, want, across_programs())
 
 
-# What `keras.layers.Bidirectional` calls.
-OF_KERAS = getattr(sys.modules[layers.Bidirectional.__module__], "backend", None)
+# The module whose functions `keras.layers.Bidirectional` calls.
+KERAS_BACKEND = getattr(sys.modules[layers.Bidirectional.__module__], "backend", None)
 
 
-class TestKerasInOneCall:
-    """Keras 3.15 may run both directions in one call of cuDNN, from zeros."""
+class TestBothDirectionsInOneCall:
+    """Keras 3.15 may run both directions in one call of cuDNN from zeros."""
 
     @pytest.fixture
     def recorded(self, monkeypatch):
-        """The states that each such call was given."""
+        """The states of each of these calls."""
         calls = []
 
         def recorder(count):
@@ -160,20 +160,20 @@ class TestKerasInOneCall:
 
             return record
 
-        if not hasattr(OF_KERAS, "bidirectional_lstm"):
+        if not hasattr(KERAS_BACKEND, "bidirectional_lstm"):
             pytest.skip("a Keras without it")
-        monkeypatch.setattr(OF_KERAS, "bidirectional_lstm", recorder(4))
-        monkeypatch.setattr(OF_KERAS, "bidirectional_gru", recorder(2))
+        monkeypatch.setattr(KERAS_BACKEND, "bidirectional_lstm", recorder(4))
+        monkeypatch.setattr(KERAS_BACKEND, "bidirectional_gru", recorder(2))
         return calls
 
     @pytest.mark.skipif(BACKEND == "tensorflow", reason="it always declines there")
     @pytest.mark.parametrize("name", ["LSTM", "GRU"])
     @pytest.mark.parametrize("wrapper", [layers.Bidirectional, InitStateBidirectional])
-    def test_drops_no_owned_state(self, recorded, name, wrapper):
+    def test_keeps_the_owned_states(self, recorded, name, wrapper):
         cls = getattr(keras_init_lstm, f"InitState{name}")
         layers.Bidirectional(getattr(layers, name)(UNITS))(X)
         layers.Bidirectional(cls(UNITS))(X)
-        assert len(recorded) == 2  # From zeros, which is right.
+        assert len(recorded) == 2  # These layers start from zeros.
         layer = wrapper(cls(UNITS, initial_state=0.5))
         got = layer(X)
         assert len(recorded) == 2
@@ -187,13 +187,13 @@ class TestKerasInOneCall:
             assert_same(call, states)
 
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
-    def test_each_layer_by_itself_may_still_use_cudnn(self, cls, monkeypatch):
+    def test_each_direction_may_use_cudnn(self, cls, monkeypatch):
         seen = []
-        of_keras = cls.keras_layer.inner_loop
+        keras_loop = cls.keras_layer.inner_loop
 
         def inner_loop(self, *args, **kwargs):
             seen.append(self.use_cudnn)
-            return of_keras(self, *args, **kwargs)
+            return keras_loop(self, *args, **kwargs)
 
         monkeypatch.setattr(cls.keras_layer, "inner_loop", inner_loop)
         layer = cls(UNITS, initial_state=0.5, use_fused=False)
@@ -205,7 +205,7 @@ class TestKerasInOneCall:
 
     @pytest.mark.parametrize("use_cudnn", ["auto", True, False])
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
-    def test_use_cudnn_reads_as_it_was_set(self, cls, use_cudnn):
+    def test_use_cudnn_returns_what_was_set(self, cls, use_cudnn):
         layer = cls(UNITS, initial_state=0.5, use_cudnn=use_cudnn)
         wrapper = layers.Bidirectional(layer)
         copies = [
@@ -215,16 +215,16 @@ class TestKerasInOneCall:
             cls.from_keras(layer),
             copy.deepcopy(layer),
         ]
-        for each in (layer, *copies):
-            assert each.use_cudnn == use_cudnn
+        for copied in (layer, *copies):
+            assert copied.use_cudnn == use_cudnn
         for value in (False, True, "auto"):
             layer.use_cudnn = value
             assert layer.use_cudnn == value
             assert layer.get_config()["use_cudnn"] == value
 
     @pytest.mark.tensorflow
-    def test_on_tensorflow_it_always_declines(self):
+    def test_tensorflow_never_runs_one_call(self):
         for name in ("bidirectional_lstm", "bidirectional_gru"):
-            if hasattr(OF_KERAS, name):
+            if hasattr(KERAS_BACKEND, name):
                 with pytest.raises(NotImplementedError):
-                    getattr(OF_KERAS, name)(X, *[None] * 12)
+                    getattr(KERAS_BACKEND, name)(X, *[None] * 12)

@@ -1,4 +1,4 @@
-"""The context that a layer is called with: how it reaches the states, or does not."""
+"""The context of a call."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ from oracles import across_loops, assert_same, flat, reference_of, to_numpy
 
 
 class TestContext:
-    def test_ids_of_an_embedding_are_left_as_they_are(self):
+    def test_ids_are_not_cast(self):
         # In bfloat16, 257 is 256; in float32, 2**24 + 1 is 2**24.
         table = np.arange(600.0).reshape(300, 2)
         embedding = layers.Embedding(300, UNITS, weights=[table], dtype="float32")
@@ -73,7 +73,7 @@ class TestContext:
         assert_same(got, want)
 
     @pytest.mark.parametrize("kind", ["list", "dict", "model of a list"])
-    def test_a_structure_is_handed_over_as_it_is(self, kind):
+    def test_a_structure_is_passed_unchanged(self, kind):
         class Sum(layers.Layer):
             def call(self, context):
                 first, second = keras.tree.flatten(context)
@@ -93,7 +93,7 @@ class TestContext:
         got = layer(X, context=context)
         assert_same(got, reference_of(layer)(X, initial_state=states), tolerance=1e-6)
 
-    def test_a_list_of_numbers_is_an_array(self):
+    def test_a_list_of_numbers_becomes_an_array(self):
         start = Conditional(layers.Embedding(9, UNITS))
         layer = InitStateLSTM(UNITS, initial_state=start)
         ids = [3, 1, 4, 1]
@@ -101,7 +101,7 @@ class TestContext:
         got = layer.get_initial_state(BATCH, context=ids)
         assert_same(got, layer.get_initial_state(BATCH, context=np.array(ids)))
 
-    def test_an_explicit_state_wins_and_needs_no_context(self):
+    def test_an_explicit_state_needs_no_context(self):
         layer = InitStateLSTM(UNITS, initial_state=[Conditional(encoder()), 0.5])
         states = [normal(BATCH, UNITS), np.full((BATCH, UNITS), 0.5, "float32")]
         got = layer(X, initial_state=[states[0], None])
@@ -126,7 +126,7 @@ class TestContext:
         assert (flat(got)[0] != flat(got)[1]).all()
 
 
-class TestRefusedContext:
+class TestInvalidContext:
     @pytest.mark.parametrize(
         "call",
         [
@@ -135,7 +135,7 @@ class TestRefusedContext:
             "get_initial_state",
         ],
     )
-    def test_missing_or_superfluous(self, call):
+    def test_missing_or_not_used(self, call):
         def run(layer, **kwargs):
             if call == "get_initial_state":
                 return layer.get_initial_state(BATCH, **kwargs)
@@ -148,7 +148,7 @@ class TestRefusedContext:
         with pytest.raises(ValueError, match=r"`context` is for .* has none.*Received"):
             run(InitStateGRU(UNITS, initial_state="trainable"), context=CONTEXT)
 
-    def test_missing_where_a_wrapper_passes_none(self):
+    def test_missing_in_wrappers_of_keras(self):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
         with pytest.raises(ValueError, match="`context` is missing"):
             layers.Bidirectional(layer)(X)
@@ -165,7 +165,7 @@ class TestRefusedContext:
     @pytest.mark.parametrize(
         "context", [5, 0.5, "abc", object(), [[1, 2], [3]], [None] * BATCH]
     )
-    def test_what_is_no_tensor(self, context):
+    def test_other_types(self, context):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
         with pytest.raises(ValueError, match="`context` must be a tensor.*Received"):
             layer(X, context=context)
@@ -173,7 +173,7 @@ class TestRefusedContext:
 
     @pytest.mark.tensorflow
     @pytest.mark.parametrize("rows", [1, 3, 5])
-    def test_another_batch_size_that_is_known_at_run_time(self, rows):
+    def test_another_batch_size_at_run_time(self, rows):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
         signature = [tf.TensorSpec((None, TIMESTEPS, FEATURES)), tf.TensorSpec(None)]
 
@@ -186,7 +186,7 @@ class TestRefusedContext:
             call(X, np.ones((rows, 6), "float32"))
         assert call(X, CONTEXT).shape == (BATCH, UNITS)
 
-    def test_sequences_of_any_cell_without_timesteps(self):
+    def test_sequences_of_a_custom_cell_without_timesteps(self):
         cell = layers.GRUCell(UNITS)
         layer = InitStateRNN(cell, initial_state=Conditional(encoder()))
         with pytest.raises(ValueError, match="`sequences` must be .* Received"):
@@ -203,7 +203,7 @@ class TestRefusedContext:
             (np.ones((4, 5, 3)), np.ones((4, 5, 6))),
         ],
     )
-    def test_the_first_call_leaves_the_layer_as_it_was(
+    def test_a_failed_first_call_leaves_the_layer_unbuilt(
         self, x, context, wrap, stateful
     ):
         start = [Conditional(encoder()), None]

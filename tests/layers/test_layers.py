@@ -1,4 +1,4 @@
-"""Each layer of the family is the layer of Keras, with the same arguments."""
+"""Each layer extends the layer of Keras, and takes the same arguments."""
 
 import inspect
 
@@ -18,8 +18,8 @@ from models import BATCH, UNITS, X
 from oracles import assert_same, flat, numpy_lstm, reference_of, tiled_states
 from strategies import cases
 
-# Of the names in `keras.activations`, those that are no activations of an LSTM: three
-# helpers, one that halves its input, and one that needs more arguments.
+# All names in `keras.activations` except three helpers, an activation that halves the
+# number of features, and an activation that needs more arguments.
 EVERY_ACTIVATION = sorted(
     {name for name in dir(keras.activations) if not name.startswith("_")}
     - {"get", "serialize", "deserialize", "glu", "threshold"}
@@ -28,7 +28,7 @@ EVERY_ACTIVATION = sorted(
 
 class TestLSTM:
     @given(cases(dtypes=("float32", "float64"), dropout=False))
-    def test_outputs_are_those_of_the_equations(self, case):
+    def test_outputs_follow_the_equations(self, case):
         assume(not case.misplaces_zeros)
         layer = case.layer(return_state=True)
         states = tiled_states(layer, case.batch)
@@ -59,9 +59,9 @@ class TestSignature:
             InitStateBidirectional,
         ],
     )
-    def test_is_that_of_keras_and_then_ours(self, cls):
-        of_keras = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
-        *want, _ = inspect.signature(of_keras).parameters.values()
+    def test_extends_the_signature_of_keras(self, cls):
+        keras_cls = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
+        *want, _ = inspect.signature(keras_cls).parameters.values()
         *got, kwargs = inspect.signature(cls).parameters.values()
         ours = {}
         if cls is not InitStateBidirectional:
@@ -75,8 +75,8 @@ class TestSignature:
         assert kwargs.kind is inspect.Parameter.VAR_KEYWORD
 
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
-    def test_every_argument_arrives(self, cls):
-        of_keras = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
+    def test_every_argument_is_used(self, cls):
+        keras_cls = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
         other = {
             bool: lambda value: not value,
             float: lambda _: 0.25,
@@ -85,7 +85,7 @@ class TestSignature:
         }
         given = {
             name: other[type(parameter.default)](parameter.default)
-            for name, parameter in inspect.signature(of_keras).parameters.items()
+            for name, parameter in inspect.signature(keras_cls).parameters.items()
             if name not in ("units", "kwargs", "stateful")
         }
         for name in given:
@@ -98,7 +98,7 @@ class TestSignature:
         given |= {"seed": 7}
         given |= {"use_cudnn": False} if "use_cudnn" in given else {}
         layer = cls(3, **given, initial_state="trainable", name="layer")
-        want = of_keras(3, **given, name="layer").get_config()
+        want = keras_cls(3, **given, name="layer").get_config()
         got = layer.get_config()
         assert {key: got[key] for key in want} == want
         assert len(want) > 20
@@ -106,7 +106,7 @@ class TestSignature:
 
 class TestWithoutInitialState:
     @pytest.mark.parametrize("initial_state", [None, "zeros", [None, "zeros"]])
-    def test_it_is_an_lstm(self, initial_state):
+    def test_equals_lstm(self, initial_state):
         arguments = {"initial_state": initial_state, "use_fused": False}
         layer = InitStateLSTM(UNITS, **arguments, name="lstm")
         lstm = keras.layers.LSTM(UNITS, name="lstm")
@@ -120,7 +120,7 @@ class TestWithoutInitialState:
         layer.set_weights(lstm.get_weights())
         assert_same(layer(X), lstm(X))
 
-    def test_the_summary_is_that_of_lstm(self):
+    def test_has_the_summary_of_lstm(self):
         def summary(cls):
             lines = []
             model = keras.Sequential([keras.Input((5, 2)), cls(4, name="lstm")])
@@ -143,14 +143,14 @@ class TestWithoutInitialState:
 
 
 @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
-def test_what_keras_forgets_is_in_the_configuration(cls):
+def test_arguments_that_keras_omits_are_in_the_configuration(cls):
     layer = cls(2, use_cudnn=False, implementation=1)
     restored = cls.from_config(layer.get_config())
     assert restored.use_cudnn is False
     assert restored.cell.implementation == 1
 
 
-def test_units_may_be_an_integer_of_numpy():
+def test_units_may_be_a_numpy_integer():
     layer = InitStateLSTM(np.int64(UNITS), initial_state="trainable")
     ones = np.ones((BATCH, UNITS), "float32")
     layer.assign_initial_state([ones, None])

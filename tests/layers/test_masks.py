@@ -1,4 +1,4 @@
-"""The implicit mask from layer to layer, as the installed Keras hands it on."""
+"""The implicit mask from layer to layer, as the installed Keras passes it on."""
 
 import warnings
 
@@ -100,23 +100,23 @@ WAYS = {
 }
 
 
-class TestAsKerasHandsItOn:
+class TestPassedOnByKeras:
     @pytest.mark.parametrize("way", WAYS)
     def test_no_mask_is_lost_silently(self, way):
-        """A layer that does not hand on its mask says so, by its name."""
+        """A layer that does not pass its mask on warns, with its name."""
         call, make = WAYS[way]
         first, second = make(), recurrent()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             call(first, second)
         lost = [str(w.message) for w in caught if WARNING in str(w.message)]
-        of_first = [text for text in lost if f"'{first.name}'" in text]
-        assert bool(of_first) == (not rnn_hands_mask_on())
-        # A layer that is not given a mask has none to lose.
+        of_first_layer = [text for text in lost if f"'{first.name}'" in text]
+        assert bool(of_first_layer) == (not rnn_hands_mask_on())
+        # The second layer gets no mask, and must not warn.
         assert not any(f"'{second.name}'" in text for text in lost)
 
     @pytest.mark.filterwarnings(f"ignore:.*{WARNING}")
-    def test_the_second_layer_reads_what_that_of_keras_does(self):
+    def test_the_second_layer_equals_the_layer_of_keras(self):
         tokens = keras.Input((4,), dtype="int32")
         first, second = recurrent(layers.LSTM), recurrent(layers.GRU)
         model = keras.Model(tokens, second(first(embedding()(tokens))))
@@ -124,8 +124,8 @@ class TestAsKerasHandsItOn:
 
 
 @pytest.mark.filterwarnings(f"ignore:.*{WARNING}")
-class TestHandedOnByTheUser:
-    """Whichever Keras is installed, the second layer then skips the padding."""
+class TestPassedOnByTheUser:
+    """The second layer then skips the padding with every version of Keras."""
 
     @pytest.fixture(params=["mask=", "supports_masking"])
     def model(self, request):
@@ -145,12 +145,12 @@ class TestHandedOnByTheUser:
         want = second(first(keras.ops.copy(embed(TOKENS)), mask=mask), mask=mask)
         assert_same(model(TOKENS), want)
 
-    def test_a_file_keeps_what_is_passed(self, model, tmp_path):
+    def test_a_file_keeps_the_mask(self, model, tmp_path):
         model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
         pairs = zip(model.layers, loaded.layers, strict=True)
-        for layer, of_file in pairs:  # What is set on a layer is set again.
-            of_file.supports_masking = layer.supports_masking
+        for layer, loaded_layer in pairs:  # A file does not hold `supports_masking`.
+            loaded_layer.supports_masking = layer.supports_masking
         assert_same(loaded(TOKENS), model(TOKENS))
 
     def test_copies_keep_it(self, model):
@@ -159,10 +159,10 @@ class TestHandedOnByTheUser:
         assert_same(as_stateful(adopted, 3)(TOKENS), model(TOKENS))
 
 
-@pytest.mark.parametrize("hands_on", [True, False])
+@pytest.mark.parametrize("passes_mask_on", [True, False])
 @pytest.mark.filterwarnings(f"ignore:.*{WARNING}")
-def test_a_layer_that_is_taken_over_does_the_same(hands_on):
+def test_from_keras_keeps_supports_masking(passes_mask_on):
     lstm = recurrent(layers.LSTM)
-    lstm.supports_masking = hands_on
+    lstm.supports_masking = passes_mask_on
     layer = InitStateLSTM.from_keras(lstm)
-    assert layer.supports_masking == hands_on
+    assert layer.supports_masking == passes_mask_on

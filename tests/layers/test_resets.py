@@ -1,4 +1,4 @@
-"""Rows that return to their initial state within a batch."""
+"""Calls with a reset mask."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def reset_masks(draw, batch, timesteps):
 
 class TestTheRule:
     @for_each_layer(ALL_KINDS, dropout=False, dtypes=["float32", "float64"])
-    def test_it_is_to_run_each_piece_by_itself(self, case, data):
+    def test_equals_a_run_of_each_piece_alone(self, case, data):
         assume(not case.misplaces_zeros and case.goes_both_ways)
         layer = case.layer()
         reset_mask = data.draw(reset_masks(*case.inputs.shape[:2]))
@@ -83,7 +83,7 @@ class TestTheRule:
         return_state=True,
         go_backwards=False,
     )
-    def test_also_of_gradients(self, case, data):
+    def test_gradients(self, case, data):
         assume(not case.misplaces_zeros)
         layer = case.layer()
         reset_mask = data.draw(reset_masks(*case.inputs.shape[:2]))
@@ -117,7 +117,7 @@ class TestTheRule:
         assert_same(got, want, 1e-9)
 
     @pytest.mark.tensorflow
-    def test_also_of_second_derivatives_by_what_rows_start_and_restart_from(self):
+    def test_second_derivatives_by_all_initial_states(self):
         found = []
         for use_fused in (True, False):
             layer = lstm(use_fused=use_fused, dtype="float64")
@@ -131,10 +131,10 @@ class TestTheRule:
 
     @pytest.mark.parametrize("go_backwards", [False, True])
     @pytest.mark.parametrize("use_fused", [False, "auto"])
-    def test_a_context_with_a_time_axis_is_read_where_a_piece_begins(
+    def test_a_context_with_a_time_axis_is_read_at_the_resets(
         self, go_backwards, use_fused
     ):
-        timesteps = 9  # With fewer, the fused loop is not chosen.
+        timesteps = 9  # For fewer timesteps, "auto" does not choose the fused loop.
         x, context = normal(BATCH, timesteps, FEATURES), normal(BATCH, timesteps, 6)
         reset_mask = np.tile(RESET, 2)[:, :timesteps]
         start = Conditional(layers.Dense(UNITS, activation="tanh"), over_time=True)
@@ -168,7 +168,7 @@ class TestTheRule:
         assert_same(got, want, 1e-5)
         alone = layer.get_initial_state(BATCH, context=context)
         assert_same(alone, first, 1e-5)
-        # A layer that is not called with a reset mask starts from there too.
+        # A call without a reset mask has the same initial states.
         want = reference(x, initial_state=first)
         assert_same(layer(x, context=context), want, 1e-5)
 
@@ -181,7 +181,7 @@ class _Inputs:
 
 @keras.saving.register_keras_serializable()
 class KeepingCell(layers.Layer):
-    """A cell whose outputs show what its rows started from."""
+    """A cell whose outputs are its initial states."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -192,7 +192,7 @@ class KeepingCell(layers.Layer):
 
 
 class TestSampled:
-    def test_is_drawn_anew_for_each_piece(self):
+    def test_is_drawn_for_each_piece(self):
         shape = (64, 9, 1)
         start = Sampled(mean=2.0, stddev=0.5, seed=3)
         layer = InitStateRNN(KeepingCell(8), initial_state=start, return_sequences=True)
@@ -209,7 +209,7 @@ class TestSampled:
         assert abs(drawn.mean() - 2.0) < 0.05 and abs(drawn.std() - 0.5) < 0.05
 
     @pytest.mark.tensorflow
-    def test_is_drawn_anew_in_the_fused_loop_too(self):
+    def test_is_drawn_for_each_piece_in_the_fused_loop(self):
         x, reset_mask = normal(3, 12, FEATURES), np.zeros((3, 12), bool)
         reset_mask[:, [4, 5, 9]] = True
 
@@ -231,8 +231,8 @@ class TestSampled:
         assert_same(run(True), run(False), 1e-5)
 
     @pytest.mark.tensorflow
-    def test_layers_of_one_size_may_differ_in_what_is_drawn(self):
-        """They share the compiled loop, if it is the same."""
+    def test_layers_of_one_size_may_differ_in_the_kind_that_is_drawn(self):
+        """Layers of one size may share a compiled loop."""
         options = {
             "use_fused": True,
             "kernel_initializer": "ones",
@@ -246,7 +246,7 @@ class TestSampled:
         ]
         assert_same(got[1:], got[:1] * 2)
 
-    def test_starts_from_the_mean_at_inference(self):
+    def test_is_the_mean_at_inference(self):
         layer = InitStateLSTM(UNITS, initial_state=Sampled(0.5, 10.0))
         twin = InitStateLSTM(UNITS, initial_state=0.5, seed=0)
         twin.build(X.shape)
@@ -264,8 +264,8 @@ def lstm(**kwargs):
     return layer
 
 
-class OfContext(InitialState):
-    """A custom kind that says nothing about restarts."""
+class Tiled(InitialState):
+    """A custom kind without `by_timestep()`."""
 
     takes_context = True
 
@@ -276,21 +276,21 @@ class OfContext(InitialState):
         return ops.tile(context, (1, self.units))
 
 
-def test_by_default_rows_restart_from_what_they_started_from():
+def test_by_default_rows_reset_to_their_initial_state():
     context = normal(BATCH, 1)
-    layer = InitStateLSTM(UNITS, initial_state=OfContext(), return_sequences=True)
+    layer = InitStateLSTM(UNITS, initial_state=Tiled(), return_sequences=True)
     got = layer(X, context=context, reset_mask=np.ones_like(RESET))
-    starts = layer.get_initial_state(BATCH, context=context)
+    initial_state = layer.get_initial_state(BATCH, context=context)
     want = [
-        layer(X[:, t : t + 1], initial_state=starts, context=context)
+        layer(X[:, t : t + 1], initial_state=initial_state, context=context)
         for t in range(TIMESTEPS)
     ]
     assert_same(got, np.concatenate(flat(want), 1), 1e-6)
 
 
-class TestOfFirstTimesteps:
+class TestOneValuePerRow:
     @pytest.mark.parametrize("go_backwards", [False, True])
-    def test_rows_start_from_the_owned_state(self, go_backwards):
+    def test_rows_start_from_the_owned_initial_state(self, go_backwards):
         layer = lstm(go_backwards=go_backwards)
         h, c = normal(BATCH, UNITS), normal(BATCH, UNITS, seed=1)
         rows = np.array([True, False, False, True])
@@ -302,7 +302,7 @@ class TestOfFirstTimesteps:
         got = layer(X, initial_state=[h, c], reset_mask=rows)
         assert_same(got, layer(X, initial_state=want))
 
-    def test_is_to_mark_the_first_column(self):
+    def test_equals_a_mask_that_is_true_at_the_first_timestep(self):
         layer = lstm()
         h = c = normal(BATCH, UNITS)
         columns = np.zeros((BATCH, TIMESTEPS), bool)
@@ -312,11 +312,11 @@ class TestOfFirstTimesteps:
 
 
 class TestStreams:
-    def test_chunks_are_the_whole(self):
+    def test_chunks_equal_the_whole(self):
         whole = lstm(use_fused=False)
         stream = lstm(stateful=True, use_fused=False)
         x, reset_mask = normal(BATCH, 3 * TIMESTEPS, FEATURES), np.tile(RESET, 3)
-        reset_mask[3, TIMESTEPS] = True  # At the beginning of a chunk.
+        reset_mask[3, TIMESTEPS] = True  # At the first timestep of a chunk.
         want = whole(x, reset_mask=reset_mask)
         chunks = [
             stream(x[:, k : k + TIMESTEPS], reset_mask=reset_mask[:, k : k + TIMESTEPS])
@@ -324,8 +324,8 @@ class TestStreams:
         ]
         assert_same(np.concatenate(flat(chunks), 1), want, 1e-6)
 
-    def test_single_rows_restart_in_fit(self):
-        """A learned state gets its gradient from the rows that restart, no others."""
+    def test_single_rows_reset_in_fit(self):
+        """A learned state gets its gradient only from the rows that are reset."""
         inputs = keras.Input(batch_shape=X.shape)
         reset = keras.Input(batch_shape=(BATCH,), dtype="bool")
         layer = InitStateGRU(UNITS, initial_state="trainable", stateful=True)
@@ -338,7 +338,7 @@ class TestStreams:
             model.fit([X, marks], y, BATCH, verbose=0)
             return np.abs(to_numpy(layer.h0.value) - before).max()
 
-        assert change(no) > 0  # The stream begins.
+        assert change(no) > 0  # The first call starts from the learned state.
         assert change(no) == 0
         assert change(np.array([False, True, False, False])) > 0
 
@@ -346,7 +346,7 @@ class TestStreams:
 class TestBidirectional:
     @at_most(10)
     @given(reset_masks(BATCH, TIMESTEPS), st.booleans())
-    def test_each_direction_restarts_at_its_end_of_each_piece(self, marks, conditional):
+    def test_each_direction_reads_each_piece_from_its_own_end(self, marks, conditional):
         start = Conditional(layers.Dense(UNITS)) if conditional else "trainable"
         context = {"context": CONTEXT} if conditional else {}
         layer = InitStateBidirectional(
@@ -361,7 +361,7 @@ class TestBidirectional:
             ]
             assert_same(got[row : row + 1], np.concatenate(flat(want), 1), 1e-5)
 
-    def test_of_one_direction_with_a_context(self):
+    def test_one_direction_with_a_context(self):
         forward = InitStateLSTM(UNITS, initial_state=Conditional(layers.Dense(UNITS)))
         backward = InitStateLSTM(UNITS, go_backwards=True)
         layer = InitStateBidirectional(forward, backward_layer=backward)
@@ -400,7 +400,7 @@ class TestElsewhereInKeras:
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         assert_same(loaded.predict([X, RESET], verbose=0), got)
 
-    def test_in_a_functional_model_that_is_made_with_one(self, tmp_path):
+    def test_a_constant_in_a_functional_model(self, tmp_path):
         layer, inputs = lstm(), keras.Input(X.shape[1:], BATCH)
         model = keras.Model(inputs, layer(inputs, reset_mask=RESET))
         want = layer(X, reset_mask=RESET)
@@ -436,7 +436,7 @@ class TestElsewhereInKeras:
         assert_same(got, plain(x, reset_mask=reset_mask, mask=given.get("mask")), 1e-5)
 
     @pytest.mark.tensorflow
-    def test_in_forward_mode_for_what_rows_restart_from_alone(self):
+    def test_forward_mode_for_the_states_after_a_reset_alone(self):
         x, layer = normal(2, 9, FEATURES), lstm()
         reset_mask = np.arange(9) == np.array([[3], [5]])
         h0 = layer.h0.value.value
@@ -448,7 +448,7 @@ class TestElsewhereInKeras:
         assert (moved == np.logical_or.accumulate(reset_mask, axis=1)).all()
 
     @pytest.mark.tensorflow
-    def test_a_graph_refuses_a_mask_of_another_shape_at_run_time(self):
+    def test_a_mask_of_another_shape_raises_at_run_time_in_a_graph(self):
         layer = lstm()
         unknown = tf.TensorSpec((None, None), "bool")
 
@@ -468,7 +468,7 @@ class TestElsewhereInKeras:
         assert_same(ops.cast(got, "float32"), lstm()(X, reset_mask=RESET), 5e-2)
 
 
-class TestRefused:
+class TestInvalidArguments:
     @pytest.mark.parametrize(
         "reset_mask",
         [
@@ -488,7 +488,7 @@ class TestRefused:
         ids=str,
     )
     @pytest.mark.parametrize("stateful", [False, True])
-    def test_what_is_no_reset_mask(self, reset_mask, stateful):
+    def test_an_invalid_reset_mask(self, reset_mask, stateful):
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=stateful)
         with pytest.raises(ValueError, match=r"`reset_mask` must be a boolean tensor"):
             layer(X, reset_mask=reset_mask)
@@ -496,7 +496,7 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"`reset_mask` must be a boolean tensor"):
             InitStateBidirectional(layer)(X, reset_mask=reset_mask)
 
-    def test_a_context_is_needed_to_restart_from(self):
+    def test_a_reset_needs_a_context(self):
         layer = InitStateSimpleRNN(
             UNITS, initial_state=Conditional(layers.Dense(UNITS))
         )
@@ -506,23 +506,23 @@ class TestRefused:
             layer(X, initial_state=states, reset_mask=RESET)
 
     @pytest.mark.parametrize("context", [CONTEXT[:, 0], normal(BATCH, 2, 6)])
-    def test_a_context_without_the_time_axis_that_it_should_have(self, context):
+    def test_a_context_without_a_time_axis(self, context):
         start = Conditional(layers.Dense(UNITS), over_time=True)
         with pytest.raises(ValueError, match="`context` must have a time axis"):
             InitStateLSTM(UNITS, initial_state=start)(X, context=context)
 
-    def test_an_option_that_is_none(self):
+    def test_an_invalid_option(self):
         with pytest.raises(ValueError, match="`over_time` must be one of"):
             Conditional(layers.Dense(UNITS), over_time="yes")
 
 
-def test_a_list_and_integers_are_taken_for_booleans():
+def test_a_list_and_integers_are_accepted():
     layer = lstm()
     want = layer(X, reset_mask=RESET)
     assert_same(layer(X, reset_mask=RESET.tolist()), want)
     assert_same(layer(X, reset_mask=RESET.astype("int32")), want)
 
 
-def test_without_a_mark_nothing_changes():
+def test_a_mask_without_a_reset_changes_nothing():
     layer = lstm(use_fused=False)
     assert_same(layer(X, reset_mask=np.zeros_like(RESET)), layer(X), 1e-6)

@@ -1,4 +1,4 @@
-"""The one rule: what a layer makes of its sequences, and of its arguments."""
+"""Layers equal the layers of Keras that are called with the tiled initial states."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ from keras_init_lstm import (
 from keras_init_lstm._copies import copy_layer
 from keras_init_lstm._keras import layers_within, mask_of, rnn_hands_mask_on
 from keras_init_lstm.streams import as_stateful
-from models import BATCH, CONTEXT, FEATURES, STARTS, UNITS, X, encoder, normal
+from models import BATCH, CONTEXT, FEATURES, INITIAL_STATES, UNITS, X, encoder, normal
 from oracles import (
     HandedItsStates,
     across_programs,
@@ -41,17 +41,17 @@ from strategies import ALL_KINDS, arrays, for_each_layer
 
 class TestTheOneRule:
     @for_each_layer(ALL_KINDS)
-    def test_outputs_are_those_of_keras_with_the_tiled_state(self, case):
+    def test_outputs_equal_keras_with_the_tiled_states(self, case):
         layer = case.layer()
         states = case.states(layer)
         want = case.call(case.reference(layer), initial_state=states)
-        if layer.takes_context:  # The product of the encoder is NumPy's in `states`.
+        if layer.takes_context:  # NumPy computes the encoder in `states`.
             assert_same(case.call(layer), want, case.tolerance)
         else:
             case.assert_same(case.call(layer), want)
 
     @for_each_layer(("zeros", "fixed", "trainable"))
-    def test_also_in_training_with_dropout(self, case, data):
+    def test_in_training_with_dropout(self, case, data):
         layer = case.layer()
         reference = case.reference(layer)
         states = case.states(layer)
@@ -75,7 +75,7 @@ class TestTheOneRule:
             case.assert_same(got, case.call(reference, initial_state=states))
 
     @for_each_layer()
-    def test_an_explicit_state_wins_over_the_owned(self, case, data):
+    def test_an_explicit_state_replaces_the_owned_state(self, case, data):
         layer = case.layer()
         owned = keras.tree.flatten(case.states(layer))
         explicit = [
@@ -92,7 +92,7 @@ class TestTheOneRule:
         case.assert_same(layer(case.inputs, explicit, case.mask), want)
 
     @for_each_layer()
-    def test_shapes_and_dtypes_are_known_before_the_call(self, case):
+    def test_symbolic_shapes_and_dtypes(self, case):
         layer = case.layer()
         reference = case.reference(layer)
         timesteps = case.inputs.shape[1] if case.arguments["unroll"] else None
@@ -110,7 +110,7 @@ class TestTheOneRule:
             assert (got.shape, got.dtype) == (want.shape, want.dtype)
             assert got.dtype == keras.backend.standardize_dtype(real.dtype)
 
-    def test_an_implicit_mask_is_the_explicit_one(self):
+    def test_an_implicit_mask_equals_the_explicit_mask(self):
         tokens = np.array([[1, 2, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0], [1, 1, 1, 1]])
         embedding = keras.layers.Embedding(3, 2, mask_zero=True)
         layer = InitStateLSTM(3, initial_state=[0.5, -0.5], return_sequences=True)
@@ -123,7 +123,7 @@ class TestTheOneRule:
             assert mask_of(got) is None
 
     @for_each_layer()
-    def test_output_masks_are_those_of_keras(self, case):
+    def test_output_masks_equal_keras(self, case):
         layer = case.layer()
         mask = None if case.mask is None else keras.ops.convert_to_tensor(case.mask)
         got = keras.tree.flatten(layer.compute_mask(case.inputs, mask))
@@ -131,13 +131,13 @@ class TestTheOneRule:
         assert [id(m) for m in got] == [id(m) for m in want]
 
 
-def step_of_fit(case, layer, weights, **kwargs):
-    """What a step of `fit` takes from each weight: its gradient, with this optimizer.
+def gradients_of_fit(case, layer, weights, **kwargs):
+    """The change of each weight in one step of `fit()`, which is its gradient.
 
-    But for a weight with a constraint, which holds after the step.
+    A constraint changes the weight after the step.
     """
     given = {"inputs": case.inputs}
-    if layer.takes_context:  # Keras 3.10 to 3.12 refuse an input that is not used.
+    if layer.takes_context:  # Keras 3.10 to 3.12 reject an input that is not used.
         given["context"] = case.context
     if case.mask is not None:
         given["mask"] = case.mask
@@ -151,7 +151,7 @@ def step_of_fit(case, layer, weights, **kwargs):
     model.compile(keras.optimizers.SGD(1.0), loss, **kwargs)
     before = flat(weights)
     y = np.zeros(outputs.shape)
-    # In the order of the rows: each has noise of its own.
+    # Don't shuffle: each row has its own noise.
     model.fit(given, y, case.batch, shuffle=False, verbose=0)
     return [old - new for old, new in zip(before, flat(weights), strict=True)]
 
@@ -159,12 +159,12 @@ def step_of_fit(case, layer, weights, **kwargs):
 class TestGradientsOfFit:
     @for_each_layer(
         ("trainable", "sampled", "conditional"),
-        examples=2,  # Each is traced twice.
+        examples=2,  # Each example is traced twice.
         dtypes=["float32"],
         dropout=False,
         return_state=False,
     )
-    def test_are_those_of_keras_with_states_tiled_by_hand(self, case, data):
+    def test_equal_keras_with_explicitly_tiled_states(self, case, data):
         layer = case.layer(stateful=data.draw(st.booleans()))
         noise_of = case.layer()
         for entry, other in zip(
@@ -176,19 +176,19 @@ class TestGradientsOfFit:
                 other.stddev.assign(np.ones(other.stddev.shape))
         context = {"context": case.context} if layer.takes_context else {}
         noise = noise_of.get_initial_state(case.batch, training=True, **context)
-        by_hand = HandedItsStates(case.reference(layer), layer, flat(noise))
+        reference = HandedItsStates(case.reference(layer), layer, flat(noise))
         owned = [weight for entry in layer.initial_state for weight in entry.weights]
         mode = {"run_eagerly": data.draw(st.booleans())}
-        got = step_of_fit(case, layer, layer.cell.weights + owned, **mode)
-        weights = by_hand.rnn.weights + keras.tree.flatten(by_hand.owned)
-        want = step_of_fit(case, by_hand, weights, **mode)
+        got = gradients_of_fit(case, layer, layer.cell.weights + owned, **mode)
+        weights = reference.rnn.weights + keras.tree.flatten(reference.owned)
+        want = gradients_of_fit(case, reference, weights, **mode)
         assert_same(got, want, tolerance=10 * case.tolerance * scale_of(want))
 
 
 @pytest.mark.tensorflow
 class TestGradientsOfTheTape:
     @for_each_layer(("trainable", "conditional"), ("float32", "float64"))
-    def test_are_those_of_keras_with_the_tiled_state(self, case):
+    def test_equal_keras_with_the_tiled_states(self, case):
         layer = case.layer()
         for entry in layer.initial_state:
             entry.set_weights([np.random.normal(size=w.shape) for w in entry.weights])
@@ -218,7 +218,7 @@ class TestGradientsOfTheTape:
             if not entry.takes_context:
                 want.append(of_state.sum(axis=0))
                 continue
-            # The chain rule for a `Dense`, by hand.
+            # Apply the chain rule of a `Dense` layer.
             if entry.encoder.activation is keras.activations.tanh:
                 of_state = of_state * (1 - to_numpy(state) ** 2)
             want.append(case.context.T.astype(of_state.dtype) @ of_state)
@@ -228,13 +228,13 @@ class TestGradientsOfTheTape:
 
     @for_each_layer(
         ["trainable"],
-        examples=2,  # Each is run twice for each unit.
+        examples=2,  # Each example is run twice for each unit.
         dtypes=["float64"],
         dropout=False,
-        activation="tanh",  # Smooth, for the differences.
+        activation="tanh",  # Finite differences need a smooth function.
         recurrent_activation="sigmoid",
     )
-    def test_of_the_states_are_finite_differences(self, case):
+    def test_of_the_states_equal_finite_differences(self, case):
         layer = case.layer()
 
         def loss():
@@ -256,8 +256,8 @@ class TestGradientsOfTheTape:
                     gradient[unit], (above - below) / (2 * step), rtol=1e-5, atol=1e-7
                 )
 
-    def test_mixed_precision_adds_up_in_float32(self):
-        # 4096 rows of 1 + 2**-8 add up to 4112; in bfloat16 the sum gets stuck.
+    def test_mixed_precision_sums_in_float32(self):
+        # The sum of 4096 rows of 1 + 2**-7 is exact in float32, but not in bfloat16.
         layer = InitStateLSTM(1, initial_state="trainable", dtype="mixed_bfloat16")
         with tf.GradientTape() as tape:
             state = tf.cast(layer.get_initial_state(4096)[0], "float32")
@@ -266,8 +266,8 @@ class TestGradientsOfTheTape:
         assert float(gradient[0]) == 4096 * (1 + 2**-7)
 
 
-# Where a piece begins with masked steps, the whole would repeat the output before
-# them, which the piece does not know; hence the zeros.
+# At masked timesteps, Keras repeats the last output. A piece does not know the outputs
+# of earlier pieces, so let both put out zeros.
 IN_ORDER = {
     "dropout": False,
     "go_backwards": False,
@@ -276,9 +276,9 @@ IN_ORDER = {
 }
 
 
-class TestRowsAndSteps:
+class TestRowsAndTimesteps:
     @for_each_layer(("fixed", "conditional"), dropout=False)
-    def test_rows_do_not_see_each_other(self, case, data):
+    def test_rows_are_independent(self, case, data):
         layer = case.layer()
         whole = flat(case.call(layer))
         rows = data.draw(st.permutations(range(case.batch)))
@@ -289,7 +289,7 @@ class TestRowsAndSteps:
                 assert_same(got, [o[part] for o in whole], tolerance=case.tolerance)
 
     @for_each_layer(**IN_ORDER, return_state=True)
-    def test_a_sequence_in_two_pieces_is_the_whole(self, case, data):
+    def test_two_pieces_equal_the_whole_sequence(self, case, data):
         assume(not case.misplaces_zeros)
         layer = case.layer()
         outputs, *states = layer(case.inputs, mask=case.mask)
@@ -307,14 +307,14 @@ class TestRowsAndSteps:
         assert_same(got, want, tolerance=case.tolerance * scale_of(want))
 
     @for_each_layer(ALL_KINDS, **IN_ORDER, unroll=False)
-    def test_a_stateful_layer_fed_in_chunks_is_one_pass(self, case, data):
+    def test_chunks_of_a_stateful_layer_equal_one_call(self, case, data):
         layer = case.layer()
         stream = case.layer(stateful=True)
         stream.set_weights(layer.get_weights())
         call = stream
         if data.draw(st.booleans()):
             call = compiled(stream, reduce_retracing=True)
-        # Used in the first call only; what comes later must not matter.
+        # Only the first call uses the context. Later contexts must have no effect.
         contexts = iter([case.context])
         timesteps = case.inputs.shape[1]
         cuts = sorted(data.draw(st.sets(st.integers(1, timesteps))) | {0, timesteps})
@@ -335,10 +335,12 @@ class TestRowsAndSteps:
         )
 
     @pytest.mark.tensorflow
-    @pytest.mark.parametrize("kind", STARTS)
+    @pytest.mark.parametrize("kind", INITIAL_STATES)
     @pytest.mark.parametrize("training", [False, True])
     def test_traced_once_for_every_batch_and_time(self, kind, training):
-        layer = InitStateLSTM(UNITS, initial_state=STARTS[kind], return_sequences=True)
+        layer = InitStateLSTM(
+            UNITS, initial_state=INITIAL_STATES[kind], return_sequences=True
+        )
         layer.build((None, None, FEATURES))
         traces = []
 
@@ -365,7 +367,7 @@ class TestStacks:
     MASK = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]], bool)
 
     def layers(self, names):
-        """A stack of ours and of Keras with the same weights."""
+        """A stack of this package and a stack of Keras with the same weights."""
         both = []
         for cls in (InitStateRNN, keras.layers.RNN):
             cells = [getattr(keras.layers, f"{name}Cell")(2) for name in names]
@@ -374,7 +376,7 @@ class TestStacks:
             both[-1].set_weights([normal(*w.shape) for w in both[-1].weights])
         return both
 
-    def test_start_and_end_as_those_of_keras(self, names):
+    def test_initial_and_last_states_equal_keras(self, names):
         layer, reference = self.layers(names)
 
         got, expected = (rnn(self.X, mask=self.MASK) for rnn in (layer, reference))
@@ -392,14 +394,14 @@ class TestStacks:
 
         got = layer(self.X, mask=self.MASK, initial_state=states)
         assert_same(got, expected, across_programs())
-        # As `state_size` is nested.
-        bare = [each[0] if len(each) == 1 else each for each in states]
+        # They may be nested as `state_size` too.
+        bare = [state[0] if len(state) == 1 else state for state in states]
         got = layer(self.X, mask=self.MASK, initial_state=bare)
         assert_same(got, expected, across_programs())
 
 
 def test_a_stack_of_one_cell_with_one_state():
-    """Keras's own fails: on JAX always, on TensorFlow with a mask."""
+    """A stack of Keras fails: on JAX always, on TensorFlow with a mask."""
     mask = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]], bool)
     layer = InitStateRNN([keras.layers.GRUCell(2)], return_state=True)
     reference = keras.layers.RNN(layer.cell.cells[0], return_state=True)
@@ -409,10 +411,10 @@ def test_a_stack_of_one_cell_with_one_state():
     assert_same(got, reference(normal(3, 4, 2), mask=mask), across_programs())
 
 
-class TestRefusedCalls:
+class TestInvalidCalls:
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 2), (3, 5, 3)])
-    def test_the_first_call_leaves_the_layer_as_it_was(self, shape, stateful):
+    def test_a_failed_first_call_leaves_the_layer_unbuilt(self, shape, stateful):
         layer = InitStateLSTM(2, stateful=stateful)
         with pytest.raises(ValueError, match="ndim=3|`initial_state"):
             layer(np.ones(shape), initial_state=[np.ones((4, 2))] * 2)
@@ -423,7 +425,7 @@ class TestRefusedCalls:
     @pytest.mark.tensorflow
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("shape", [(4, 4), (8, 2), (1, 2), (2, 4), (1, 8), (4, 1)])
-    def test_a_state_whose_shape_is_known_at_run_time(self, shape, stateful):
+    def test_the_shape_of_a_state_at_run_time(self, shape, stateful):
         layer = InitStateLSTM(UNITS, stateful=stateful)
         layer(X)
         carried = flat(layer.states or ())
@@ -457,7 +459,7 @@ class TestConfig:
         assert getattr(restored, "use_cudnn", False) is False
         assert getattr(restored.cell, "implementation", 1) == 1
         restored.build(case.inputs.shape, context_shape=case.context.shape)
-        # Of a cell or an encoder that Keras has built, the path begins with its name.
+        # The path of a cell or encoder that Keras has built begins with its name.
         assert [w.path.split("/")[-2:] for w in restored.trainable_weights] == [
             w.path.split("/")[-2:] for w in layer.trainable_weights
         ]
@@ -481,7 +483,7 @@ class CellOfLayers(keras.layers.Layer):
 
 
 @pytest.mark.filterwarnings("ignore:.build... was called on")  # By Keras, loading it.
-def test_layers_inside_of_a_cell_have_weights_once_a_model_is_made(tmp_path):
+def test_a_functional_model_builds_the_layers_inside_a_cell(tmp_path):
     layer = InitStateRNN(CellOfLayers(), initial_state=0.5)
     model = keras.Sequential([keras.Input(X.shape[1:]), layer])
     assert len(model.weights) == 4
@@ -517,7 +519,7 @@ class TestAttributesThatAreSet:
         loaded = keras.models.load_model(tmp_path / "model.keras")
         assert_same(loaded(X), want, tolerance=1e-6)
 
-    def test_what_is_refused_changes_nothing(self):
+    def test_an_invalid_value_changes_nothing(self):
         layer = InitStateLSTM(UNITS, initial_state="trainable")
         kinds = layer.initial_state
         for name, value in [("h0", "no"), ("c0", [1.0] * 7), ("initial_state", [1])]:
@@ -533,7 +535,7 @@ class TestAttributesThatAreSet:
         assert layer.initial_state == kinds and layer.h0 is kinds[0]
 
     @pytest.mark.parametrize("built", [False, True])
-    def test_a_state_cannot_be_deleted(self, built):
+    def test_deleting_a_state_raises(self, built):
         layer = InitStateLSTM(UNITS, initial_state=["trainable", None])
         if built:
             layer.build(X.shape)
@@ -555,15 +557,17 @@ class TestAttributesThatAreSet:
         ],
         ids=["layer", "initial state", "stream"],
     )
-    def test_an_initial_state_is_refused_once_a_part_is_built(self, start, build):
+    def test_setting_an_initial_state_of_a_partly_built_layer_raises(
+        self, start, build
+    ):
         layer = InitStateLSTM(UNITS, initial_state=start, stateful=True)
         build(layer)
         with pytest.raises(ValueError, match="`h0`.*is built.*Received"):
             layer.h0 = 0.5
 
-    def test_a_state_that_is_replaced_leaves_nothing_behind(self):
+    def test_a_replaced_state_leaves_nothing_behind(self):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(encoder()))
-        layer.c0.encoder.build(CONTEXT.shape)  # An encoder may have weights by then.
+        layer.c0.encoder.build(CONTEXT.shape)
         layer.h0, layer.c0 = "trainable", None
         layer.build(X.shape)
         names = [weight.path.split("/")[-2] for weight in layer.weights[3:]]
@@ -588,7 +592,7 @@ class TestAttributesThatAreSet:
         want = reference_of(layer)(X, initial_state=states)
         assert_same([model(X), loaded(X)], [want, want], tolerance=1e-6)
 
-    def test_a_cell_of_other_states(self):
+    def test_a_cell_with_other_states(self):
         layer = InitStateRNN(keras.layers.LSTMCell(UNITS), return_state=True)
         layer.cell = keras.layers.GRUCell(UNITS)
         assert layer.state_names == ("h0",)
@@ -646,7 +650,7 @@ class TestAttributesThatAreSet:
         ],
     )
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
-    def test_what_keras_reads_at_each_call(self, cls, changes):
+    def test_attributes_that_keras_reads_at_each_call(self, cls, changes):
         x = normal(BATCH, 10, FEATURES)
         mask = keras.ops.convert_to_tensor(np.arange(40).reshape(BATCH, 10) % 3 != 1)
         layer = cls(
@@ -666,7 +670,7 @@ class TestAttributesThatAreSet:
     @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
     @pytest.mark.parametrize("part", ["h0", "c0.encoder", "cell", ""])
     @pytest.mark.parametrize("when", ["before", "built", "compiled"])
-    def test_what_is_frozen_does_not_learn(self, part, when):
+    def test_frozen_parts_do_not_learn(self, part, when):
         start = ["trainable", Conditional(encoder())]
         layer, frozen = InitStateLSTM(UNITS, initial_state=start), []
         x, context = keras.Input(X.shape[1:]), keras.Input(CONTEXT.shape[1:])
@@ -690,7 +694,7 @@ class TestAttributesThatAreSet:
         for weight, old in zip(layer.weights, before, strict=True):
             assert (to_numpy(weight) == old).all() == (id(weight) in kept)
 
-    def test_a_stream_that_is_switched_off_and_on(self):
+    def test_stateful_may_be_switched_off_and_on(self):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
         first, second = flat(layer(X)), flat(layer(X))
         layer.stateful = False
@@ -713,13 +717,13 @@ class TestAttributesThatAreSet:
         layer(X)
         assert (to_numpy(layer.states[0]) != 0.5).any()
 
-    def test_in_the_nnx_mode_of_keras_a_layer_is_refused(self, monkeypatch):
+    def test_a_layer_raises_in_the_nnx_mode_of_keras(self, monkeypatch):
         monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
         with pytest.raises(ValueError, match="NNX mode .*Received"):
             InitStateLSTM(UNITS)
 
 
-class TestSituations:
+class TestCommonUses:
     """What people ask for, as the README shows it."""
 
     def test_zeros_passed_explicitly(self):
@@ -731,7 +735,7 @@ class TestSituations:
         assert_same(got, lstm(X, initial_state=[zeros, zeros]))
         assert_same(got, layer(X, initial_state=[zeros, zeros]))
 
-    def test_final_states_of_an_encoder_start_a_decoder(self):
+    def test_last_states_of_an_encoder_are_the_initial_state_of_a_decoder(self):
         source, target = (keras.Input((None, FEATURES)) for _ in range(2))
         encoder = keras.layers.LSTM(UNITS, return_state=True)
         decoder = InitStateLSTM(UNITS, initial_state="trainable")

@@ -1,4 +1,4 @@
-"""Stateful layers: what they carry from call to call, and how they are reset."""
+"""Stateful layers: the states that they carry from call to call, and their resets."""
 
 import keras
 import numpy as np
@@ -46,7 +46,7 @@ inputs = sizes("timesteps").flatmap(lambda steps: arrays(BATCH, steps, FEATURES)
 
 
 def states_of(data, layer):
-    """For each state given values, or None for the owned ones."""
+    """For each state an array, or `None` for the owned initial state."""
     return [data.draw(st.none() | arrays(BATCH, units)) for units in layer.state_units]
 
 
@@ -67,9 +67,9 @@ def bad_states(data, layer):
 
 
 class Stream(RuleBasedStateMachine):
-    """A stateful layer against one of Keras that is handed its state at every call.
+    """A stateful layer, compared with a layer of Keras that gets explicit states.
 
-    `carried` is what the stream carries, NaN in the rows that are reset.
+    `carried` are the carried states, with NaN in the rows that are reset.
     """
 
     @initialize(
@@ -105,7 +105,7 @@ class Stream(RuleBasedStateMachine):
             )
 
     def carry(self, states, rows=None):
-        """What is carried from now on in these rows, `None` for a fresh start."""
+        """Sets the carried states of rows; `None` means that the rows are reset."""
         if rows is None:
             rows, units = np.arange(BATCH), self.layer.state_units
             self.carried = [np.zeros((BATCH, size)) for size in units]
@@ -115,8 +115,8 @@ class Stream(RuleBasedStateMachine):
     def expected(self):
         owned = keras.tree.flatten(self.case.states(self.layer))
         return [
-            np.where(np.isnan(carried), start, carried)
-            for start, carried in zip(owned, self.carried, strict=True)
+            np.where(np.isnan(carried), own, carried)
+            for own, carried in zip(owned, self.carried, strict=True)
         ]
 
     @rule(x=inputs)
@@ -126,12 +126,12 @@ class Stream(RuleBasedStateMachine):
         self.carry(flat(want[1:]))
 
     @rule(x=inputs, data=st.data())
-    def call_with_rows_that_restart(self, x, data):
+    def call_with_rows_that_are_reset(self, x, data):
         rows = np.array(data.draw(rows_of_batch))
         owned = keras.tree.flatten(self.case.states(self.layer))
         pairs = zip(owned, self.expected(), strict=True)
-        start = [np.where(rows[:, None], own, carried) for own, carried in pairs]
-        want = self.reference(x, initial_state=nested(self.layer, start))
+        states = [np.where(rows[:, None], own, carried) for own, carried in pairs]
+        want = self.reference(x, initial_state=nested(self.layer, states))
         assert_same(self.call_layer(x, reset_mask=rows), want, tolerance=1e-6)
         self.carry(flat(want[1:]))
 
@@ -158,7 +158,7 @@ class Stream(RuleBasedStateMachine):
 
     @rule(rows=rows_of_batch, as_booleans=st.booleans(), data=st.data())
     def reset_rows(self, rows, as_booleans, data):
-        """With given states, which may be of some of the states alone, or without."""
+        """Resets rows to all, some or none of the given states."""
         indices = np.flatnonzero(rows)
         units = self.layer.state_units
         given = [None] * len(units)
@@ -182,7 +182,7 @@ class Stream(RuleBasedStateMachine):
             [[BATCH], [-1], [0, 0], [0.0], "all", [[0]], [True] * (BATCH - 1)]
         )
     )
-    def refused_rows(self, rows):
+    def invalid_rows(self, rows):
         with pytest.raises(ValueError, match="`rows` must be different integers"):
             self.layer.reset_states(rows=rows)
 
@@ -209,7 +209,7 @@ class Stream(RuleBasedStateMachine):
         self.layer.assign_initial_state(nested(self.layer, given))
 
     @rule(batch=st.integers(1, BATCH + 2).filter(lambda n: n != BATCH))
-    def refused_batch(self, batch):
+    def another_batch_size(self, batch):
         x = normal(batch, TIMESTEPS, FEATURES)
         message = f"batch size of {BATCH}, as in the stream so far"
         with pytest.raises(ValueError, match=message):
@@ -226,7 +226,7 @@ class Stream(RuleBasedStateMachine):
                 call(x)
 
     @rule(data=st.data())
-    def refused_states(self, data):
+    def invalid_states(self, data):
         given = bad_states(data, self.layer)
         for call in (
             lambda: self.layer(X, initial_state=given),
@@ -237,7 +237,7 @@ class Stream(RuleBasedStateMachine):
                 call()
 
     @rule(data=st.data(), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
-    def refused_states_that_are_not_finite(self, data, bad):
+    def states_that_are_not_finite(self, data, bad):
         given = [np.ones((BATCH, units)) for units in self.layer.state_units]
         index = data.draw(st.integers(0, len(given) - 1))
         given[index][-1, -1] = bad
@@ -245,7 +245,7 @@ class Stream(RuleBasedStateMachine):
             self.layer.reset_states(nested(self.layer, given))
 
     @invariant()
-    def states_show_what_comes_next(self):
+    def states_are_the_states_before_the_next_call(self):
         for state, want in zip(flat(self.layer.states), self.expected(), strict=True):
             np.testing.assert_allclose(state, want, rtol=0, atol=1e-6)
 
@@ -272,7 +272,7 @@ class TestStateful:
                 [np.ones((3, 2)), np.ones((2, 2))]
             )
 
-    def test_given_its_states_before_its_first_call(self):
+    def test_states_before_the_first_call(self):
         layer = InitStateLSTM(UNITS, stateful=True)
         states = list(normal(2, BATCH, UNITS))
         layer.reset_states(states=states)
@@ -303,7 +303,7 @@ class TestStateful:
         with pytest.raises(ValueError, match="`states`.*stateful=False"):
             layer.reset_states([np.ones((BATCH, UNITS))] * 2)
 
-    def test_states_are_no_weights(self):
+    def test_states_are_not_weights(self):
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
         layer(X)
         assert [w.path.split("/", 1)[1] for w in layer.weights] == [
@@ -313,17 +313,16 @@ class TestStateful:
             "h0/value",
             "c0/value",
         ]
-        if (
-            BACKEND != "jax"
-        ):  # whose `fit` carries the variables of a model, and no more
+        # On JAX, `fit()` updates only the variables of a model.
+        if BACKEND != "jax":
             assert not any("rnn_state" in v.path for v in layer.variables)
         assert not any(state.trainable for state in layer.states)
 
     @pytest.mark.tensorflow
     @pytest.mark.parametrize("jit_compile", [False, True])
-    # A divisor of the size of the stream, a multiple, and neither.
+    # A divisor of the stream's batch size, a multiple, and neither.
     @pytest.mark.parametrize("batch", [1, 2 * BATCH, BATCH - 1])
-    def test_a_graph_refuses_a_batch_before_it_carries_anything(
+    def test_a_wrong_batch_raises_before_a_graph_carries_its_states(
         self, batch, jit_compile
     ):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
@@ -331,7 +330,7 @@ class TestStateful:
         unknown = [tf.TensorSpec((None, None, FEATURES))]
         call = tf.function(layer, input_signature=unknown, jit_compile=jit_compile)
         x = normal(batch, TIMESTEPS, FEATURES)
-        # Time and again: operations that nothing orders run in any order.
+        # Repeat it: TensorFlow may run unordered operations in another order.
         for seed in range(50):
             given = list(normal(2, BATCH, UNITS, seed=seed))
             layer.reset_states(given)
@@ -352,22 +351,22 @@ class TestStateful:
         lstm = reference_of(layer)
 
         @tf.function(jit_compile=jit_compile)
-        def of_the_states():
+        def state_gradients():
             values = [entry.value.value for entry in layer.initial_state]
             return gradients(lambda: layer(X, training=True), values)
 
         state = [tf.zeros((BATCH, UNITS)), tf.zeros((BATCH, UNITS))]
         want = gradients(lambda: lstm(X, initial_state=state), state)
         want = [gradient.sum(axis=0) for gradient in flat(want)]
-        assert_same(of_the_states(), want, tolerance=1e-5)
-        assert all((g == 0).all() for g in flat(of_the_states()))
+        assert_same(state_gradients(), want, tolerance=1e-5)
+        assert all((g == 0).all() for g in flat(state_gradients()))
         layer.reset_states()
-        assert_same(of_the_states(), want, tolerance=1e-5)
+        assert_same(state_gradients(), want, tolerance=1e-5)
 
     @pytest.mark.parametrize(
         "jit_compile", [False, pytest.param(True, marks=pytest.mark.tensorflow)]
     )
-    def test_a_sampled_state_is_drawn_anew_at_each_reset(self, jit_compile):
+    def test_a_sampled_state_is_drawn_at_each_reset(self, jit_compile):
         layer = InitStateLSTM(UNITS, initial_state=Sampled(seed=1), stateful=True)
         layer.build((BATCH, None, FEATURES))
         call = compiled(lambda x: layer(x, training=True), jit_compile=jit_compile)
@@ -380,7 +379,7 @@ class TestStateful:
         want = reference_of(layer)(X, initial_state=carried)
         assert_same(call(X), want, tolerance=1e-6)
 
-    def test_to_look_at_a_fresh_stream_draws_nothing(self):
+    def test_reading_fresh_states_draws_nothing(self):
         def outputs(look):
             entry = Sampled([1.0, 2.0], seed=1, at_inference="sample")
             layer = InitStateLSTM(2, initial_state=entry, stateful=True)
@@ -422,7 +421,7 @@ class TestWithAContext:
             *(pytest.param(xla, marks=pytest.mark.tensorflow) for xla in (False, True)),
         ],
     )
-    def test_it_is_used_where_a_stream_starts(self, wrap, jit_compile):
+    def test_it_is_used_in_fresh_rows(self, wrap, jit_compile):
         start = Conditional(encoder())
         kwargs = {"return_sequences": True}
         stream = WRAPS[wrap](
@@ -446,7 +445,7 @@ class TestWithAContext:
             want = reference(longer, context=context)
             assert_same(np.concatenate(flat(parts), axis=1), want, tolerance=1e-5)
 
-    def test_what_a_fresh_stream_starts_from_is_not_known_yet(self):
+    def test_fresh_states_are_nan(self):
         layer = InitStateLSTM(
             UNITS, initial_state=[Conditional(encoder()), 0.5], stateful=True
         )
@@ -454,7 +453,7 @@ class TestWithAContext:
         h, c = flat(layer.states)
         assert np.isnan(h).all() and (c == 0.5).all()
 
-    def test_given_states_need_no_context_to_start_from(self):
+    def test_given_states_need_no_context(self):
         layer = InitStateLSTM(
             UNITS, initial_state=Conditional(encoder()), stateful=True
         )
@@ -541,7 +540,7 @@ class TestResetStates:
         assert_same(stream_states(model), fresh)
 
     @pytest.mark.parametrize("not_a_model", [None, 1, "model", [keras.layers.LSTM(1)]])
-    def test_function_wants_a_model(self, not_a_model):
+    def test_function_needs_a_model(self, not_a_model):
         with pytest.raises(ValueError, match="`model` must be a model or layer"):
             reset_states(not_a_model)
 
@@ -560,7 +559,7 @@ class TestResetStates:
         reset_states(keras.Sequential([Other(), Counter()]))
 
     @pytest.mark.parametrize("run", ["fit", "evaluate", "predict"])
-    def test_callback_makes_every_run_the_first(self, run):
+    def test_with_the_callback_every_run_equals_the_first(self, run):
         model = nested_model()
         model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
         x, y = normal(4 * BATCH, TIMESTEPS, FEATURES), np.zeros((4 * BATCH, UNITS))
@@ -603,10 +602,10 @@ class TestResetStates:
 
 
 class TestStatesOfALayer:
-    """They are no variables, but are taken for tensors."""
+    """They are not variables, but are converted to tensors."""
 
     @pytest.mark.parametrize("fresh", [True, False])
-    def test_are_taken_for_tensors(self, fresh):
+    def test_are_converted_to_tensors(self, fresh):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
         layer(X)
         if fresh:
@@ -617,9 +616,9 @@ class TestStatesOfALayer:
         assert_same(keras.ops.add(layer.states[0], 1.0), want[0] + 1)
         other = InitStateLSTM(UNITS)
         lstm = keras.layers.LSTM(UNITS)
-        for each in (other, lstm):
-            got = each(X, initial_state=layer.states)
-            assert_same(got, each(X, initial_state=want))
+        for called in (other, lstm):
+            got = called(X, initial_state=layer.states)
+            assert_same(got, called(X, initial_state=want))
         other = InitStateLSTM(UNITS, stateful=True)
         other.reset_states(layer.states)
         assert_same(other.states, want)
@@ -628,7 +627,7 @@ class TestStatesOfALayer:
             assert state.shape == (BATCH, UNITS) and state.dtype == "float32"
 
     @pytest.mark.tensorflow
-    def test_are_taken_for_tensors_in_a_graph(self):
+    def test_are_converted_to_tensors_in_a_graph(self):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
         layer.build(X.shape)
         got = compiled(lambda: [tf.convert_to_tensor(s) for s in layer.states])()
@@ -657,10 +656,10 @@ class TestFit:
     @pytest.mark.parametrize("how", ["fit", "evaluate", "predict"])
     @pytest.mark.parametrize("start", ["trainable", 0.5, Conditional(encoder())])
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
-    def test_goes_on_from_batch_to_batch(self, cls, start, how):
+    def test_continues_from_batch_to_batch(self, cls, start, how):
         layer = cls(UNITS, initial_state=start, stateful=True, use_cudnn=False)
         if layer.takes_context:
-            # An encoder of the sequences themselves: in a model of one input.
+            # Use the first timestep as the context: the model has one input.
             x = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
             model = keras.Model(x, layer(x, context=x[:, 0]))
             model.compile(keras.optimizers.SGD(0.0), "mse")
@@ -676,8 +675,8 @@ class TestFit:
         assert_same(got, layer.states, tolerance=1e-6)
         assert (model.count_params(), len(model.weights)) == (counted, saved)
 
-    def test_of_keras_itself(self):
-        # What the README says of it: a Keras that does more shows here.
+    def test_of_keras(self):
+        # The README says this of Keras. The test fails if Keras changes.
         layer = keras.layers.LSTM(UNITS, stateful=True)
         model = self.model(layer)
         if BACKEND == "torch":
@@ -701,7 +700,7 @@ class TestFit:
         assert_same(got, layer.states, tolerance=1e-6)
 
     @pytest.mark.skipif(BACKEND != "jax", reason="not lost elsewhere")
-    def test_a_reset_that_would_be_lost_is_refused(self):
+    def test_a_reset_that_would_be_lost_raises(self):
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
 
         class Reset(keras.callbacks.Callback):
@@ -714,31 +713,29 @@ class TestFit:
         assert all(state.fresh.all() for state in layer.states)
 
     @pytest.mark.parametrize("how", ["fit", "evaluate", "predict"])
-    def test_a_smaller_last_batch_is_refused_in_words(self, how):
+    def test_the_error_of_a_smaller_last_batch(self, how):
         layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
-        # The graph of a loss that compares shapes by itself raises an error of its own,
-        # and TensorFlow reports the one that it comes to first.
+        # A loss that compares shapes may raise its own error first in a graph.
         model = self.model(layer, lambda _, outputs: keras.ops.mean(outputs))
         errors = (ValueError, tf.errors.InvalidArgumentError) if tf else ValueError
-        # In a graph of TensorFlow the words are in the name of a node.
+        # In a graph of TensorFlow, the message is the name of a node.
         message = rf"Expected.a.batch.size.of.{BATCH}.+as.in.+last.batch"
         with pytest.raises(errors, match=message):
             self.run(model, how, x=self.x[:-1])
-        if BACKEND != "jax":  # There it is lost with the epoch.
-            layer_of_two = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
-            layer_of_two(self.x[:BATCH])
-            layer_of_two.set_weights(layer.get_weights())
-            layer_of_two.reset_state()
+        if BACKEND != "jax":  # On JAX, the stream is lost with the epoch.
+            other = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
+            other(self.x[:BATCH])
+            other.set_weights(layer.get_weights())
+            other.reset_state()
             for x in np.split(self.x[: 2 * BATCH], 2):
-                layer_of_two(x)
-            assert_same(layer.states, layer_of_two.states, tolerance=1e-6)
+                other(x)
+            assert_same(layer.states, other.states, tolerance=1e-6)
 
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_reads_a_pydataset_in_its_order(self, workers, request):
+    def test_reads_a_pydataset_in_order(self, workers, request):
         if workers > 1 and BACKEND != "tensorflow":
-            # Keras reads one batch for the shapes, and puts what its workers have
-            # prepared by then before all batches: the first one comes last. Once it
-            # does not, the guide need not say so.
+            # Keras reads the first batch for the shapes, and then returns it after the
+            # batches that its workers have prepared. The guide says so.
             request.applymarker(pytest.mark.xfail(strict=True, reason="a bug of Keras"))
 
         class Digits(keras.utils.PyDataset):
@@ -748,7 +745,7 @@ class TestFit:
             def __getitem__(self, index):
                 return np.full((1, 1, 1), index, "float32"), np.zeros((1, 1))
 
-        # What it has read are the digits of its state.
+        # The digits of the state are the batches that the layer has read.
         layer = InitStateSimpleRNN(
             1,
             activation="linear",
@@ -762,7 +759,7 @@ class TestFit:
         assert layer.states[0].numpy().item() == 1234  # 0, 1, 2, 3, 4
 
     @pytest.mark.skipif(BACKEND != "jax", reason="needed only there")
-    def test_is_in_what_a_stateless_call_returns(self):
+    def test_a_stateless_call_returns_the_stream(self):
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
         model = self.model(layer)
         trained, others = (

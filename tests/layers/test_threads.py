@@ -17,12 +17,12 @@ from models import CONTEXT, FEATURES, UNITS, X, encoder, normal
 from oracles import assert_same, to_numpy
 
 THREADS = 8
-# Of each thread. An eager call of JAX takes ten times as long as one of TensorFlow.
+# The calls of each thread. An eager call takes ten times as long on JAX.
 CALLS = 20 if BACKEND == "tensorflow" else 5
 
 
-def at_once(call, threads=THREADS):
-    """What `call(index)` returns in each of the threads; raises what it raises."""
+def in_threads(call, threads=THREADS):
+    """The result of `call(index)` in each thread. Raises an error of a thread."""
     results, barrier = [None] * threads, threading.Barrier(threads)
 
     def run(index):
@@ -57,7 +57,7 @@ class TestTheFirstCall:
     def test_builds_a_layer_once(self, make, trial):
         layer = make()
         given = {"context": CONTEXT} if getattr(layer, "takes_context", 0) else {}
-        results = at_once(lambda _: layer(X, **given))
+        results = in_threads(lambda _: layer(X, **given))
         built = make()
         built(X, **given)
         assert len(layer.weights) == len(built.weights)
@@ -65,22 +65,22 @@ class TestTheFirstCall:
             for result in results:
                 assert_same(result, layer(X, **given), tolerance=1e-6)
 
-    def test_builds_what_a_layer_owns_once(self):
+    def test_builds_the_owned_states_once(self):
         layer = InitStateLSTM(UNITS, initial_state=Conditional(layers.Dense(UNITS)))
-        at_once(lambda _: layer.get_initial_state(len(CONTEXT), context=CONTEXT))
+        in_threads(lambda _: layer.get_initial_state(len(CONTEXT), context=CONTEXT))
         assert len(layer.weights) == 4
 
     def test_of_keras_builds_it_more_than_once(self):
-        # What the README says of it: a Keras that does more shows here.
-        def refused():
+        # The README says this of Keras. The test fails if Keras changes.
+        def fails():
             lstm = layers.LSTM(UNITS)
             try:
-                at_once(lambda _: lstm(X))
+                in_threads(lambda _: lstm(X))
             except Exception:
                 return True
             return False
 
-        assert any(refused() for _ in range(20))
+        assert any(fails() for _ in range(20))
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_of_one_stateless_layer_are_those_of_a_single_thread(wrap):
     want = [to_numpy(layer(x)) for x in batches]
     call = wrap(lambda x: layer(x))
     call(batches[0])
-    for got in at_once(lambda i: [to_numpy(call(batches[i])) for _ in range(CALLS)]):
+    for got in in_threads(lambda i: [to_numpy(call(batches[i])) for _ in range(CALLS)]):
         assert all(any(np.allclose(y, w, atol=1e-6) for w in want) for y in got)
-    got = at_once(lambda i: to_numpy(call(batches[i])))
+    got = in_threads(lambda i: to_numpy(call(batches[i])))
     assert_same(got, want, tolerance=1e-6)
 
 
-def test_of_one_stream_go_on_one_from_another():
+def test_of_one_stream_continue_from_each_other():
     layer = InitStateLSTM(UNITS, initial_state=0.5, stateful=True)
     x = 0.1 * normal(2, 10, FEATURES)
-    results = at_once(lambda _: [to_numpy(layer(x)) for _ in range(CALLS)])
+    results = in_threads(lambda _: [to_numpy(layer(x)) for _ in range(CALLS)])
     layer.reset_state()
     alone = [to_numpy(layer(x)) for _ in range(THREADS * CALLS)]
     got = np.sort(np.reshape(results, (len(alone), -1)), axis=0)
@@ -124,6 +124,6 @@ def test_one_may_reset_while_others_call():
             return None
         return [to_numpy(layer(x)) for _ in range(CALLS)]
 
-    at_once(call)
+    in_threads(call)
     layer.reset_state()
     assert_same(layer(x), first)

@@ -1,4 +1,4 @@
-"""Stateful and sampled layers in what traces, compiles, exports and calls again."""
+"""Stateful and sampled layers in traces, compilers, exports and checkpointing."""
 
 import functools
 import importlib.util
@@ -35,7 +35,7 @@ def installed(*packages):
 
 
 def stream(initial_state=0.5):
-    """A model whose stream has begun, but for one row, and its layer."""
+    """A model that carries states, except for one fresh row, and its layer."""
     layer = InitStateLSTM(UNITS, initial_state=initial_state, stateful=True)
     model = keras.Sequential([keras.Input(SHAPE[1:], batch_size=BATCH), layer])
     model(X)
@@ -97,7 +97,7 @@ def openvino_file(model, folder):
     return lambda _: run(X)[0]
 
 
-# What makes something that is called with X, from a model whose stream it can't carry.
+# Functions that trace a model, and return a function that can't carry its stream.
 TRACES = {
     "tensorflow": {},
     "jax": {"jit": jit, "export": jax_export},
@@ -115,7 +115,7 @@ if BACKEND == "torch" and installed("openvino", "scipy"):
 if BACKEND == "jax" and installed("jax2onnx", "onnxruntime"):
     TRACES["onnx"] = signed_onnx
 
-# What returns nothing that could be called.
+# Uses of a model that return no function.
 LOOKS = {
     "output spec": lambda model: model.compute_output_spec(keras.KerasTensor(SHAPE)),
     "functional model": lambda model: keras.Model(
@@ -159,7 +159,7 @@ def twice(call):
 
 
 def outputs_of_stream(layer, count):
-    """What Keras's layer computes at that many calls, from what the stream carries."""
+    """The outputs of Keras's layer at `count` calls from the carried states."""
     reference = reference_of(layer, return_state=True)
     states, outputs = flat(layer.states), []
     for _ in range(count):
@@ -168,10 +168,10 @@ def outputs_of_stream(layer, count):
     return outputs
 
 
-class TestALiveStream:
+class TestStreamInATrace:
     @pytest.mark.parametrize("look", LOOKS)
     @pytest.mark.filterwarnings("ignore")
-    def test_is_left_alone_by(self, look):
+    def test_is_not_changed_by(self, look):
         model, layer = stream()
         before, want = get_states(model), outputs_of_stream(layer, 2)
         LOOKS[look](model)
@@ -180,8 +180,8 @@ class TestALiveStream:
 
     @pytest.mark.parametrize("trace", TRACES)
     @pytest.mark.filterwarnings("ignore")
-    def test_is_where_what_is_traced_starts(self, trace, tmp_path):
-        """At each call, also after the stream itself has moved on."""
+    def test_a_traced_function_starts_from_the_present_states(self, trace, tmp_path):
+        """Every call does, even after later calls of the model."""
         model, layer = stream()
         before, want = get_states(model), outputs_of_stream(layer, 2)
         with pytest.warns(UserWarning, match=NOT_CARRIED):
@@ -192,7 +192,7 @@ class TestALiveStream:
         assert_same(traced(keras.ops.convert_to_tensor(X)), want[0], 1e-5)
 
     @pytest.mark.tensorflow
-    def test_goes_on_in_a_saved_model(self, tmp_path):
+    def test_continues_in_a_saved_model(self, tmp_path):
         model, layer = stream()
         before, want = get_states(model), outputs_of_stream(layer, 2)
         model.export(tmp_path / "model", verbose=False)
@@ -202,11 +202,11 @@ class TestALiveStream:
         assert_same([model(X), model(X)], want, 1e-6)
 
     @pytest.mark.tensorflow
-    def test_is_where_an_onnx_file_of_tensorflow_starts(self, tmp_path):
+    def test_an_onnx_file_of_tensorflow_starts_from_the_present_states(self, tmp_path):
         pytest.importorskip("tf2onnx")
         model, layer = stream()
         before, want = get_states(model), outputs_of_stream(layer, 2)
-        # Whose batch size need not be given.
+        # TensorFlow needs no signature with the batch size.
         run = onnx_file(model, tmp_path)
         assert_same(list(get_states(model).values()), list(before.values()))
         assert_same([run(X), run(X)], [want[0], want[0]], 1e-5)
@@ -236,7 +236,7 @@ RESETS = {
 @of_jax
 class TestResetsOnJax:
     @pytest.mark.parametrize("reset", RESETS)
-    def test_replace_what_a_trace_has_left(self, reset):
+    def test_replace_values_that_a_trace_has_left(self, reset):
         model, layer = stream()
         reset_states(model)
         want = to_numpy(model(X))
@@ -254,7 +254,7 @@ class TestResetsOnJax:
         RESETS[reset](model)
         assert_same(model(X), want, 1e-6)
 
-    def test_after_a_predict_that_failed(self):
+    def test_after_a_failed_predict(self):
         model, layer = stream()
         reset_states(model)
         want = to_numpy(model(X))
@@ -266,13 +266,13 @@ class TestResetsOnJax:
         reset_states(model)
         assert_same(model.predict(X, verbose=0), want, 1e-6)
 
-    def test_after_a_predict_that_failed_in_its_first_batch(self):
+    def test_after_a_predict_that_fails_in_the_first_batch(self):
         for make in (InitStateLSTM, keras.layers.LSTM):
             layer = make(UNITS, stateful=True)
             model = keras.Sequential([keras.Input(SHAPE[1:], batch_size=BATCH), layer])
             with pytest.raises(ValueError, match="batch size"):
                 model.predict(X[1:], verbose=0)
-            # Keras has lost the weights of any model.
+            # Keras has lost the weights, with layers of Keras too.
             with pytest.raises(TypeError, match="not callable"):
                 model(X)
         model, layer = stream()
@@ -281,7 +281,7 @@ class TestResetsOnJax:
         with pytest.raises(ValueError, match="its weights too: load the model again"):
             reset_states(model)
 
-    def test_after_a_fit_that_was_interrupted(self):
+    def test_after_an_interrupted_fit(self):
         class Interrupts(keras.callbacks.Callback):
             def on_train_batch_end(self, batch, logs=None):
                 raise KeyboardInterrupt
@@ -296,11 +296,8 @@ class TestResetsOnJax:
         assert_same(model(X), want, 1e-6)
 
 
-# Activation checkpointing, `keras.RematScope`.
-
-
 def checkpointed(**options):
-    """What makes of a function one whose values are computed again for a gradient."""
+    """Returns the backend's function for activation checkpointing."""
     if BACKEND == "tensorflow":
         return tf.recompute_grad
     if BACKEND == "jax":
@@ -353,14 +350,14 @@ class TestActivationCheckpointing:
         call = checkpointed(**way)(lambda x: layer(x, training=True))
         assert_same(gradients_of(layer, call), want, 1e-6)
 
-    def test_of_a_stateful_layer_is_refused(self, way):
+    def test_of_a_stateful_layer_raises(self, way):
         layer = InitStateLSTM(UNITS, initial_state="trainable", stateful=True)
         layer(X)
         call = checkpointed(**way)(lambda x: layer(x, training=True))
         with pytest.raises(ValueError, match="stateful layer .* activation checkpoint"):
             gradients_of(layer, call)
 
-    def test_of_a_sampled_state_is_refused(self, way):
+    def test_of_a_sampled_state_raises(self, way):
         layer = InitStateLSTM(UNITS, initial_state=Sampled())
         layer(X)
         call = checkpointed(**way)(lambda x: layer(x, training=True))
@@ -371,7 +368,7 @@ class TestActivationCheckpointing:
 
 
 class TestRematScope:
-    """What the guide's table says of `keras.RematScope("full")`."""
+    """The guide's table has these results of `keras.RematScope("full")`."""
 
     def model(self, layer=InitStateLSTM, **kwargs):
         with keras.RematScope("full"):
@@ -398,13 +395,13 @@ class TestRematScope:
     @pytest.mark.parametrize(
         "kwargs", [{"stateful": True}, {"initial_state": Sampled()}], ids=str
     )
-    def test_is_refused_for_what_would_be_wrong(self, kwargs):
+    def test_raises_for_layers_with_wrong_gradients(self, kwargs):
         with pytest.raises(ValueError, match="activation checkpointing"):
             self.fit(self.model(**kwargs))
 
     @pytest.mark.parametrize("layer", [InitStateLSTM, keras.layers.LSTM])
     def test_of_keras_fails_on_jax_and_in_a_graph_of_tensorflow(self, layer):
-        """With a layer of Keras too: a change of Keras shows here."""
+        """It fails with a layer of Keras too. The test fails if Keras changes."""
         if BACKEND == "torch":
             return
         model = self.model(layer)
@@ -413,8 +410,8 @@ class TestRematScope:
             self.fit(model)
 
     @pytest.mark.skipif(BACKEND == "jax", reason="of Keras, see above")
-    def test_draws_the_dropout_anew_in_keras_too(self):
-        """Which the guide says: a Keras that draws the same shows here."""
+    def test_draws_dropout_masks_again_in_keras_too(self):
+        """The guide says this of Keras. The test fails if Keras changes."""
         gradients = []
         for mode in ("full", None):
             with keras.RematScope(mode):
@@ -427,11 +424,10 @@ class TestRematScope:
         assert np.abs(gradients[0][0] - gradients[1][0]).max() > 1e-3
 
 
-# What PyTorch needs in the backward pass, a call must not write into.
-
-
 @of_torch
 class TestPyTorch:
+    """A call must not overwrite tensors that the backward pass needs."""
+
     @pytest.mark.parametrize("compiler", [None, "aot_eager"])
     def test_a_compiled_step_has_the_gradient_of_the_initial_state(self, compiler):
         _, layer = stream()
@@ -466,7 +462,7 @@ class TestPyTorch:
         model(X, training=True).sum().backward()
         assert_same(gradient, layer.h0.value.value.grad, 1e-6)
 
-    def test_what_a_call_returns_is_not_what_is_carried(self):
+    def test_returned_states_are_copies_of_the_carried_states(self):
         layer = InitStateLSTM(UNITS, stateful=True, return_state=True)
         _, h, _ = layer(X)
         given = np.ones((BATCH, UNITS), "float32")
