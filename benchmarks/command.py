@@ -1,4 +1,4 @@
-"""What the commands share: their arguments, and the numbers in their files."""
+"""The arguments that commands share, and the rounding of numbers in their files."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ def make_parser(command, document):
     """Returns the parser of `python -m benchmarks.COMMAND`.
 
     Args:
-        command: Below `benchmarks`, as Python writes it.
+        command: The name of the module below `benchmarks`.
         document: The docstring of the command. `--help` shows its first line.
     """
     return argparse.ArgumentParser(
@@ -27,9 +27,9 @@ def add_output(parser, name, also=""):
     """Adds `--output`, the path of a PNG file, and makes its folder.
 
     Args:
-        parser: Of the command line.
-        name: Of the file, where `--output` is a folder.
-        also: What the help says of other files.
+        parser: The parser of the command line.
+        name: The name of the file if `--output` is a folder.
+        also: The text of the help about other files.
     """
 
     def picture_path(text):
@@ -53,7 +53,7 @@ def add_output(parser, name, also=""):
 
 
 def rounded(value, digits=4):
-    """Returns a structure with its floats at so many significant digits."""
+    """Returns a structure whose floats are rounded to `digits` significant digits."""
     if isinstance(value, dict):
         return {key: rounded(entry, digits) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

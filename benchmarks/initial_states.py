@@ -1,4 +1,4 @@
-"""The kinds of initial state that the trainings compare, all without a context."""
+"""The kinds of initial state without a context that the trainings compare."""
 
 import keras
 
@@ -14,9 +14,9 @@ KINDS = {
 
 
 def initial_state(kind, seed):
-    """Returns what `InitStateLSTM` takes for one of `KINDS`, zeros for any other."""
-    # Every draw has its own seed: none is taken from Keras's global generator, which
-    # would change all later draws, and with them the other weights.
+    """Returns the argument `initial_state` for one of `KINDS`, zeros for any other."""
+    # Give every draw its own seed. A seed from Keras's global generator would change
+    # all later draws, and the other weights with them.
     if kind == "fixed":
         seeds = 2 * seed, 2 * seed + 1
         return [Fixed(keras.initializers.RandomNormal(0.0, STDDEV, s)) for s in seeds]

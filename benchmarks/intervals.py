@@ -1,4 +1,4 @@
-"""Means and 95 % intervals over seeds, of differences that are paired by seed."""
+"""Means and 95 % intervals over seeds. Differences are paired by seed."""
 
 import numpy as np
 from scipy import stats
@@ -17,8 +17,8 @@ def differences(losses, baseline):
 def interval(values):
     """Returns the mean over the first axis, and half of its 95 % interval.
 
-    The interval is Student's, for a mean of independent values with a normal
-    distribution. A single value has none: half of it is NaN.
+    It is Student's interval for the mean of independent values with a normal
+    distribution. For a single value, half of the interval is NaN.
     """
     values = np.asarray(values)
     mean, count = values.mean(axis=0), len(values)

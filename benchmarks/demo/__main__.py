@@ -1,10 +1,10 @@
 """One small LSTM writes ten digits, which differ only in its initial state.
 
-Trains the same model on the handwritten digits of scikit-learn, once for each kind of
-initial state and each seed, and compares the loss on test images, row by row. One kind
-is what a user would do without an initial state: the class as an input at every row.
-Then draws digits from the initial state of each class, with the same random numbers for
-all ten, and on the way from one initial state to another.
+It trains the same model on the handwritten digits of scikit-learn, once for each kind
+of initial state and each seed, and compares the loss on test images, row by row. One
+kind is the alternative without an initial state: the class is an input at every row.
+Then it draws digits from the initial state of each class, with the same random numbers
+for all ten, and from states between two initial states.
 """
 
 import time
@@ -37,7 +37,7 @@ LINES = 6  # of drawn digits, each with its own random numbers
 
 
 def parse_args(argv):
-    """Returns the options, or exits with what is wrong."""
+    """Returns the options. Exits with a message if one is wrong."""
     parser = make_parser("demo", __doc__)
     meanings = {
         "units": "of the LSTM",
@@ -57,11 +57,11 @@ def parse_args(argv):
 
 
 def train_all(seeds, units, epochs):
-    """Returns the losses of all kinds, and what the first conditional writer draws.
+    """Returns the losses of all kinds, and drawings of the first conditional writer.
 
     Returns:
         Dict from the kind to the test loss in nats per image, an array
-        `(seeds, row)`, and what `drawings` returns.
+        `(seeds, row)`, and the result of `drawings`.
     """
     losses = {kind: [] for kind in KINDS}
     with tqdm(total=seeds * len(KINDS), unit="training") as bar:
@@ -86,9 +86,9 @@ def drawings(writer):
     the random numbers of the first line: the ends of a walk are digits of that line.
     """
     states = class_states(writer)
-    # All at once: the number of calls decides how long it takes.
+    # Draw all images in one batch: the time depends on the number of calls.
     lines = [states] * LINES + [walk(states, *ends) for ends in WALKS]
-    # Of three seeds that were tried, the one whose digits are easiest to read.
+    # This seed has the most legible digits of three that were tried.
     chances = np.random.default_rng(1).random((LINES, 1, SIDE, SIDE))
     chances = np.concatenate([chances, chances[[0] * len(WALKS)]])
     images = draw(

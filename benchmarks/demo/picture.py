@@ -24,7 +24,7 @@ def save_picture(path, losses, digits, walks):
     """Draws the digits, the walks and the losses, 1,600 pixels wide.
 
     Args:
-        path: Of the PNG file.
+        path: Path of the PNG file.
         losses: Dict from the kind to the loss in nats per image, an array
             `(seeds, row)`.
         digits: Drawn digits, an array `(line, class, row, column)`.
@@ -42,7 +42,7 @@ def save_picture(path, losses, digits, walks):
 
 
 def draw_digits(ax, digits):
-    """Draws the grid: a column for each class, a line for each set of numbers."""
+    """Draws a grid with a column for each class, and a line for each set of numbers."""
     show(ax, digits)
     ax.set_title("One LSTM, ten starts: in a row, only the initial state differs")
     ax.set_xlabel("digit whose initial state it starts from")
@@ -66,7 +66,7 @@ def draw_walks(ax, walks):
 
 
 def middles(count):
-    """Returns the positions of the middles of so many images."""
+    """Returns the positions of the middles of `count` images."""
     return CELL * np.arange(count) + (SIDE - 1) / 2
 
 
@@ -89,7 +89,7 @@ def draw_losses(fig, losses):
     for place, (kind, values) in enumerate(losses.items()):
         color, marker = STYLES[kind]
         style = {"color": color, "marker": marker, "markersize": 8, "linewidth": 1}
-        # Side by side: the markers of similar kinds would hide each other.
+        # Put the markers side by side: those of similar kinds would hide each other.
         shifted = rows + 0.09 * (place - (len(losses) - 1) / 2)
         above.plot(shifted, values.mean(axis=0), label=kind, **style)
         if kind in changes:

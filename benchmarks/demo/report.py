@@ -7,7 +7,7 @@ from benchmarks.intervals import differences, interval, significant_sign
 
 
 def report(losses):
-    """Returns the kinds, both tables and the findings.
+    """Returns the kinds, both tables and the findings as text.
 
     Args:
         losses: Dict from the kind to the test loss in nats per image, an array
@@ -66,7 +66,7 @@ def signed(values):
 
 
 def findings(totals):
-    """Returns in sentences what the intervals tell of the loss per image.
+    """Returns sentences about the loss per image, according to the intervals.
 
     Args:
         totals: Dict from the kind to the loss in nats per image, an array `(seeds,)`.

@@ -1,4 +1,4 @@
-"""The model that writes handwritten digits, row by row: its data, training and use."""
+"""A model that writes handwritten digits row by row: its data, training and use."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ LEVELS = 17  # of grey, from 0 for white to 16 for black
 FEATURES = 48  # for each pixel, computed from the LSTM and the pixels to the left
 BATCH_SIZE = 64
 LEARNING_RATE = 0.03
-# Below 1 the likely levels become likelier, which draws cleaner lines.
+# A temperature below 1 makes likely levels likelier, which draws cleaner lines.
 TEMPERATURE = 0.5
 
 
@@ -40,7 +40,7 @@ def split(seed):
 
 
 def initial_state(kind, units, seed):
-    """Returns what `InitStateLSTM` takes for one of `KINDS`."""
+    """Returns the argument `initial_state` of the LSTM for one of `KINDS`."""
     if kind == CONDITIONAL:
         return Conditional(keras.layers.Embedding(CLASSES, units, "zeros"))
     return initial_states.initial_state(kind, seed)
@@ -55,8 +55,8 @@ class Writer(keras.Model):
 
     Args:
         kind: One of `KINDS`.
-        units: Of the LSTM.
-        seed: Of initial states that are drawn.
+        units: The units of the LSTM.
+        seed: The seed of sampled initial states.
     """
 
     def __init__(self, kind, units, seed=0):
@@ -76,16 +76,16 @@ class Writer(keras.Model):
 
         Args:
             inputs: Images `(batch, row, column)` and classes `(batch,)`, integers.
-            states: Initial states `[h, c]`, each `(batch, units)`, in place of the
-                LSTM's own.
-            training: Python boolean: sampled states are drawn in training only.
+            states: Initial states `[h, c]`, each `(batch, units)`, which replace the
+                states that the LSTM owns.
+            training: Python boolean. Sampled states are drawn in training only.
         """
         images, classes = inputs
         images = ops.cast(images, "float32") / (LEVELS - 1)
         above = ops.pad(images, [(0, 0), (1, 0), (0, 0)])[:, :-1]
         left = ops.pad(images, [(0, 0), (0, 0), (1, 0)])[:, :, :-1]
-        # The other kinds read zeros in place of the class, so that the weights of all
-        # kinds have the same shapes and the same initial values.
+        # The other kinds read zeros instead of the class: the weights of all kinds then
+        # have the same shapes and the same initial values.
         one_hot = ops.one_hot(classes, CLASSES) * (self.kind == CLASS_INPUT)
         repeated = ops.repeat(one_hot[:, None], SIDE, axis=1)
         context = classes if self.kind == CONDITIONAL and states is None else None
@@ -104,8 +104,8 @@ class Writer(keras.Model):
 def train(kind, seed, images, classes, units, epochs):
     """Returns a trained `Writer`.
 
-    Within a seed all kinds share the initial weights and the order of the batches, so
-    that their losses are paired.
+    The losses are paired: for the same seed, all kinds have the same initial weights
+    and the same order of the batches.
     """
     keras.utils.set_random_seed(seed)
     writer = Writer(kind, units, seed)
@@ -157,6 +157,6 @@ def draw(writer, states, chances):
         logits = writer([images, classes], states=states)[:, row, column]
         odds = ops.convert_to_numpy(ops.softmax(logits / TEMPERATURE))
         below = odds.cumsum(axis=1) <= chances[:, row, column, None]
-        # Without the last level: its cumulative probability is 1, except for rounding.
+        # Leave out the last level, whose cumulative probability is 1 but for rounding.
         images[:, row, column] = below[:, :-1].sum(axis=1)
     return images

@@ -1,10 +1,10 @@
 """When does an owned initial state help, and by how much?
 
-Trains the same small LSTM on seven tasks with real data, from every kind of initial
-state and with the alternatives that a user has, and adapts a trained one to new
-speakers. Ten seeds, each with its own split; all kinds get the same budget, and a
-learning rate that the same search chooses for each on validation data. Finished
-trainings are kept in a folder: a run that was killed continues from them.
+It trains the same small LSTM on seven tasks with real data, with every kind of initial
+state and with the alternatives that a user has, and adapts a trained LSTM to new
+speakers. There are ten seeds, each with its own split. All kinds get the same budget,
+and a learning rate from the same search on validation data. Finished trainings are kept
+in a folder: a run that was killed continues from them.
 """
 
 import json
@@ -41,7 +41,7 @@ QUICK = FULL | {
 
 
 def parse_args(argv):
-    """Returns the options, or exits with what is wrong."""
+    """Returns the options. Exits with a message if one is wrong."""
     parser = make_parser("evidence", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="a small run, as a test")
@@ -76,7 +76,7 @@ def main(argv=None):
     """Runs the comparison.
 
     Returns:
-        List of records, dicts with the job and its losses on test data.
+        List of records: dicts with the job and its losses on test data.
     """
     args = parse_args(argv)
     begin = time.perf_counter()

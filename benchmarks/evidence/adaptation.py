@@ -1,4 +1,4 @@
-"""A trained model meets a new speaker: its state is adapted, or all weights."""
+"""Adapts the initial state or all weights of a trained model to a new speaker."""
 
 import dataclasses
 
@@ -40,9 +40,9 @@ class Adaptation:
 
     Args:
         task: The `Task` of the vowels.
-        units: Of the LSTM.
-        rates: Learning rates to choose from for the model itself.
-        use_fused: Of `InitStateLSTM`.
+        units: The units of the LSTM.
+        rates: The learning rates from which the rate of the model is chosen.
+        use_fused: The argument of `InitStateLSTM`.
     """
 
     def __init__(self, task, units, rates, use_fused):
@@ -58,7 +58,7 @@ class Adaptation:
         }
 
     def meet(self, seed, steps):
-        """Trains the model on all speakers but one, and keeps that one for later."""
+        """Trains the model on all speakers except one, who is the new speaker."""
         train, validation, self._speaker = split(seed)
         lowest = np.inf
         for rate in self._rates:

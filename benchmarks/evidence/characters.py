@@ -1,4 +1,4 @@
-"""Text as integers, and sequences that are cut from it."""
+"""Encodes text as integers, and cuts sequences from it."""
 
 import random
 
@@ -6,8 +6,8 @@ import numpy as np
 
 VOCABULARY = 128  # ASCII fits; rarer characters of the training text share id 0.
 
-# Generated tables and tests are hardly text, and installed packages differ from machine
-# to machine.
+# Generated tables and tests are not typical text, and installed packages differ between
+# machines.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "encodings"}
 
 
@@ -25,7 +25,7 @@ def read_text(path):
             and file.is_file()
             and not SKIPPED_FOLDERS & set(file.relative_to(path).parts)
         )
-        # Neighbours in the alphabet are often of one package, hence the shuffle.
+        # Shuffle the files: neighbours in the alphabet often belong to one package.
         random.Random(0).shuffle(files)
         test = files[::5] if len(files) > 1 else []
         train = [file for file in files if file not in set(test)]

@@ -1,4 +1,4 @@
-"""Published claims, and in how many comparisons they hold."""
+"""Published claims, and the number of comparisons in which they hold."""
 
 from benchmarks.evidence.losses import relative
 from benchmarks.evidence.tasks import TASKS
@@ -53,7 +53,7 @@ CLAIMS = [
 
 
 def count(losses, claim):
-    """Returns in how many comparisons a claim holds, its opposite, or neither."""
+    """Returns how many comparisons support a claim, its opposite, or neither."""
     _, _, pairs, which, sizes = claim
     signs = []
     for task in TASKS:

@@ -1,7 +1,7 @@
-"""Real sequences, their parts, and what is known about each of them.
+"""Real sequences, their parts, and their metadata.
 
-Where the targets are the sequence itself, the model reads at each timestep the target
-of the timestep before, and zeros at first: the first prediction is made from the
+If the targets are the sequence itself, the model reads the previous target at each
+timestep, and zeros at the first timestep. The first prediction then depends on the
 initial state alone.
 """
 
@@ -28,8 +28,8 @@ class Data:
         known: Dict from `"identity"`, `"features"` or `"past"` to integers
             `(sequences,)`, an array `(sequences, features)`, or one like `inputs`.
         weights: Array `(sequences, timesteps)`: 0 for padding, otherwise 1.
-        last: For each target the last value of its kind that is known before it, an
-            array like `targets`, or `None` where targets are not numbers.
+        last: For each target, the last known value of the same quantity, an array like
+            `targets`. `None` if the targets are not numbers.
     """
 
     inputs: np.ndarray
@@ -56,7 +56,7 @@ class Data:
 
 
 def shifted(targets):
-    """Returns the inputs, where the targets are the sequence itself."""
+    """Returns the inputs if the targets are the sequence itself."""
     inputs = np.zeros_like(targets)
     inputs[:, 1:] = targets[:, :-1]
     return inputs

@@ -69,7 +69,7 @@ def compare(task, job, settings):
 
 
 def repeat(task, job, settings):
-    """Returns the records of the last known value as the prediction."""
+    """Returns the records of the last known value, used as the prediction."""
     records = []
     for seed in range(settings["seeds"]):
         _, _, test = task.split(seed, job["size"])
@@ -129,7 +129,7 @@ def path_of(job, folder):
 
 
 def one_thread():
-    """Prepares a process of the pool: a second thread is no gain for small models."""
+    """Prepares a process of the pool. A second thread does not help small models."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
@@ -144,7 +144,7 @@ def work(arguments):
 
 
 def in_processes(function, arguments):
-    """Yields what the function returns for each argument, in any order."""
+    """Yields the result of the function for each argument, in any order."""
     if not arguments:
         return
     # A process frees the memory of its compiled trainings only when it ends.

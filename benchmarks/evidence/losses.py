@@ -50,10 +50,10 @@ class Losses:
 def relative(losses, baseline, which=None):
     """Returns the differences of the logarithms to a baseline, paired by seed.
 
-    With `which`, only the differences of one part of the sequences, as in `part`.
+    With `which`, they are the differences of one part of the sequences, as in `part`.
 
-    Half and twice the loss are equally far from the baseline, and one seed with a high
-    loss does not outweigh the others.
+    In logarithms, half and twice the loss are equally far from the baseline, and one
+    seed with a high loss does not outweigh the others.
     """
     if which is not None:
         losses, baseline = part(losses, which), part(baseline, which)

@@ -1,4 +1,4 @@
-"""The initial states that are compared, their alternatives, and the models of both."""
+"""The compared initial states, their alternatives, and the models of both."""
 
 import keras
 from keras import ops
@@ -8,7 +8,7 @@ from benchmarks.evidence.characters import VOCABULARY
 from benchmarks.initial_states import STDDEV, initial_state
 from keras_init_lstm import Conditional, InitStateLSTM, Sampled
 
-# What each is, and the metadata of a sequence that it needs.
+# A description of each kind, and the metadata of a sequence that it needs.
 KINDS = {
     **{kind: (meaning, None) for kind, meaning in initial_states.KINDS.items()},
     "noisy": (f"learned, one for all, and N(0, {STDDEV}\u00b2) in training", None),
@@ -33,7 +33,7 @@ LAYER = "lstm"
 
 
 class FirstToken(keras.layers.Layer):
-    """Puts a learned timestep before the first of each sequence.
+    """Puts a learned timestep before the first timestep of each sequence.
 
     Input shape `(batch, timesteps, features)`, output shape
     `(batch, 1 + timesteps, features)`.
@@ -52,15 +52,15 @@ class FirstToken(keras.layers.Layer):
 
 
 def build(task, kind, units, data, seed, use_fused="auto"):
-    """Returns a model of the inputs, and of the metadata that the kind needs.
+    """Returns a model whose inputs are the sequences and the metadata of the kind.
 
     Args:
         task: The `Task`.
         kind: One of `KINDS`, or of `STREAM_KINDS` if the task is a stream.
-        units: Of the LSTM.
+        units: The units of the LSTM.
         data: `Data` with the shapes of the inputs.
-        seed: Of the initial weights.
-        use_fused: Of `InitStateLSTM`.
+        seed: The seed of the initial weights.
+        use_fused: The argument of `InitStateLSTM`.
     """
     keras.utils.set_random_seed(seed)
     timesteps = data.inputs.shape[1]
@@ -100,7 +100,7 @@ def build(task, kind, units, data, seed, use_fused="auto"):
         if data.inputs.ndim == 2:
             sequence = keras.layers.Concatenate(axis=1)([embed(known), sequence])
         else:
-            # The past has features that are unknown later: they are zero there.
+            # The past has features that are unknown later, where they are zero.
             missing = known.shape[-1] - sequence.shape[-1]
             padded = ops.pad(sequence, [(0, 0), (0, 0), (0, missing)])
             sequence = keras.layers.Concatenate(axis=1)([known, padded])

@@ -1,4 +1,4 @@
-"""The picture of the evidence: differences to zeros, a panel for each task."""
+"""The picture of the evidence: the differences to zeros in a panel for each task."""
 
 import matplotlib as mpl
 import numpy as np

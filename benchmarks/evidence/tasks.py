@@ -25,14 +25,14 @@ class Task:
     """Data and the length of a training.
 
     Attributes:
-        name: In the tables.
-        question: What is predicted from what.
-        source: Where the data are from, and their licence.
+        name: The name in the tables.
+        question: The target and the inputs.
+        source: The source of the data, and their licence.
         loss: The unit of the loss.
         split: Function of a seed and of `"many"` or `"few"`, which returns the `Data`
             to train on, for validation, and for the test.
-        steps: Of each training.
-        batch_size: Sequences in a step.
+        steps: The number of steps of each training.
+        batch_size: The number of sequences in a step.
         known: The metadata of a sequence: keys of `Data.known`.
         levels: Number of classes of a target, 0 if targets are numbers.
         identities: Number of identities.

@@ -1,10 +1,10 @@
 """Next-character prediction from zeros, fixed, sampled and trainable initial states.
 
-Trains the same small model on real text (by default the source of the Python
+It trains the same small model on real text (by default the source of the Python
 standard library) once for each kind of initial state and seed, and compares the
-loss on held-out text timestep by timestep. The sequences are short, since the first
-timesteps are where an initial state matters. Within a seed, all kinds share the
-initial weights, the sequences and their order, so that their losses are paired.
+loss on held-out text timestep by timestep. The sequences are short, because an initial
+state matters at the first timesteps. The losses are paired: for the same seed, all
+kinds have the same initial weights, sequences and order.
 """
 
 import platform
@@ -36,7 +36,7 @@ EMBEDDING = 32
 
 
 def parse_args(argv):
-    """Returns the options and the text they name, or exits with what is wrong."""
+    """Returns the options and the text. Exits with a message if an option is wrong."""
     parser = make_parser("evidence.text", __doc__)
     options = {
         "text": (
@@ -60,7 +60,7 @@ def parse_args(argv):
         args.files, args.train_text, args.test_text = read_text(args.text)
     except OSError as error:
         parser.error(str(error))
-    # A sequence and the character after it.
+    # Cut sequences and the character after each.
     if min(len(args.train_text), len(args.test_text)) < args.length + 1:
         parser.error(
             f"--text {args.text} is too short: {len(args.train_text):,} characters for "
@@ -83,7 +83,7 @@ def build_model(kind, units, learning_rate, seed):
         ]
     )
     model.compile(
-        # The average over the last steps: far less noise from seed to seed.
+        # Average the weights over the last steps, which reduces the noise of the seeds.
         optimizer=keras.optimizers.Adam(learning_rate, use_ema=True, ema_momentum=0.99),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
@@ -123,7 +123,7 @@ def table(columns, rows, decimals):
 
 
 def finding(losses):
-    """Returns in a sentence which kind did best, and how the seeds agree on it.
+    """Returns a sentence about the best kind, and the agreement of the seeds.
 
     Args:
         losses: Dict from the kind to the loss over all steps, an array `(seeds,)`.
@@ -185,7 +185,7 @@ def main(argv=None):
                 *train_data,
                 batch_size=BATCH_SIZE,
                 epochs=args.epochs,
-                # A file would get thousands of updates of a progress bar.
+                # A log file would get thousands of updates of the progress bar.
                 verbose=1 if sys.stdout.isatty() else 2,
             )
             losses[kind].append(loss_per_timestep(model, *test_data))

@@ -1,4 +1,4 @@
-"""How the models of the evidence are trained, for many seeds and learning rates."""
+"""Trains the models of the evidence for many seeds and learning rates."""
 
 import keras
 import numpy as np
@@ -13,17 +13,17 @@ CHECKS = 10  # of the loss on validation data, in each training
 class Trainer:
     """A model with its compiled training, for many seeds and learning rates.
 
-    Only the first training traces and compiles: every later one assigns new initial
+    Only the first training traces and compiles. Later trainings assign new initial
     weights.
 
     Args:
         task: The `Task`.
-        kind: What `build` takes.
-        units: Of the LSTM.
+        kind: As in `build`.
+        units: The units of the LSTM.
         data: `Data` with the shapes of the training data.
-        use_fused: Of `InitStateLSTM`.
-        prepare: Function of the model, called before the optimizer is made. It may
-            freeze a part of the model.
+        use_fused: The argument of `InitStateLSTM`.
+        prepare: Function that is called with the model before the optimizer is created.
+            It may freeze a part of the model.
     """
 
     def __init__(self, task, kind, units, data, use_fused="auto", prepare=None):
@@ -43,11 +43,11 @@ class Trainer:
 
         Args:
             train: `Data`.
-            validation: `Data` to choose the weights by, `CHECKS` times in a training,
-                and in a stream after each pass.
-            seed: Of the initial weights and of the order of the batches.
+            validation: `Data` on which the best weights are chosen, `CHECKS` times in a
+                training, and for a stream after each pass.
+            seed: The seed of the initial weights and of the order of the batches.
             rate: Learning rate of Adam, which decays to zero along a cosine.
-            steps: Of the training.
+            steps: The number of steps.
 
         Returns:
             The lowest mean loss on the validation data.
@@ -77,7 +77,7 @@ class Trainer:
         arrays = self.tensors(train)
         order = batches(self.task, len(train), seed, steps)
         rates = rate * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
-        # A stream restarts with each pass over its data.
+        # Reset the streams before each pass over their data.
         count = order.size // len(train) if self.task.stream else CHECKS
         for part in np.array_split(np.arange(steps), count):
             self._start_streams()
@@ -133,8 +133,8 @@ class Trainer:
 def batches(task, count, seed, steps):
     """Returns the rows of each batch, an array `(steps, batch_size)`.
 
-    Every sequence is in as many batches as any other, give or take one. The batches of
-    a stream follow each other.
+    The numbers of batches with each sequence differ by at most one. The batches of a
+    stream are in order.
     """
     size = min(task.batch_size, count)
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Random layers and calls, compared with the layers of Keras, on its backend.
 
-A case draws a layer of the family, its initial states, and a few calls. It prints the
-command that repeats a case that failed.
+A case draws a layer of this package, its initial states, and a few calls. The command
+that repeats a failed case is printed.
 """
 
 import collections
@@ -18,14 +18,14 @@ from benchmarks.fuzz.case import BrokenRuleError, Case
 
 
 def shown(call):
-    """A call with the shapes of its arrays in their place."""
+    """A call with shapes instead of arrays."""
     return keras.tree.map_structure(
         lambda a: f"{a.dtype}{tuple(a.shape)}" if hasattr(a, "shape") else a, call
     )
 
 
 def fuzz(seeds, minutes=float("inf")):
-    """Checks the case of each seed, prints what fails, and returns how many of what."""
+    """Checks the case of each seed, prints failures, and counts the outcomes."""
     start, outcomes = time.monotonic(), collections.Counter()
     for seed in seeds:
         if time.monotonic() - start > 60 * minutes:
@@ -50,13 +50,13 @@ def fuzz(seeds, minutes=float("inf")):
 
 
 def main(argv=None):
-    """Reads the options, and exits with 1 if a case has failed."""
+    """Runs the cases, and exits with 1 if a case has failed."""
     parser = make_parser("fuzz", __doc__)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=random.randrange(10**9))
     options = parser.parse_args(argv)
-    # No errors of tensors that Keras drops, which are logged when they are collected.
+    # Python logs errors of tensors that Keras drops when it collects them; hide them.
     logging.getLogger("tensorflow").handlers = [logging.NullHandler()]
     print(f"Cases of the seeds from {options.seed} on")
     outcomes = fuzz(range(options.seed, options.seed + options.count), options.minutes)

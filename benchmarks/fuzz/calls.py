@@ -1,4 +1,4 @@
-"""The ways to call a layer, and what a call returns, raises and logs."""
+"""The ways to call a layer, and the result, error and warnings of a call."""
 
 import logging
 import re
@@ -47,7 +47,7 @@ def run(way, layer, x, kwargs):
 
 
 def attempt(function, *args):
-    """Returns what the function returns, the error it raises, and its warnings."""
+    """Returns the result of a function, the error that it raises, and its warnings."""
     value, error, log = None, None, logging.Handler(logging.WARNING)
     log.emit = lambda record: texts.append(record.getMessage())
     texts = []
@@ -60,9 +60,9 @@ def attempt(function, *args):
         except Exception as raised:
             error = raised
     logger.handlers = handlers
-    texts += [f"{each.category.__name__}: {each.message}" for each in caught]
-    # The fuzzer traces functions again and again; Keras drops arrays where it raises,
-    # and its variables warn when NumPy 2 converts them.
+    texts += [f"{w.category.__name__}: {w.message}" for w in caught]
+    # Ignore warnings about many traces of functions, about arrays that Keras drops when
+    # it raises, and about Keras's variables that NumPy 2 converts.
     ignored = r"retracing(?!.*_(for|back)ward)|never used.*keras/src|accept a copy"
     ignored = re.compile(ignored, re.S)
     return value, error, {t for t in texts if not ignored.search(t)}

@@ -1,4 +1,4 @@
-"""Random layers, initial states and calls, right and wrong ones."""
+"""Random layers, initial states and calls, valid and invalid ones."""
 
 import keras
 import numpy as np
@@ -11,18 +11,18 @@ from oracles import ACTIVATIONS, TOLERANCES, nested, to_numpy
 from strategies import FUSIBLE
 
 NAMES = ("LSTM", "LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
-# Few sizes, of features and units, of batches and of timesteps: XLA compiles for each.
+# Few pairs of features and units, batch sizes and timesteps: XLA compiles for each.
 SIZES, BATCHES, TIMESTEPS = ((1, 1), (2, 3)), (0, 1, 1, 3, 3, 3), (1, 2, 2, 9)
-# The slow ones less often. Only TensorFlow knows the second to the fourth; the other
-# backends call eagerly in their place.
+# Slow ways are drawn less often. Only TensorFlow has "graph", "unknown shapes" and
+# "compiled"; the other backends call the layer eagerly instead.
 WAYS = ("eager",) * 90 + ("graph",) * 4 + ("unknown shapes",) * 2
 WAYS += ("compiled", "predict", "predict", "predict eagerly")
-# JAX has float64 only behind a switch that changes its other defaults too.
+# JAX has float64 only with an option that changes other defaults too.
 DTYPES = [dtype for dtype in TOLERANCES if dtype != "float64" or dtype == WIDEST]
 
 
 class Draw:
-    """Random choices, and the names of the arguments that were drawn wrong."""
+    """Random choices, and the names of the arguments that were drawn invalid."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ class Draw:
         return self.of(*options)
 
     def numbers(self, *shape):
-        """An array in one of the types in which arrays come."""
+        """An array or tensor of a random dtype."""
         dtype = self.of("float32", "float32", "float64", "float16", "int32")
         array = np.asarray(self.rng.normal(size=shape)).astype(dtype)
         return ops.convert_to_tensor(array) if self.chance(0.3) else array
@@ -69,7 +69,7 @@ def entry(draw, units, dtype):
 
 
 def wrong_entry(draw, units, dtype):
-    """A function that makes a wrong entry, which raises there or in the layer."""
+    """A function that makes an invalid entry, in the function or in the layer."""
     bad = [np.nan, -np.inf, True, 1j, object(), [], {}, b"1", "ten", {"class_name": 3}]
     bad += [np.full(units, np.nan), np.ones(units + 1), np.ones((1, units)), [[1], "a"]]
     bad += [np.array(["a"] * units), np.array([None] * units), np.ones(units, bool)]
@@ -107,7 +107,7 @@ def initial_state(draw, sizes, dtype):
         given = draw.wrongly("initial_state", *wrong)
         return lambda: given
 
-    def unambiguous(make):  # Two numbers of Python may be meant for two units.
+    def unambiguous(make):  # Two Python numbers could be meant for two units.
         made = make()
         return np.float64(made) if type(made) in (int, float) else made
 
@@ -116,7 +116,7 @@ def initial_state(draw, sizes, dtype):
 
 
 def arguments_of(draw, name, units):
-    """The arguments of a layer, but for `initial_state`."""
+    """The arguments of a layer except `initial_state`."""
     options = {
         "units": [units],
         "activation": ["tanh"] * 12 + list(ACTIVATIONS),
@@ -148,9 +148,9 @@ def mask_of(draw, batch, timesteps, stateful):
     mask = draw.rng.random((batch, timesteps)) < 0.6
     steps = np.arange(timesteps) + 0 * mask
     mask = draw.of(mask, mask, steps < 2, steps >= 1, mask & False)
-    if draw.chance(0.1) and timesteps:  # Keras takes some of these.
+    if draw.chance(0.1) and timesteps:  # Keras accepts some of these masks.
         shapes = [mask[:1], mask[..., None], mask[:, :1], mask[:, 1:], mask.any(axis=1)]
-        # It makes two rows of one, which don't fit into a stream.
+        # Keras broadcasts one row to two, which don't fit into a stream.
         shapes += [np.tile(mask, (2, 1))] * (not stateful)
         return draw.of(*shapes, mask.tolist(), "x", 1.0)
     dtype = draw.of("bool", "bool", "bool", "int32", "float32", "uint8")
@@ -206,27 +206,27 @@ def call_of(draw, layer, batch, features):
     timesteps = 0 if draw.chance(0.02) else draw.of(*TIMESTEPS)
     x = to_numpy(draw.numbers(batch, timesteps, features))
     x = x.astype("float32") if x.dtype.kind == "i" else x
-    if draw.chance(0.25) and x.size:  # It must stay in its row.
+    if draw.chance(0.25) and x.size:  # The value must not affect other rows.
         step = draw.rng.integers(batch), draw.rng.integers(timesteps)
         x[step] = draw.of(np.nan, np.nan, np.inf, -np.inf)
     kwargs = {"training": draw.of(True, False, None)}
     kwargs["mask"] = mask_of(draw, batch, timesteps, layer.stateful)
     if layer.takes_context:
         kwargs["context"] = draw.rng.normal(size=(batch, 2)).astype("float32")
-    if draw.chance(0.05) and starts_right and not draw.wrong:  # Keras takes some.
+    if draw.chance(0.05) and starts_right and not draw.wrong:  # Keras accepts some.
         odd = [x[..., 0], x > 0, (x > 0).astype(int), x.tolist(), None, [x, x]]
-        # A cell on its own takes more, but into a stream that does not fit.
+        # A cell may accept more axes, but a stream does not.
         odd += [x[..., None]] * (not layer.stateful)
         x = draw.of(*odd, "text", object(), np.float32(1), {"x": x}, [])
         return draw.of(*WAYS[:94]), x, kwargs
     reset_mask = reset_mask_of(draw, layer, batch, timesteps, kwargs["training"])
     if reset_mask is not None:
         kwargs["reset_mask"] = reset_mask
-        # Unrolled, Keras puts zeros elsewhere than it says, and on PyTorch it cannot
-        # reverse a mask.
+        # Keras's unrolled loop puts zeros at the wrong timesteps, and on PyTorch it
+        # can't reverse a mask.
         reverses = layer.go_backwards and BACKEND == "torch"
         is_wrong = layer.unroll and (layer.zero_output_for_mask or reverses)
-        # Odd masks have no rows.
+        # A mask of another shape can't be cut into pieces.
         if is_wrong or np.shape(kwargs["mask"]) != (batch, timesteps):
             kwargs["mask"] = None
     if draw.chance(0.25):
@@ -239,7 +239,7 @@ def call_of(draw, layer, batch, features):
         kwargs["context"] = kwargs["context"].tolist()
     way = draw.of(*WAYS[: 94 if draw.wrong else None])
     if way == "unknown shapes" and (layer.stateful or not layer.built):
-        way = "eager"  # Keras refuses it there as well.
+        way = "eager"  # Keras can't do it with unknown shapes.
     if "predict" in way and layer.compute_dtype == "float64":
-        way = "eager"  # Keras would make float32 of the inputs.
+        way = "eager"  # Keras would cast the inputs to float32.
     return way, ops.convert_to_tensor(x) if draw.chance(0.3) else x, kwargs

@@ -35,7 +35,7 @@ CLASSES = np.array([3, 1, 4, 1, 9])
 
 
 def random_writer(kind, seed=1):
-    """A writer that is not trained: a training takes seconds."""
+    """An untrained writer. Training would take seconds."""
     writer = Writer(kind, SIZES["units"])
     writer([IMAGES, CLASSES])
     rng = np.random.default_rng([seed, *kind.encode()])
@@ -46,7 +46,7 @@ def random_writer(kind, seed=1):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with two seeds and random writers: what it trained, drew and printed."""
+    """A run with two seeds and random writers: its trainings, pictures and output."""
     found = SimpleNamespace(trainings=[], printed="")
     found.output = tmp_path_factory.mktemp("demo") / "new" / "picture.png"
 
@@ -78,7 +78,7 @@ def cells_of(table):
     return {name: list(cells) for name, *cells in list(zip(*lines, strict=True))[1:]}
 
 
-def test_tables_are_of_the_losses(run):
+def test_tables_show_the_losses(run):
     losses = run.losses
     *_, loss_table, difference_table, ending = run.printed.split("\n\n")
     assert str(run.output) in ending
@@ -126,7 +126,7 @@ def test_it_learns_and_kinds_differ():
     by_guessing = 64 * np.log(17)
     for values in losses.values():
         assert values.sum() < 0.8 * by_guessing
-    # A sampled state that is not drawn in training would be zeros.
+    # If a sampled state was not drawn in training, its results would be those of zeros.
     assert (losses["sampled"] != losses["zeros"]).all()
     # The same seed gives the same result.
     np.testing.assert_allclose(losses_of("sampled"), losses["sampled"], rtol=1e-6)
@@ -195,7 +195,7 @@ def test_loss_by_row_in_numpy(kind):
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-4)
 
 
-def test_what_is_drawn_follows_from_the_random_numbers():
+def test_drawings_follow_from_the_random_numbers():
     writer = random_writer("conditional")
     chances = np.random.default_rng(2).random((10, 8, 8))
     drawn = draw(writer, class_states(writer), chances)
@@ -250,7 +250,7 @@ def test_kinds_share_weights_at_first():
             np.testing.assert_array_equal(found, value)
 
 
-def test_each_image_is_to_train_on_or_for_the_test():
+def test_each_image_is_in_one_part():
     (images, classes), (test_images, test_classes) = split(3)
     assert len(images) + len(test_images) == 1797
     everything = np.concatenate([images, test_images]).reshape(1797, 64)
@@ -302,7 +302,7 @@ def test_one_seed_has_no_intervals():
         (["--output", "picture.jpg"], "must end in .png"),
     ],
 )
-def test_refused_arguments(main, arguments, message, capsys, monkeypatch, tmp_path):
+def test_invalid_arguments(main, arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(SystemExit):
@@ -311,7 +311,7 @@ def test_refused_arguments(main, arguments, message, capsys, monkeypatch, tmp_pa
     assert message in capsys.readouterr().err
 
 
-def test_options_are_over_those_of_quick():
+def test_options_override_quick():
     given = demo.parse_args(["--quick", "--seeds", "7"])
     assert (given.seeds, given.units) == (7, demo.QUICK["units"])
     assert demo.parse_args([]).seeds >= 5

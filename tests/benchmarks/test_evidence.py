@@ -1,4 +1,4 @@
-"""The evidence compares what it says, on data that tell nothing beforehand."""
+"""The evidence: its data, models, trainings and tables."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def two_kinds(monkeypatch):
 
 class TestTasks:
     @pytest.mark.parametrize("name", BY_NAME)
-    def test_the_seed_alone_decides_on_the_parts(self, name):
+    def test_the_seed_determines_the_parts(self, name):
         split = BY_NAME[name].split
         for part, again in zip(split(3, "few"), split(3, "few"), strict=True):
             np.testing.assert_array_equal(part.inputs, again.inputs)
@@ -53,7 +53,7 @@ class TestTasks:
         assert same == 1 if name != "digits" else same > 0.99
 
     @pytest.mark.parametrize("name", ["chicks", "power", "vowels", "digits"])
-    def test_what_is_read_is_the_target_before(self, name):
+    def test_inputs_are_the_previous_targets(self, name):
         for part in BY_NAME[name].split(0, "few"):
             scale = 16 if name == "digits" else 1
             assert not part.inputs[:, 0].any()
@@ -61,7 +61,7 @@ class TestTasks:
                 part.inputs[:, 1:] * scale, part.targets[:, :-1], atol=1e-6
             )
 
-    def test_characters_go_on_where_the_past_ends(self):
+    def test_characters_continue_the_past(self):
         test = BY_NAME["text"].split(0, "few")[2]
         np.testing.assert_array_equal(test.inputs[:, 1:], test.targets[:, :-1, 0])
         whole = np.concatenate([test.known["past"], test.inputs], axis=1)
@@ -83,7 +83,7 @@ class TestTasks:
 
 class TestModels:
     @pytest.mark.parametrize(("name", "kind"), TRAINED)
-    def test_no_prediction_is_made_from_what_comes_later(self, name, kind):
+    def test_predictions_do_not_depend_on_later_inputs(self, name, kind):
         task = BY_NAME[name]
         data = task.split(0, "few")[0][np.arange(task.batch_size) % 8]
         model = build(task, kind, 5, data, seed=1, use_fused=False)
@@ -105,7 +105,7 @@ class TestModels:
     @pytest.mark.parametrize(
         ("name", "kind"), [pair for pair in TRAINED if NEEDS.get(pair[1])]
     )
-    def test_what_is_known_is_read(self, name, kind):
+    def test_metadata_are_read(self, name, kind):
         task = BY_NAME[name]
         data = task.split(0, "few")[0][np.arange(8)]
         model = build(task, kind, 5, data, seed=1, use_fused=False)
@@ -121,7 +121,7 @@ class TestModels:
 
 
 class TestTrainer:
-    def test_a_training_does_not_depend_on_those_before(self):
+    def test_a_training_does_not_depend_on_earlier_ones(self):
         task = BY_NAME["chicks"]
         train, validation, _ = task.split(0, "few")
         trainer = Trainer(task, "sampled", 4, train, use_fused=False)
@@ -133,7 +133,7 @@ class TestTrainer:
         for value, again in zip(weights, trainer.model.get_weights(), strict=True):
             np.testing.assert_array_equal(value, again)
 
-    def test_the_first_step_is_that_of_keras(self):
+    def test_the_first_step_equals_keras(self):
         task = BY_NAME["chicks"]
         train, _, _ = task.split(0, "few")
         trainer = Trainer(task, "trainable", 4, train, use_fused=False)
@@ -161,7 +161,7 @@ class TestTrainer:
 
 
 class TestRun:
-    def test_continues_where_it_was_killed(self, two_kinds, tmp_path):
+    def test_a_killed_run_continues(self, two_kinds, tmp_path):
         # In this process: another one takes seconds to start.
         every = jobs.jobs(["chicks"], SETTINGS)
         assert [job["kind"] for job in every] == ["zeros", LAST_VALUE]
@@ -183,7 +183,7 @@ class TestRun:
         for path, when in done.items():
             assert (path.stat().st_mtime_ns == when) == (path != lost)
 
-    def test_a_folder_of_other_settings_is_refused(self, tmp_path, capsys):
+    def test_a_folder_of_other_settings_raises(self, tmp_path, capsys):
         parse_args(["--output", str(tmp_path), "--work", str(tmp_path)])
         with pytest.raises(SystemExit):
             parse_args(["--quick", "--output", str(tmp_path), "--work", str(tmp_path)])
@@ -229,7 +229,7 @@ class TestReport:
         for task in TASKS:
             assert f"### {task.name}: 8 units, many sequences" in text
 
-    def test_intervals_are_those_of_a_paired_test(self, records):
+    def test_intervals_equal_a_paired_test(self, records):
         losses = Losses(records)
         line = next(
             line
@@ -263,9 +263,9 @@ class TestReport:
 
 
 class TestResults:
-    """What is committed of the last full run, and what the documents say of it."""
+    """The committed results of the last full run, and their figures in documents."""
 
-    def test_tables_are_of_the_records(self):
+    def test_tables_show_the_records(self):
         kept = json.loads((RESULTS / "evidence.json").read_text())
         losses = Losses(kept["records"])
         text = (RESULTS / "evidence.md").read_text()

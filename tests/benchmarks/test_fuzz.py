@@ -1,4 +1,4 @@
-"""The fuzzer: it finds a defect that is planted, and none where there is none."""
+"""The fuzzer finds a planted defect, and nothing without a defect."""
 
 import warnings
 
@@ -14,10 +14,10 @@ def failures(seed):
     return [what for what in fuzz([seed]) if what.startswith("FAILED")]
 
 
-# Each takes a function of the package, and returns one with a defect.
+# Each function takes a function of the package, and returns it with a defect.
 
 
-def a_little_off(tile):
+def slightly_wrong(tile):
     return lambda *args: tile(*args) + 1e-3
 
 
@@ -65,10 +65,10 @@ def resets_elsewhere(for_resets):
 
 @pytest.mark.tensorflow  # Which seed finds it depends on the backend.
 @pytest.mark.parametrize(
-    # The first seed is the one that finds the defect now; others may, later.
+    # The first seed finds the defect now. If drawing changes, a later one may.
     ("place", "name", "defect", "kind", "first_seed"),
     [
-        (base, "tile", a_little_off, "another value", 0),
+        (base, "tile", slightly_wrong, "another value", 0),
         (InitStateRNN, "_check_call", raises(KeyError("x")), "another exception", 5),
         (
             InitStateRNN,
@@ -100,7 +100,7 @@ def test_finds_a_planted_defect(
     assert not failures(seed)
 
 
-def test_is_silent_without(capsys):
+def test_finds_nothing_without_a_defect(capsys):
     with pytest.raises(SystemExit) as exited:
         main(["--seed", "7", "--count", "20"])
     assert not exited.value.code

@@ -1,4 +1,4 @@
-"""The comparison on text runs, and its table and picture show what it measured."""
+"""The comparison on text runs, and its table and picture show the results."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def eagerly():
-    """To trace four trainings takes much longer than their few steps."""
+def run_eagerly():
+    """Saves time: tracing four trainings takes longer than their few steps."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -32,7 +32,7 @@ def rows(table):
     return {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
 
 
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("run_eagerly")
 def test_table_and_picture(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(text, "KINDS", {"zeros": "zeros", "trainable": "learned"})
     output = tmp_path / "new" / "picture.png"
@@ -114,7 +114,7 @@ def test_rare_characters_share_an_id():
         (["--text", __file__, "--length", "100000"], "too short"),
     ],
 )
-def test_refused_texts(arguments, message, capsys, monkeypatch, tmp_path):
+def test_invalid_texts(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(SystemExit):

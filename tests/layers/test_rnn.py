@@ -557,9 +557,7 @@ class TestAttributesThatAreSet:
         ],
         ids=["layer", "initial state", "stream"],
     )
-    def test_setting_an_initial_state_of_a_partly_built_layer_raises(
-        self, start, build
-    ):
+    def test_setting_a_state_of_a_partly_built_layer_raises(self, start, build):
         layer = InitStateLSTM(UNITS, initial_state=start, stateful=True)
         build(layer)
         with pytest.raises(ValueError, match="`h0`.*is built.*Received"):

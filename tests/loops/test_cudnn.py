@@ -1,4 +1,4 @@
-"""The graphs that run on a GPU: to trace them takes none, only to run them does."""
+"""The graphs that run on a GPU. Tracing them needs no GPU."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from oracles import assert_same, tiled_states
 
 pytestmark = pytest.mark.tensorflow
 
-TIMESTEPS = 10  # With few, the fused loop would not run anyway.
+TIMESTEPS = 10  # The fused loop does not run for fewer than 8.
 X = normal(BATCH, TIMESTEPS, FEATURES)
 NAMES = ["LSTM", "GRU"]
 CUDNN = "CudnnRNNV3"
@@ -21,7 +21,7 @@ LENGTHS = np.array([[10], [7], [1], [4]])
 
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch):
-    """Keras and the fused loop find a GPU, as they look for one."""
+    """Makes Keras and the fused loop believe that there is a GPU."""
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda *_: ["GPU"])
     fused.available.cache_clear()
     yield
@@ -29,13 +29,13 @@ def _gpu(monkeypatch):
 
 
 class Graph:
-    """What TensorFlow traces for a call of a layer, and never runs here.
+    """The graph of a call of a layer, which is traced and never run.
 
     Args:
         layer: A layer that is not built.
-        given: Which of `context` and `mask` the layer is given, as inputs of the graph.
+        given: The inputs of the call besides the sequences: `context`, `mask` or both.
         training: Boolean, whether the layer is called in training mode.
-        result: Function of the call that returns what the graph computes.
+        result: Function that takes the call and returns the outputs of the graph.
     """
 
     def __init__(self, layer, given=(), training=False, result=lambda call: call()):
@@ -66,46 +66,46 @@ class Graph:
         return [op for op in self.graph.get_operations() if op.type == kind]
 
     def sources(self, tensor):
-        """What a tensor is made from: inputs, variables, outputs of cuDNN.
+        """The inputs, variables and outputs of cuDNN from which a tensor is computed.
 
-        Of a variable its `id`, of an input its name. What only the shape of a tensor
-        goes into is not made from it.
+        A variable is its `id`, an input its name. A tensor whose shape alone is used is
+        not a source.
         """
-        found, seen, pending = set(), set(), [tensor]
+        sources, seen, pending = set(), set(), [tensor]
         while pending:
-            each = pending.pop()
-            if each.name in seen:
+            current = pending.pop()
+            if current.name in seen:
                 continue
-            seen.add(each.name)
-            if each.op.type == "Placeholder":
-                found.add(self.variables.get(each.name, each.op.name))
-            elif each.op.type.startswith("Cudnn"):
-                output = each.op.op_def.output_arg[each.value_index].name
-                found.add((each.op.type, output))
-            elif each.op.type != "Shape":
-                pending += each.op.inputs
-        return found
+            seen.add(current.name)
+            if current.op.type == "Placeholder":
+                sources.add(self.variables.get(current.name, current.op.name))
+            elif current.op.type.startswith("Cudnn"):
+                output = current.op.op_def.output_arg[current.value_index].name
+                sources.add((current.op.type, output))
+            elif current.op.type != "Shape":
+                pending += current.op.inputs
+        return sources
 
 
 def ids(variables):
     return {id(variable.value) for variable in variables}
 
 
-def given_to(kind):
+def inputs_for(kind):
     return ["context"] if kind == "conditional" else []
 
 
-def owned(layer, index, training=False):
-    """What `Graph.sources` is to find for a state of a layer."""
+def owned_sources(layer, index, training=False):
+    """The sources of a state of a layer, as `Graph.sources()` returns them."""
     kind = layer.initial_state[index]
-    found = set()
+    sources = set()
     if kind is not None:
-        drawn = training or not hasattr(kind, "stddev")
-        found |= ids(kind.variables if drawn else [kind.mean])
-        found |= {"context"} if kind.takes_context else set()
+        uses_all = training or not hasattr(kind, "stddev")
+        sources |= ids(kind.variables if uses_all else [kind.mean])
+        sources |= {"context"} if kind.takes_context else set()
     if layer.stateful:
-        found |= ids(layer.states[index].variables)
-    return found
+        sources |= ids(layer.states[index].variables)
+    return sources
 
 
 class TestStates:
@@ -113,19 +113,21 @@ class TestStates:
     @pytest.mark.parametrize("stateful", [False, True])
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("name", NAMES)
-    def test_are_what_the_layer_owns(self, name, kind, stateful, training):
+    def test_are_the_owned_states(self, name, kind, stateful, training):
         layer = ours(name, kind, stateful=stateful)
-        graph = Graph(layer, given_to(kind), training)
+        graph = Graph(layer, inputs_for(kind), training)
         (op,) = graph.operations(CUDNN)
-        # Its inputs are the sequences, h, c (of a GRU a zero), the weights and lengths.
+        # Its inputs are the sequences, h, c (zero for a GRU), the weights and lengths.
         for index, _ in enumerate(layer.state_names):
-            assert graph.sources(op.inputs[1 + index]) == owned(layer, index, training)
+            assert graph.sources(op.inputs[1 + index]) == owned_sources(
+                layer, index, training
+            )
         assert graph.sources(op.inputs[3]) == ids(layer.cell.weights)
         assert graph.sources(graph.outputs[0]) == {(CUDNN, "output_h")}
         assert not graph.operations("While")
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_are_carried_from_what_it_returns(self, name):
+    def test_the_outputs_of_cudnn_are_carried(self, name):
         layer = ours(name, stateful=True)
         graph = Graph(layer)
         assigned = {
@@ -135,11 +137,11 @@ class TestStates:
         for state, output in zip(layer.states, ["output_h", "output_c"], strict=False):
             carried, *fresh = state.variables
             assert assigned[id(carried.value)] == {(CUDNN, output)}
-            assert all(assigned[id(each.value)] == set() for each in fresh)
+            assert all(assigned[id(v.value)] == set() for v in fresh)
 
     @pytest.mark.parametrize("kind", ["trainable", "conditional"])
     @pytest.mark.parametrize("name", NAMES)
-    def test_get_their_gradients_from_it(self, name, kind):
+    def test_gradients_come_from_cudnn(self, name, kind):
         layer = ours(name, kind)
 
         def gradients(call):
@@ -148,7 +150,7 @@ class TestStates:
                 loss = tf.reduce_sum(call() ** 2)
             return tape.gradient(loss, watched)
 
-        graph = Graph(layer, given_to(kind), True, gradients)
+        graph = Graph(layer, inputs_for(kind), True, gradients)
         found = [graph.sources(output) - {"context"} for output in graph.outputs]
         assert found == [
             {("CudnnRNNBackpropV3", f"input_{state}_backprop")}
@@ -156,21 +158,21 @@ class TestStates:
         ]
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_of_each_direction_are_its_own(self, name):
+    def test_each_direction_has_its_own_states(self, name):
         for wrapper, kind in (
             (layers.Bidirectional, "trainable"),
             (InitStateBidirectional, "trainable"),
             (InitStateBidirectional, "conditional"),
         ):
             layer = wrapper(ours(name, kind))
-            graph = Graph(layer, given_to(kind))
+            graph = Graph(layer, inputs_for(kind))
             ops = graph.operations(CUDNN)
             directions = [layer.forward_layer, layer.backward_layer]
             for op, direction in zip(ops, directions, strict=True):
                 assert graph.sources(op.inputs[3]) == ids(direction.cell.weights)
                 for index, _ in enumerate(direction.state_names):
                     found = graph.sources(op.inputs[1 + index])
-                    assert found == owned(direction, index)
+                    assert found == owned_sources(direction, index)
 
 
 def lengths_of(graph):
@@ -181,7 +183,7 @@ def lengths_of(graph):
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("name", NAMES)
 class TestMasks:
-    def test_become_lengths_if_they_are_right_padded(self, make, name):
+    def test_right_padded_masks_become_lengths(self, make, name):
         graph = Graph(make(name), ["mask"])
         assert lengths_of(graph) == {"mask"}
         (op,) = graph.operations("Assert")
@@ -189,8 +191,8 @@ class TestMasks:
         assert b"right-padded" in tf.get_static_value(op.inputs[1]).item()
         assert lengths_of(Graph(make(name))) == set()
 
-    def test_of_any_kind_are_right_in_eager_calls(self, make, name):
-        """There Keras's own loop runs if cuDNN does not take the mask, or is none."""
+    def test_any_mask_in_eager_calls(self, make, name):
+        """Keras's own loop runs if cuDNN does not support the mask, or is missing."""
         layer = make(name)
         layer.build(X.shape)
         loop = of_keras(name, use_cudnn=False)
@@ -204,7 +206,7 @@ class TestMasks:
             assert_same(layer(X, mask=mask), want)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "LSTM": [
         {"use_cudnn": False},
         {"recurrent_dropout": 0.5},
@@ -214,8 +216,8 @@ REFUSED = {
         {"use_bias": False},
     ]
 }
-REFUSED["GRU"] = [*REFUSED["LSTM"], {"reset_after": False}]
-TAKEN = [
+UNSUPPORTED["GRU"] = [*UNSUPPORTED["LSTM"], {"reset_after": False}]
+SUPPORTED = [
     {},
     {"use_cudnn": True},
     {"go_backwards": True, "return_sequences": True},
@@ -232,24 +234,24 @@ def configurations(of_name):
 
 @pytest.mark.parametrize("make", MAKERS)
 class TestWhenItRuns:
-    @configurations(dict.fromkeys(NAMES, TAKEN))
-    def test_where_keras_takes_it(self, make, name, arguments):
+    @configurations(dict.fromkeys(NAMES, SUPPORTED))
+    def test_for_supported_arguments(self, make, name, arguments):
         layer = make(name, **arguments)
         graph = Graph(layer, training=True)
         assert len(graph.operations(CUDNN)) == 1
         assert not layer.supports_jit
 
-    @configurations(REFUSED)
-    def test_not_where_keras_refuses_it(self, make, name, arguments):
+    @configurations(UNSUPPORTED)
+    def test_not_for_unsupported_arguments(self, make, name, arguments):
         layer = make(name, **arguments)
         graph = Graph(layer, training=True)
         assert not graph.operations(CUDNN)
         assert bool(graph.operations("While")) != layer.unroll
-        # What Keras decides before the first call does not know of this one.
+        # Keras decides about XLA in the constructor, without `recurrent_dropout`.
         assert layer.supports_jit == ("recurrent_dropout" not in arguments)
 
-    @configurations({name: REFUSED[name][1:] for name in NAMES})
-    def test_is_an_error_where_it_must_run_and_cannot(self, make, name, arguments):
+    @configurations({name: UNSUPPORTED[name][1:] for name in NAMES})
+    def test_use_cudnn_raises_for_unsupported_arguments(self, make, name, arguments):
         layer = make(name, use_cudnn=True, **arguments)
         with pytest.raises(ValueError, match="cuDNN is not supported"):
             Graph(layer)
@@ -262,17 +264,17 @@ def test_a_cell_that_computes_something_else_is_called(name):
             h, states = super().call(*args, **kwargs)
             return 2 * h, states
 
-    graph = Graph(of_another_cell(ours(name), Doubling))
+    graph = Graph(with_cell(ours(name), Doubling))
     assert not graph.operations(CUDNN) and graph.operations("While")
     with pytest.raises(ValueError, match=f"cuDNN does not support .*{name}Cell"):
-        Graph(of_another_cell(ours(name, use_cudnn=True), Doubling))
+        Graph(with_cell(ours(name, use_cudnn=True), Doubling))
 
 
-def of_another_cell(layer, cls):
+def with_cell(layer, cls):
     layer.cell = cls(UNITS)
     return layer
 
 
-def test_the_fused_loop_is_refused_in_words():
+def test_the_error_of_the_fused_loop():
     with pytest.raises(ValueError, match="does not support a GPU.*use_fused=True"):
         Graph(InitStateLSTM(UNITS, use_fused=True))

@@ -10,7 +10,7 @@ from keras_init_lstm import InitStateGRU, InitStateLSTM, Sampled
 from models import FEATURES, MODES, UNITS, by_hand, normal, owning
 from oracles import TOLERANCES, assert_same, to_numpy
 
-TIMESTEPS = 10  # With few, the fused loop is not taken.
+TIMESTEPS = 10  # The fused loop does not run for fewer than 8.
 X, Y = normal(8, TIMESTEPS, FEATURES), normal(8, 1)
 
 
@@ -28,20 +28,20 @@ def after_training(layer, policy, **compile_arguments):
 
 
 def case_of(*drawn):
-    """A case of values, each of which may have marks."""
-    values = [each.values[0] if hasattr(each, "marks") else each for each in drawn]
-    marks = [mark for each in drawn for mark in getattr(each, "marks", ())]
+    """A pytest parameter of several values, each of which may have marks."""
+    values = [value.values[0] if hasattr(value, "marks") else value for value in drawn]
+    marks = [mark for value in drawn for mark in getattr(value, "marks", ())]
     return pytest.param(*values, marks=marks)
 
 
-# Each policy, and each mode with the policy in which most can go wrong.
+# Each policy, and each mode with the most demanding policy.
 CASES = [case_of("mixed_float16", mode) for mode in MODES]
 CASES += [case_of(policy, {}) for policy in ("float32", FLOAT64, "mixed_bfloat16")]
 
 
-# JAX would take minutes to compile all of them.
+# JAX would take minutes to compile all cases.
 @pytest.mark.parametrize(("policy", "mode"), CASES if BACKEND != "jax" else CASES[:1])
-def test_trained_as_an_lstm_that_is_handed_two_weights(policy, mode):
+def test_training_equals_an_lstm_with_two_explicit_weights(policy, mode):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -53,8 +53,8 @@ def test_trained_as_an_lstm_that_is_handed_two_weights(policy, mode):
         keras.config.set_dtype_policy(before)
 
 
-def trained_twice():
-    """In a process of its own, since determinism is not switched off again."""
+def train_twice():
+    """Run it in a new process: TensorFlow can't switch determinism off again."""
     tf.config.experimental.enable_op_determinism()
     makers = {
         "fused": lambda kind: InitStateLSTM(UNITS, initial_state=kind, dropout=0.2),
@@ -78,5 +78,5 @@ def trained_twice():
 
 
 @pytest.mark.tensorflow
-def test_trained_twice_with_one_seed_every_bit_is_the_same():
-    in_a_fresh_process("import test_precision; test_precision.trained_twice()")
+def test_training_with_the_same_seed_is_bit_identical():
+    in_a_fresh_process("import test_precision; test_precision.train_twice()")
