@@ -1,11 +1,10 @@
 """Speed, traces and memory of the layers, compared with Keras and PyTorch.
 
-Every figure is a ratio of times that were taken side by side: within a case (a shape
-and a mode) each round runs each contender once, in a new random order, so that a
-machine that slows down affects all of them alike. A ratio is the median over the rounds
-of the ratio within a round; its spread is the 10th to the 90th percentile. Where the
-spread crosses 1 there is no significant difference, and the ratio is marked as a tie:
-"1.01=".
+Every figure is a ratio of times that were measured side by side. Within a case (a shape
+and a mode), each round runs each contender once, in a new random order: a machine that
+slows down affects all of them. A ratio is the median over the rounds of the ratio
+within a round; its spread is the 10th to the 90th percentile. If the spread includes 1,
+there is no significant difference, and the ratio is marked as a tie: "1.01=".
 """
 
 import json
@@ -27,7 +26,7 @@ from benchmarks.speed.runs import on_gpu, torch
 
 
 def parse_args(argv):
-    """Returns the options, or exits with what is wrong."""
+    """Returns the options. Exits with a message if one is wrong."""
     parser = make_parser("speed", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="two shapes, fewer rounds, no extras")

@@ -1,4 +1,4 @@
-"""The layer that people write by hand to learn an initial state of Keras's LSTM."""
+"""A custom layer that learns an initial state of Keras's LSTM, as users write it."""
 
 import keras
 from keras import ops
@@ -8,7 +8,7 @@ class ExplicitState(keras.layers.Layer):
     """An LSTM whose initial states are two weights, tiled to the batch.
 
     Args:
-        units: Of the LSTM.
+        units: The units of the LSTM.
         h0: Initializer of the first weight.
         c0: Initializer of the second weight.
         fixed: The states that are not learned: "h0", "c0" or both.

@@ -72,12 +72,12 @@ def measure(shape, mode, names, rounds, steps=1, seed=0, min_seconds=MIN_SECONDS
 
     Args:
         shape: The sizes of a batch and of the layer.
-        mode: What is done.
-        names: Of the contenders, the baseline first.
-        rounds: How many at most.
-        steps: How many batches `fit` goes through.
-        seed: Of the data, the weights and the order.
-        min_seconds: Of one timing of the baseline.
+        mode: The mode of the case.
+        names: The names of the contenders, the baseline first.
+        rounds: The largest number of rounds.
+        steps: The number of batches of `fit`.
+        seed: The seed of the data, the weights and the order.
+        min_seconds: The least time of one timing of the baseline.
     """
     runs = {name: make_run(name, shape, mode, steps, seed) for name in names}
     calls, times = take_turns(runs, rounds, seed, min_seconds)

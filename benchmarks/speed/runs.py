@@ -23,11 +23,11 @@ def make_run(name, shape, mode, steps=1, seed=0):
     """Returns the run of a contender, which traces and compiles in its first call.
 
     Args:
-        name: Of the contender.
+        name: The name of the contender.
         shape: The sizes of a batch and of the layer.
-        mode: What is done.
-        steps: How many batches `fit` goes through.
-        seed: Of the data and the weights.
+        mode: The mode of the case.
+        steps: The number of batches of `fit`.
+        seed: The seed of the data and the weights.
     """
     rng = np.random.default_rng(seed)
     x, y = (

@@ -1,4 +1,4 @@
-"""Many short sequences in a batch, and many streams: what they cost and save.
+"""Many short sequences in a batch, and many streams: their times.
 
 The sequences are as long as the functions of the Python standard library have lines.
 Every ratio is of times taken side by side, as in `python -m benchmarks.speed`.
@@ -37,7 +37,7 @@ STORE = "StreamStore, 64 a call"
 
 
 def lengths_of_functions(count):
-    """The numbers of lines of the first functions that fit into a row."""
+    """The lengths in lines of the first functions that fit into a row."""
     found = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -57,7 +57,7 @@ def built_layer(features, units):
 
 
 def without_a_mark(shape, mode):
-    """The runs of a batch in which no row restarts."""
+    """The runs of a batch without a reset."""
     layer = built_layer(shape.features, shape.units)
     x = tf.random.normal((shape.batch, shape.time, shape.features))
     none = tf.zeros((shape.batch, shape.time), "bool")

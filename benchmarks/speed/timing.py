@@ -39,8 +39,8 @@ def take_turns(runs, rounds, seed=0, min_seconds=MIN_SECONDS):
 
     Args:
         runs: Dict from the name to the run.
-        rounds: How many at most; fewer where one takes over a second.
-        seed: Of the order within the rounds.
+        rounds: The largest number of rounds, fewer if one takes over a second.
+        seed: The seed of the order within the rounds.
         min_seconds: Of one timing of the first run; if it is shorter, each timing is
             of several calls.
 

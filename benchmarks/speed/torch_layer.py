@@ -1,4 +1,4 @@
-"""What a layer of `torch.nn` does once, as a run that can be timed."""
+"""A call or a training step of a layer of `torch.nn`, as a run that is timed."""
 
 import torch
 

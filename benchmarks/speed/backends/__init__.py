@@ -1,1 +1,1 @@
-"""The layers on each backend, next to its own native layer."""
+"""The layers on each backend, compared with the backend's native layer."""

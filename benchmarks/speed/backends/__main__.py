@@ -1,7 +1,7 @@
 """Speed of the layers on one backend, compared with Keras's and the native layers.
 
-The backend is Keras's: set `KERAS_BACKEND`. Results of the other backends that stand in
-the file already stay in it, and in the table and the picture.
+It runs on the backend of Keras: set `KERAS_BACKEND`. Earlier results of other backends
+stay in the file, in the table and in the picture.
 """
 
 import json
@@ -19,7 +19,7 @@ from benchmarks.speed.contenders import parse_shape
 
 
 def parse_args(argv):
-    """Returns the options, or exits with what is wrong."""
+    """Returns the options. Exits with a message if one is wrong."""
     parser = make_parser("speed.backends", __doc__)
     add = parser.add_argument
     add(

@@ -1,4 +1,4 @@
-"""What is measured on each backend, and how a case is measured."""
+"""The cases that are measured on each backend, and their measurement."""
 
 import importlib
 from typing import NamedTuple
@@ -29,7 +29,7 @@ NATIVE = "native"
 
 
 class Case(NamedTuple):
-    """A cell, what is done with it, and what the call is given."""
+    """A cell, an action and the masks of the call."""
 
     cell: str  # of CELLS
     action: str  # "inference", "training step" or "fit"
@@ -51,8 +51,8 @@ CASES = tuple(
 def draw_masks(shape, masks, seed=0):
     """Returns the keyword arguments of a call.
 
-    A quarter of the timesteps are masked, or one in sixteen is preceded by a reset,
-    drawn without regard to their neighbours.
+    A quarter of the timesteps are masked, or one in sixteen is preceded by a reset.
+    They are drawn independently.
     """
     drawn = np.random.default_rng(seed).random((shape.batch, shape.time))
     return {
@@ -66,10 +66,10 @@ def measure_all(cases, shapes, rounds, seed=0, **seconds):
     """Yields each case of each shape as it goes into the JSON file.
 
     Args:
-        cases: What is measured; the `fit` of a cell follows its training step.
+        cases: The cases; the `fit` of a cell follows its training step.
         shapes: The sizes of the batches and of the layers.
-        rounds: How many at most.
-        seed: Of the data, the weights and the order.
+        rounds: The largest number of rounds.
+        seed: The seed of the data, the weights and the order.
         **seconds: As in `measure()`.
     """
     training = None
@@ -85,16 +85,17 @@ def measure(
     """Returns a case as it goes into the JSON file, with the times of each round.
 
     The times are in seconds for a call, or a step of `fit`. Keras's layer and the
-    native layer know no resets, and the native layer no mask: they are given none.
+    native layer do not support resets, and the native layer does not support masks:
+    they run without.
 
     Args:
-        case: What is measured.
+        case: The case.
         shape: The sizes of a batch and of the layer.
-        rounds: How many at most.
+        rounds: The largest number of rounds.
         last: The measured training step of the same shape, for the steps of a `fit`.
-        seed: Of the data, the weights and the order.
-        min_seconds: Of one timing of Keras's layer.
-        fit_seconds: How long the steps of a `fit` of Keras's layer take together.
+        seed: The seed of the data, the weights and the order.
+        min_seconds: The least time of one timing of Keras's layer.
+        fit_seconds: The time of all steps of a `fit` of Keras's layer.
     """
     rng = np.random.default_rng(seed)
     masks = draw_masks(shape, case.masks, seed)

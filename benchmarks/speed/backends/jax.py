@@ -1,4 +1,4 @@
-"""Calls of layers on JAX, which has no recurrent layer of its own."""
+"""Calls of layers on JAX, which has no native recurrent layer."""
 
 import re
 

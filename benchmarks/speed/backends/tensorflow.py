@@ -36,10 +36,10 @@ def kernels(run):
 
 
 class BlockLSTM(keras.layers.Layer):
-    """An LSTM with learned initial states, by the op that TensorFlow has for a CPU.
+    """An LSTM with learned initial states that runs TensorFlow's op for a CPU.
 
     Args:
-        units: Of the LSTM.
+        units: The units of the LSTM.
     """
 
     def __init__(self, units):
