@@ -1,11 +1,11 @@
-"""Exported files as functions of arrays."""
+"""Functions that run exported files on arrays."""
 
 import pytest
 
 
 def on_onnx(path):
     session = pytest.importorskip("onnxruntime").InferenceSession(path)
-    names = [each.name for each in session.get_inputs()]
+    names = [tensor.name for tensor in session.get_inputs()]
     return lambda *xs: session.run(None, dict(zip(names, xs, strict=True)))
 
 

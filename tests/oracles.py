@@ -1,4 +1,4 @@
-"""What the layers are checked against, none of it made by the package."""
+"""Reference results for the layers, computed without the package."""
 
 import itertools
 
@@ -15,10 +15,10 @@ ACTIVATIONS = {
     "softsign": lambda a: a / (1 + np.abs(a)),
     None: lambda a: a,
 }
-# The rounding of one operation, a few times over: sequences here are short.
+# A few times the rounding of one operation: the sequences are short.
 TOLERANCES = {
     "float32": 1e-5,
-    # Keras makes products of float64 in float32 where the tensors are not TensorFlow's.
+    # Keras multiplies float64 in float32 unless the tensors are TensorFlow's.
     "float64": 1e-12 if BACKEND == "tensorflow" else 1e-5,
     "mixed_bfloat16": 1e-1,
     "mixed_float16": 1e-2,
@@ -26,20 +26,20 @@ TOLERANCES = {
 
 
 def to_numpy(tensor):
-    """A tensor or variable of any backend, as it is now.
+    """The present value of a tensor or variable of any backend.
 
-    A copy, since what PyTorch returns changes with the variable.
+    It is a copy, because PyTorch's arrays change with the variable.
     """
     return np.array(keras.ops.convert_to_numpy(tensor))
 
 
 def flat(outputs):
-    """The tensors that a layer returned, as a list of NumPy arrays."""
+    """The outputs of a layer as a list of NumPy arrays."""
     return [to_numpy(o) for o in keras.tree.flatten(outputs)]
 
 
 def assert_same(got, expected, tolerance=0.0):
-    """Same number, dtypes, shapes and values, NaN included."""
+    """Asserts the same number of arrays, dtypes, shapes and values, NaN included."""
     got, expected = flat(got), flat(expected)
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
@@ -49,27 +49,27 @@ def assert_same(got, expected, tolerance=0.0):
 
 
 def scale_of(arrays):
-    """The largest number among them, or 1: what a tolerance is relative to."""
+    """The largest number in the arrays, or 1, to which a tolerance is relative."""
     return max(1.0, *(np.abs(array).max() for array in flat(arrays)))
 
 
 def across_programs(dtype="float32"):
-    """The tolerance where Keras may run other operations than the layer under test.
+    """The tolerance if Keras may run other operations than the layer under test.
 
-    On TensorFlow, it runs the same.
+    On TensorFlow, both run the same operations.
     """
     return 0.0 if BACKEND == "tensorflow" else TOLERANCES[dtype]
 
 
 def across_loops(dtype="float32"):
-    """The tolerance where few timesteps run the fused loop, as on PyTorch, or not."""
+    """The tolerance for few timesteps, for which PyTorch runs the fused loop."""
     return TOLERANCES[dtype] if BACKEND == "torch" else 0.0
 
 
 def nested(layer, states):
-    """One state for each size, nested as Keras's own `get_initial_state` nests them.
+    """The states, nested as in Keras's `get_initial_state`, in Python lists.
 
-    In lists of Python: Keras tracks the lists of a cell, which JAX takes for leaves.
+    JAX does not treat Keras's tracked lists as lists.
     """
     remaining = iter(states)
 
@@ -83,23 +83,23 @@ def nested(layer, states):
 
 
 def value_of(entry):
-    """The `(units,)` value that rows start from at inference."""
+    """The initial state at inference, an array `(units,)`."""
     return to_numpy(getattr(entry, "value", getattr(entry, "mean", None)))
 
 
 def owned_values(layer):
-    """For each state its `(units,)` value: the owned one, or the start of the cell."""
-    starts = getattr(layer.cell, "initial_values", [0.0] * len(layer.state_units))
+    """For each state its initial value `(units,)`: the owned one, or the cell's."""
+    cell_values = getattr(layer.cell, "initial_values", [0.0] * len(layer.state_units))
     return [
-        np.full(units, start) if entry is None else value_of(entry)
-        for entry, units, start in zip(
-            layer.initial_state, layer.state_units, starts, strict=True
+        np.full(units, cell_value) if entry is None else value_of(entry)
+        for entry, units, cell_value in zip(
+            layer.initial_state, layer.state_units, cell_values, strict=True
         )
     ]
 
 
 def encoded(entry, context):
-    """What a `Conditional` state with a `Dense` for an encoder starts from."""
+    """The initial state of a `Conditional` whose encoder is a `Dense` layer."""
     kernel, *bias = flat(entry.encoder.weights)
     state = context @ kernel + sum(bias)
     tanh = entry.encoder.activation is keras.activations.tanh
@@ -107,7 +107,7 @@ def encoded(entry, context):
 
 
 def tiled_states(layer, batch, context=None):
-    """What the one rule speaks of: for each state, an array `(batch, units)`."""
+    """The owned initial states, tiled to arrays `(batch, units)`."""
     states = [
         encoded(entry, context)
         if entry is not None and entry.takes_context
@@ -118,7 +118,7 @@ def tiled_states(layer, batch, context=None):
 
 
 def reference_of(layer, **kwargs):
-    """The layer of Keras that one is named after, with its weights."""
+    """The layer of Keras that corresponds to a layer, with its weights."""
     if hasattr(layer, "reset_after"):
         kwargs.setdefault("reset_after", layer.reset_after)
     reference = layer.keras_layer(layer.units, **kwargs)
@@ -128,7 +128,7 @@ def reference_of(layer, **kwargs):
 
 
 def pieces(marks):
-    """The sequences of a row, each as its first timestep and the one after its last."""
+    """The first timestep of each sequence of a row, and the timestep after its last."""
     edges = sorted({0, *np.flatnonzero(marks).tolist(), len(marks)})
     return list(itertools.pairwise(edges))
 
@@ -137,12 +137,12 @@ def by_pieces(case, reference, reset_mask, first, start_at):
     """Outputs and last states of each row, whose pieces are run one by one.
 
     Args:
-        case: What gives the inputs and the mask.
+        case: An object with the inputs and the mask.
         reference: A layer of Keras that returns sequences and states.
         reset_mask: Boolean array `(batch, timesteps)`.
-        first: For each state, what a row starts from, `(batch, units)`.
-        start_at: Function of a row and a timestep that returns what that row restarts
-            from there, an array `(units,)` for each state.
+        first: For each state, the states before the first timestep, `(batch, units)`.
+        start_at: Function that takes a row and a timestep, and returns the states of
+            the row after a reset at the timestep: an array `(units,)` for each state.
     """
     rows = []
     for row, marks in enumerate(reset_mask):
@@ -170,12 +170,12 @@ def by_pieces(case, reference, reset_mask, first, start_at):
 
 
 def numpy_lstm(case, layer, states):
-    """An LSTM in float64 straight from the equations; returns outputs, h and c.
+    """Computes an LSTM in float64 from its equations; returns outputs, h and c.
 
     Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and
     Cummins (2000): i, f, o = s(Wx + Uh + b), c = f c + i a(Wx + Uh + b), h = o a(c).
-    A masked timestep leaves the states and repeats the output before it, which on JAX
-    may be h itself: the loop of Keras starts from it.
+    A masked timestep keeps the states and repeats the last output. Before the first
+    output, that is zero, or h on JAX.
     """
     arguments = case.arguments
     weights = [w.astype("float64") for w in flat(layer.cell.weights)]
@@ -205,10 +205,10 @@ def numpy_lstm(case, layer, states):
 
 
 def gradients(call, watched, order=1):
-    """Gradients of a loss of what `call` returns, up to the given order.
+    """Gradients of a loss of the outputs of `call`, up to the given order.
 
-    With the tape of TensorFlow; `watched` may be nested. Cubes, so that the second
-    derivatives have something to say.
+    They are computed with the tape of TensorFlow; `watched` may be nested. The loss is
+    a sum of cubes, whose second derivatives are not constant.
     """
     with tf.GradientTape(persistent=order > 1) as tape:
         tape.watch(keras.tree.flatten(watched))
@@ -221,19 +221,19 @@ def gradients(call, watched, order=1):
 
 
 class HandedItsStates(keras.layers.Layer):
-    """A layer of Keras that is handed, at each call, states made of its own weights.
+    """A layer of Keras that gets explicit states at each call, from its own weights.
 
     Args:
         rnn: The layer of Keras.
-        layer: A layer of this package that is built, whose states these are.
-        noise: For each state an array `(batch, units)`: what a `Sampled` one draws,
-            before its mean and standard deviation.
+        layer: A built layer of this package, from which the states are taken.
+        noise: For each state an array `(batch, units)`: the standard draws of a
+            `Sampled` state.
     """
 
     def __init__(self, rnn, layer, noise):
         super().__init__()
         self.rnn = rnn
-        self.supports_masking = rnn.supports_masking  # From Keras 3.16 on, it is False.
+        self.supports_masking = rnn.supports_masking  # It is False from Keras 3.16 on.
         self.takes_context = layer.takes_context
         self.owned = [
             [self._copy(weight) for weight in entry.weights]
@@ -256,7 +256,7 @@ class HandedItsStates(keras.layers.Layer):
 
     @staticmethod
     def _maker(entry, noise):
-        """The function from weights and a context to a state, by the kind of entry."""
+        """A function that takes weights and a context, and returns a state."""
         if entry.takes_context:
             activation = entry.encoder.activation
             return lambda context, kernel, bias=0.0: activation(

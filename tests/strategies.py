@@ -1,4 +1,4 @@
-"""What the properties are drawn from."""
+"""Hypothesis strategies for layers, initial states and batches."""
 
 import dataclasses
 import inspect
@@ -25,7 +25,7 @@ FUSED = {
 }
 KINDS = ("zeros", "fixed", "sampled", "trainable")
 ALL_KINDS = (*KINDS, "conditional")
-# An LSTM more often than each of the others.
+# An LSTM is drawn more often than each of the other layers.
 LAYERS = ("LSTM", "LSTM", "GRU", "SimpleRNN", "stacked", "custom")
 FUSIBLE = ("LSTM", "GRU", "SimpleRNN")
 FAMILY = {
@@ -35,12 +35,12 @@ FAMILY = {
 }
 CONTEXT_FEATURES = 2
 
-# Where each new shape is compiled.
+# JAX and PyTorch take long for each new shape.
 FEW_SIZES = {"batch": [1, 3], "timesteps": [1, 4], "features": [2], "units": [1, 3]}
 if BACKEND == "tensorflow":
     SIZES = {"batch": range(1, 6), "timesteps": range(1, 7)}
     SIZES |= {"features": range(1, 4), "units": range(1, 5)}
-    # The fused loop rounds the others to few.
+    # The fused loop rounds batch sizes and timesteps up to a few sizes.
     SIZES_OF_FUSED = {**SIZES, **{of: FEW_SIZES[of] for of in ("features", "units")}}
 else:
     SIZES = SIZES_OF_FUSED = FEW_SIZES
@@ -51,7 +51,7 @@ def sizes(of, is_fused=False):
 
 
 def at_most(examples, **kwargs):
-    """For what is slow; a profile may ask for fewer."""
+    """Limits the examples of a slow test. A profile may have fewer."""
     examples = min(examples, settings.default.max_examples)
     return settings(max_examples=examples, **kwargs)
 
@@ -68,7 +68,7 @@ def arrays(*shape, elements=values):
 
 
 def entries(units, kinds=KINDS):
-    """Everything that an entry of `initial_state` may be."""
+    """Any entry of `initial_state`."""
     initializers = st.one_of(
         st.sampled_from(["zeros", "ones"]),
         values,
@@ -140,7 +140,7 @@ def initial_states(state_size, kinds=KINDS):
 
 @st.composite
 def masks(draw, batch, timesteps):
-    """No mask, or one that is right-padded, left-padded, holed, or False for all."""
+    """No mask, or a mask with padding right or left, with holes, or without True."""
     lengths = np.array(
         draw(st.lists(st.integers(0, timesteps), min_size=batch, max_size=batch))
     )
@@ -163,7 +163,7 @@ def masks(draw, batch, timesteps):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A layer's arguments, and a batch for it."""
+    """The arguments of a layer, and a batch for it."""
 
     name: str
     arguments: dict
@@ -185,13 +185,13 @@ class Case:
         tolerance = TOLERANCES[self.arguments["dtype"]]
         entries = keras.tree.flatten(self.initial_state)
         if any(isinstance(entry, Conditional) for entry in entries):
-            # The encoders here have a policy of their own, float32.
+            # The encoders have the dtype policy float32.
             return max(tolerance, TOLERANCES["float32"])
         return tolerance
 
     @property
     def misplaces_zeros(self):
-        """Whether Keras puts zeros for a mask elsewhere than it says.
+        """Whether Keras puts zeros at other timesteps than the masked ones.
 
         Its unrolled loops use the mask before it is reversed, and on JAX no mask.
         """
@@ -202,17 +202,17 @@ class Case:
 
     @property
     def goes_both_ways(self):
-        """Whether Keras runs it backwards: in PyTorch, it fails to reverse a mask."""
+        """Whether Keras can run it backwards. On PyTorch, it can't reverse a mask."""
         fails = self.arguments["unroll"] and self.mask is not None
         return BACKEND != "torch" or not fails
 
     def assert_same(self, got, expected):
-        """Bit-identical, except for the fused loop, which rounds in another order."""
+        """Asserts bit-identical results, except for the fused loop, which rounds."""
         fused = self.arguments.get("use_fused")
         assert_same(got, expected, self.tolerance if fused else 0)
 
     def layer(self, **kwargs):
-        """The layer under test, built, with every weight drawn at random."""
+        """The layer under test, built, with random weights."""
         arguments = {**self.arguments, "initial_state": self.initial_state, **kwargs}
         layer = models.recurrent(keras_init_lstm, self.name, arguments)
         layer.build(self.inputs.shape, context_shape=self.context.shape)
@@ -231,7 +231,7 @@ class Case:
         return reference
 
     def rows(self, rows):
-        """The same layer, and these rows of the batch."""
+        """The same case with other rows of the batch."""
         mask = None if self.mask is None else self.mask[rows]
         of_rows = {"inputs": self.inputs[rows], "context": self.context[rows]}
         return dataclasses.replace(self, mask=mask, **of_rows)
@@ -250,7 +250,7 @@ class Case:
 
 @st.composite
 def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fixed):
-    """Cases over the whole configuration of the layers; `fixed` sets arguments."""
+    """Cases with any configuration of the layers; `fixed` sets arguments."""
     name = draw(st.sampled_from(layers))
     is_fused = fixed.get("use_fused")
     if is_fused is None and name in FUSIBLE:
@@ -301,10 +301,10 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
 
 
 def for_each_layer(*args, examples=None, **kwargs):
-    """As `@given(cases(...))`, for each layer of the family in turn.
+    """Runs a test for cases of each layer, as `@given(cases(...))`.
 
-    Drawn among the other arguments, some would hardly come up. `examples` is the number
-    of cases for each layer, where it is slow, unless a profile asks for more.
+    If the layer was drawn too, some layers would rarely be tested. `examples` is the
+    number of cases for each layer in a slow test, unless a profile has more.
     """
     share = settings.default.max_examples // 10
     examples = max(3, share) if examples is None else max(examples, share // 2)
