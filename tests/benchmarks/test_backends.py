@@ -47,7 +47,7 @@ def test_cases(run):
             assert len(times[other]) == 2 and min(times[other]) > 0
 
 
-def test_kernels_are_read_from_the_run(run):
+def test_kernels_come_from_the_run(run):
     (result,) = run[0].values()
     ours, keras_, native = {
         "tensorflow": (["XLA"], ["While"], ["BlockLSTMV2"]),
@@ -98,7 +98,7 @@ def test_the_table_has_means_and_ranges_over_the_shapes():
 
 
 @pytest.mark.parametrize("masks", ["mask", "reset_mask"])
-def test_only_what_knows_a_mask_is_given_it(masks, monkeypatch):
+def test_only_layers_that_support_a_mask_get_it(masks, monkeypatch):
     given = []
     make_run = BACKEND.make_run
 
@@ -135,7 +135,7 @@ def test_the_native_layer_of_tensorflow_is_an_lstm():
     assert BACKEND.native_run(SHAPE, mode, x, None) is None
 
 
-def test_rejects_wrong_arguments(capsys):
+def test_invalid_arguments(capsys):
     with pytest.raises(SystemExit):
         main(["--shapes", "2x3"])
     assert "expected BxTxFxU, got '2x3'" in capsys.readouterr().err

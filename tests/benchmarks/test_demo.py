@@ -25,7 +25,7 @@ from benchmarks.demo.writer import (
 from benchmarks.evidence import text
 from benchmarks.intervals import differences, interval
 
-# One worker makes the run that the tests look at.
+# The tests share one run, so one worker must run them.
 pytestmark = pytest.mark.xdist_group("demo")
 
 SIZES = {"units": 6, "epochs": 1}

@@ -19,7 +19,7 @@ from benchmarks.evidence.report import adaptation_table, save_report, summary, t
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainer import CHECKS, Trainer, batches, mean
 
-# One worker reads the data.
+# The tests share the data, so one worker must run them.
 pytestmark = pytest.mark.xdist_group("evidence")
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

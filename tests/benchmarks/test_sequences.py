@@ -1,4 +1,4 @@
-"""The benchmark of sequences and streams times what it says."""
+"""The benchmark of sequences and streams."""
 
 import ast
 import sysconfig
@@ -15,7 +15,7 @@ from oracles import assert_same, to_numpy
 pytestmark = pytest.mark.tensorflow
 
 
-def test_lengths_are_those_of_the_functions_of_the_standard_library():
+def test_lengths_of_functions_of_the_standard_library():
     lengths = sequences.lengths_of_functions(1200)
     text = (Path(sysconfig.get_paths()["stdlib"]) / "bisect.py").read_text()
     of_bisect = [
@@ -29,7 +29,7 @@ def test_lengths_are_those_of_the_functions_of_the_standard_library():
     assert len(lengths) == 1200
 
 
-def test_all_compute_the_same_and_the_table_shows_their_times(monkeypatch):
+def test_runs_have_equal_results_and_their_times_are_in_the_table(monkeypatch):
     outputs = {}
 
     def take_turns(runs, rounds):
@@ -52,7 +52,7 @@ def test_all_compute_the_same_and_the_table_shows_their_times(monkeypatch):
     assert f"| {sequences.ALONE} | 3e+03 | 3.00 (3.00 to 3.00) |" in text
 
 
-def test_the_streams_advance_alike():
+def test_the_runs_of_streams_have_equal_results():
     runs = sequences.many_streams(1000, at_once=3)
     for run in runs.values():
         run.do()

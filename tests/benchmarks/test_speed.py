@@ -1,4 +1,4 @@
-"""The benchmark runs, and its table, files and targets show what it measured."""
+"""The benchmark runs, and its table, files and targets show the results."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ from benchmarks.speed.report import geometric_means, targets
 from benchmarks.speed.runs import make_run
 from benchmarks.speed.timing import Run, geometric_mean, ratio, seconds, slope
 
-# One worker makes the run that the tests look at.
+# The tests share one run, so one worker must run them.
 pytestmark = pytest.mark.xdist_group("speed")
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,7 @@ def test_cases(run):
             assert min(times) > 0
 
 
-def test_ratios_are_those_of_the_rounds(run):
+def test_ratios_are_medians_of_the_rounds(run):
     results, *_ = run
 
     for case in results["cases"]:
@@ -180,7 +180,7 @@ def test_table_shows_the_ratios(run):
                 t for t in speedups.splitlines() if t[:20].rstrip() == f"  {name}"
             )
             mark = "=" if speedup["tie"] else ""
-            # Of a single shape, the geometric mean is its own ratio.
+            # The geometric mean over a single shape is its ratio.
             expected = [f"{speedup['median']:.2f}{mark}", f"{speedup['median']:.2f}"]
             assert text.split()[-2:] == expected
     assert printed.split("cuDNN ops")[1].count("none") == len(
@@ -257,7 +257,7 @@ def test_spread_that_crosses_one_is_a_tie():
         "tie": False,
     }
     assert not ratio(ones, faster)["tie"]
-    # Of a machine that drifts, only what differs within the rounds counts.
+    # A slow change of the machine must not affect the ratios within the rounds.
     drift = np.geomspace(1, 10, 11)
     assert ratio(1.1 * drift, drift)["low"] == pytest.approx(1.1)
 
@@ -271,7 +271,7 @@ def test_slope():
 
 
 def cudnn_rnn(x):
-    # To trace it needs no GPU; to run it would.
+    # Tracing the op needs no GPU.
     return tf.raw_ops.CudnnRNNV3(
         input=x,
         input_h=tf.zeros((1, 2, 4)),
@@ -321,9 +321,9 @@ def test_cudnn_op_of_keras(monkeypatch):
         return cudnn_ops(make_run(name, SHAPE, Mode(action)).graph())
 
     assert ops_of("Keras") == []
-    # What Keras traces where it finds a GPU.
+    # Make Keras believe that there is a GPU.
     monkeypatch.setattr("tensorflow.config.list_logical_devices", lambda _: ["GPU"])
-    # Which is cached.
+    # The fused loop has cached that there is none.
     monkeypatch.setattr("keras_init_lstm.loops.tensorflow.available", lambda: False)
     for name in ("Keras", "explicit state", "trainable"):
         assert ops_of(name) == ["CudnnRNNBackpropV3", "CudnnRNNV3"]
@@ -362,13 +362,13 @@ def test_trace_counts_of_the_layers(run):
         )
 
 
-def test_explicit_state_is_what_the_library_computes():
+def test_explicit_state_equals_the_layer():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
     layers = [make_layer(name, 5) for name in ("explicit state", "trainable")]
     for layer in layers:
         layer.build(x.shape)
         for name in ("recurrent_kernel", "kernel", "bias"):
-            # Not in one order: the one has its states first, the other last.
+            # The layers have their weights in different orders.
             (weight,) = (w for w in layer.weights if w.path.endswith(f"/{name}"))
             rng = np.random.default_rng(weight.shape[0])
             weight.assign(rng.normal(size=weight.shape))
@@ -382,7 +382,7 @@ def test_explicit_state_is_what_the_library_computes():
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["auto", "fused"])
-def test_of_each_cell_the_same_is_compared(name, cell):
+def test_each_cell_compares_equal_layers(name, cell):
     x = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
     keras_layer, layer = (make_layer(n, 5, cell) for n in ("Keras", name))
     keras_layer.build(x.shape)
@@ -412,8 +412,8 @@ def test_torch_has_a_column_if_it_is_there(run):
         assert name in case["ratios"]["Keras / ..."]
 
 
-def test_of_fit_the_steps_are_timed(monkeypatch):
-    # Before and, on some calls of tf.data, after all that Keras does.
+def test_only_the_steps_of_fit_are_timed(monkeypatch):
+    # Add waits before and after the steps, as tf.data has in some calls.
     fit = keras.Sequential.fit
 
     def wait_and_fit_and_wait(*args, **kwargs):
@@ -453,8 +453,8 @@ def test_contenders_take_turns_in_fewer_rounds_if_slow(monkeypatch):
 
 
 def test_peak_memory(run):
-    # In a process of its own, as in the benchmark: the peak of this one may lie above
-    # what it holds now, from the tests before.
+    # Use a new process, as the benchmark does: earlier tests may have raised the peak
+    # of this process.
     script = (
         "from benchmarks.machine import peak_bytes; "
         "before = peak_bytes(); block = b'x' * 2**27; "
@@ -547,7 +547,7 @@ def test_arguments_change_the_plan(tmp_path):
         (["--device", "gpu"], "TensorFlow finds no GPU"),
     ],
 )
-def test_refused_arguments(arguments, message, capsys, monkeypatch, tmp_path):
+def test_invalid_arguments(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda *_: [])
 
