@@ -7,6 +7,7 @@ from keras import layers
 
 from backends import BACKEND, FLOAT64, in_a_fresh_process
 from keras_init_lstm import (
+    InitialState,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
@@ -398,6 +399,8 @@ class TestFromKeras:
 
     def test_unbuilt_layers_of_this_package(self):
         layer = InitStateLSTM(2, initial_state="trainable", stateful=True)
+        taken = InitStateLSTM.from_keras(layer)
+        assert_same(taken.get_initial_state(1), [np.zeros((1, 2), "float32")] * 2)
         layer.assign_initial_state([np.array([1.0, 2.0]), np.array([3.0, 4.0])])
         states = [np.full((4, 2), 5.0, "float32"), None]
         layer.reset_states(states)
@@ -405,6 +408,28 @@ class TestFromKeras:
         assert not taken.built
         assert_same(taken.get_initial_state(1), layer.get_initial_state(1))
         assert_same(taken.states, layer.states)
+
+    def test_a_stateless_layer_takes_over_no_stream(self):
+        layer = InitStateLSTM(2, stateful=True)
+        layer(X)
+        taken = InitStateLSTM.from_keras(layer, stateful=False)
+        assert taken.states is None
+        assert taken(X[:1]).shape == (1, 2)
+
+    def test_zeros_of_a_stateful_keras_layer_become_the_initial_state(self):
+        lstm = layers.LSTM(2, stateful=True)
+        lstm.build(SHAPE)
+        taken = InitStateLSTM.from_keras(lstm, 0.5)
+        assert (to_numpy(taken.states[0]) == 0.5).all()
+
+    def test_an_initial_state_of_an_unregistered_class(self):
+        class Ones(InitialState):
+            def call(self, batch_size, training=False):
+                return keras.ops.ones((batch_size, self.units))
+
+        layer = InitStateLSTM(2, initial_state=Ones())
+        taken = InitStateLSTM.from_keras(layer)
+        assert type(taken.h0) is Ones and taken.h0 is not layer.h0
 
     def test_of_this_package_with_other_initial_states(self):
         layer = InitStateLSTM(2, initial_state="trainable")

@@ -6,7 +6,6 @@ import keras
 
 from keras_init_lstm._checks import described
 from keras_init_lstm._copies import arguments_of, copy_layer, hand_over
-from keras_init_lstm._keras import layers_within
 from keras_init_lstm.layers._loop import bit_identical_arguments
 
 # The methods that determine the outputs of a layer.
@@ -83,8 +82,6 @@ def hand_over_weights(source: Any, target: Any) -> None:
     """Copies the weights and the `trainable` flags to a built recurrent layer."""
     hand_over(source.cell, target.cell)
     _hand_over_initial_states(source, target)
-    for old, new in zip(layers_within(source), layers_within(target), strict=True):
-        new.trainable = old.trainable
 
 
 def _hand_over_initial_states(source: Any, target: Any) -> None:

@@ -501,6 +501,9 @@ class TestInvalidArguments:
             UNITS, initial_state=Conditional(layers.Dense(UNITS))
         )
         states = [normal(BATCH, UNITS)]
+        with pytest.raises(ValueError, match="`context` is missing"):
+            layer(X, initial_state=states, reset_mask=RESET)
+        assert not layer.built
         layer(X, initial_state=states)
         with pytest.raises(ValueError, match="`context` is missing"):
             layer(X, initial_state=states, reset_mask=RESET)

@@ -549,16 +549,18 @@ class TestAttributesThatAreSet:
         assert layer.c0 is None and layer.states is None
 
     @pytest.mark.parametrize(
-        ("start", "build"),
+        ("start", "stateful", "build"),
         [
-            (None, lambda layer: layer.build(X.shape)),
-            ("trainable", lambda layer: layer.get_initial_state(1)),
-            (None, lambda layer: layer.reset_states([X[:, 0, :UNITS]] * 2)),
+            (None, False, lambda layer: layer.build(X.shape)),
+            ("trainable", False, lambda layer: layer.get_initial_state(1)),
+            (None, True, lambda layer: layer.reset_states([X[:, 0, :UNITS]] * 2)),
         ],
         ids=["layer", "initial state", "stream"],
     )
-    def test_setting_a_state_of_a_partly_built_layer_raises(self, start, build):
-        layer = InitStateLSTM(UNITS, initial_state=start, stateful=True)
+    def test_setting_a_state_of_a_partly_built_layer_raises(
+        self, start, stateful, build
+    ):
+        layer = InitStateLSTM(UNITS, initial_state=start, stateful=stateful)
         build(layer)
         with pytest.raises(ValueError, match="`h0`.*is built.*Received"):
             layer.h0 = 0.5
@@ -594,8 +596,10 @@ class TestAttributesThatAreSet:
         layer = InitStateRNN(keras.layers.LSTMCell(UNITS), return_state=True)
         layer.cell = keras.layers.GRUCell(UNITS)
         assert layer.state_names == ("h0",)
-        want = keras.layers.RNN(layer.cell, return_state=True)(X)
-        assert_same(layer(X), want)
+        of_keras = keras.layers.RNN(layer.cell, return_state=True)
+        shapes = of_keras.compute_output_shape(X.shape)
+        assert layer.compute_output_shape(X.shape) == shapes
+        assert_same(layer(X), of_keras(X))
 
     def test_the_initial_states_of_a_layer_whose_cell_is_replaced(self):
         layer = InitStateLSTM(UNITS, initial_state=["trainable", None])

@@ -292,7 +292,23 @@ class TestStateful:
             with pytest.raises(ValueError, match=message):
                 layer.build((None, None, 2))
             layer.reset_states([np.ones((BATCH, UNITS))] * 2)
+        with pytest.raises(ValueError, match=f"batch size of {BATCH}.*size of 1"):
+            layer.build((1, None, 2))
         assert layer(X).shape == (BATCH, UNITS)
+
+    def test_an_input_of_another_batch_size_raises(self):
+        layer = InitStateLSTM(UNITS, stateful=True)
+        layer(X)
+        with pytest.raises(ValueError, match=f"batch size of {BATCH}.*size of 1"):
+            layer(keras.Input(X.shape[1:], batch_size=1))
+
+    def test_one_state_for_two_rows_raises(self):
+        layer = InitStateLSTM(UNITS, stateful=True)
+        layer(X)
+        before = flat(layer.states)
+        with pytest.raises(ValueError, match=r"states\[0\].*Received"):
+            layer.reset_states([np.ones((1, UNITS))] * 2, rows=[0, 2])
+        assert_same(layer.states, before)
 
     def test_states_are_for_stateful_layers(self):
         layer = InitStateLSTM(UNITS)
