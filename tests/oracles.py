@@ -12,7 +12,10 @@ ACTIVATIONS = {
     "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
     "relu": lambda a: np.maximum(a, 0),
     "hard_sigmoid": lambda a: np.clip(a / 6 + 0.5, 0, 1),
+    "hard_tanh": lambda a: np.clip(a, -1, 1),
     "softsign": lambda a: a / (1 + np.abs(a)),
+    "silu": lambda a: a / (1 + np.exp(-a)),
+    "elu": lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0))),
     None: lambda a: a,
 }
 # A few times the rounding of one operation: the sequences are short.

@@ -16,13 +16,16 @@ from keras_init_lstm import Conditional, Fixed, Trainable
 from oracles import ACTIVATIONS, TOLERANCES, assert_same, flat, tiled_states
 
 DTYPES = ("mixed_bfloat16", "mixed_float16", *sorted({"float32", WIDEST}))
-# What the fused loop is for.
-FUSED = {
-    "activation": "tanh",
-    "recurrent_activation": "sigmoid",
-    "unroll": False,
-    "recurrent_dropout": 0,
-}
+# What the fused loop of the backend is for: an activation with one of the gates.
+ACTIVATIONS_OF_FUSED = [("tanh", "sigmoid")]
+if BACKEND == "tensorflow":
+    ACTIVATIONS_OF_FUSED = [
+        *ACTIVATIONS_OF_FUSED * 4,
+        *[("relu", "sigmoid"), ("relu", "hard_sigmoid"), ("sigmoid", "relu")],
+        *[("hard_tanh", "softsign"), ("softsign", "hard_tanh")],
+        *[("silu", "tanh"), ("hard_sigmoid", "silu")],
+        *[(None, "hard_tanh"), ("sigmoid", None)],
+    ]
 KINDS = ("zeros", "fixed", "sampled", "trainable")
 ALL_KINDS = (*KINDS, "conditional")
 # An LSTM is drawn more often than each of the other layers.
@@ -284,7 +287,20 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
         # Without a bias, a GRU of Keras makes float32 of what has 16 bits.
         arguments["use_bias"] |= arguments["dtype"].startswith("mixed")
     if arguments.get("use_fused"):
-        arguments.update(FUSED)
+        pairs = ACTIVATIONS_OF_FUSED
+        if name == "SimpleRNN" and BACKEND == "torch":
+            pairs = [*pairs, ("relu", "sigmoid")]
+        pair = draw(st.sampled_from(pairs))
+        arguments |= dict(
+            zip(("activation", "recurrent_activation"), pair, strict=True)
+        )
+        arguments["unroll"] = False
+        if BACKEND == "torch":
+            arguments["recurrent_dropout"] = 0
+        elif name != "SimpleRNN":
+            arguments["implementation"] = draw(st.sampled_from([1, 2]))
+            # Keras fails to prepare the dropout of the first for cuDNN.
+            arguments["use_cudnn"] = False
     if name == "SimpleRNN":
         del arguments["recurrent_activation"]
     rng = np.random.default_rng(draw(seeds))

@@ -85,24 +85,28 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         continues from the result. The carried states are not saved with the model.
 
     Fused loop:
-        It runs on the CPU with TensorFlow or PyTorch, for the activations tanh and
-        sigmoid and for masks `(batch, timesteps)`. Keras's own loop runs with a GPU,
-        with `unroll=True` or `use_cudnn=True`; in training with `recurrent_dropout`,
-        or with `dropout` and `implementation=1`; with a cell that you replace or
-        change; in forward-mode differentiation; and while `tf.debugging` checks every
-        operation. With `"auto"`, Keras's own loop also runs for 16-bit floating point.
+        It runs on the CPU with TensorFlow or PyTorch, for masks `(batch, timesteps)`.
+        Keras's own loop runs with a GPU, with `unroll=True` or `use_cudnn=True`; with
+        a cell that you replace or change; in forward-mode differentiation; and while
+        `tf.debugging` checks every operation. With `"auto"`, Keras's own loop also
+        runs for 16-bit floating point.
 
         With PyTorch the loop is PyTorch's own LSTM, GRU or RNN kernel, for all masks
-        and for `reset_mask`. With `use_fused=True` it runs on a GPU too. A GRU needs
-        `reset_after=True`. Keras's own loop runs under `torch.compile`,
-        `torch.func.vmap`, autocast, and for a mask under `torch.jit.trace`.
+        and for `reset_mask`, with tanh and sigmoid, or relu in a SimpleRNN. With
+        `use_fused=True` it runs on a GPU too. A GRU needs `reset_after=True`. Keras's
+        own loop runs in training with `recurrent_dropout`, or with `dropout` and
+        `implementation=1`; under `torch.compile`, `torch.func.vmap`, autocast, and
+        for a mask under `torch.jit.trace`.
 
-        With TensorFlow, XLA compiles the loop. With `"auto"` Keras's own loop also
-        runs for fewer than 8 timesteps, for a number of timesteps that is unknown in a
-        graph, and for layers of a new size once 64 sizes are compiled in a process:
-        XLA never frees a compiled loop, about 5 MiB for each. Each number of timesteps
-        is compiled once in a graph. Batch sizes, and in eager calls the timesteps, are
-        rounded up to a few sizes, to compile fewer loops.
+        With TensorFlow, XLA compiles the loop. It computes `dropout` and
+        `recurrent_dropout`, with the masks that Keras draws, and Keras's activations
+        tanh, sigmoid, relu, linear, hard_sigmoid, hard_tanh, softsign and silu. With
+        `"auto"` Keras's own loop also runs for fewer than 8 timesteps, for a number of
+        timesteps that is unknown in a graph, and for layers of a new size once 64
+        sizes are compiled in a process: XLA never frees a compiled loop, about 5 MiB
+        for each. Each number of timesteps is compiled once in a graph. Batch sizes,
+        and in eager calls the timesteps, are rounded up to a few sizes, so that little
+        is compiled.
 
         A SavedModel, TFLite or ONNX file holds a plain LSTM. A `tf.function` for
         inference holds one too, since it may be exported. When TensorFlow runs that

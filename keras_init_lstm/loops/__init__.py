@@ -24,6 +24,9 @@ from keras_init_lstm.backend import NotFusedError, backend
 from keras_init_lstm.loops.call import Call, InPlaceOfMask
 from keras_init_lstm.loops.exact_cell import CELLS, why_not_exact
 
+# The activation of the gates of a cell that has no such gates.
+_NO_GATES = keras.activations.sigmoid
+
 _MODULES = {
     "tensorflow": "keras_init_lstm.loops.tensorflow",
     "torch": "keras_init_lstm.loops.torch",
@@ -119,6 +122,10 @@ def _call(
     mask = next(iter(keras.tree.flatten(restarts.mask)), None)
     return Call(
         cell=CELLS[layer.keras_layer].name,
+        activation=_name_of(cell.activation),
+        recurrent_activation=_name_of(getattr(cell, "recurrent_activation", _NO_GATES)),
+        drops_by_gate=bool(training and cell.dropout and _has_mask_of_each_gate(cell)),
+        recurrent_dropout=cell.recurrent_dropout if training else 0.0,
         reset_after=bool(getattr(cell, "reset_after", False)),
         sequences=tensor(sequences),
         states=list(map(tensor, states)),
@@ -132,6 +139,17 @@ def _call(
         wants_outputs=layer.return_sequences,
         differentiable=differentiable,
     )
+
+
+def _has_mask_of_each_gate(cell: Any) -> bool:
+    """Whether a cell draws a mask for each gate, as with `implementation=1`."""
+    return hasattr(cell, "dropout_mask_count")
+
+
+def _name_of(activation: Any) -> str:
+    name = getattr(activation, "__name__", type(activation).__name__)
+    is_of_keras = getattr(keras.activations, name, None) is activation
+    return name if is_of_keras else f"custom {name}"
 
 
 def _check(layer: Any, call: Call) -> None:
@@ -151,26 +169,25 @@ def _check(layer: Any, call: Call) -> None:
 
 def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
     """What no loop computes: each reason, and whether it applies."""
-    cell, sigmoid = layer.cell, keras.activations.sigmoid
+    cell = layer.cell
     dtype = keras.backend.standardize_dtype(call.sequences.dtype)
     drops = call.training and cell.dropout
-    yield (
-        "activations other than tanh and sigmoid",
-        cell.activation is not keras.activations.tanh
-        or getattr(cell, "recurrent_activation", sigmoid) is not sigmoid,
-    )
+    draws_for_each_gate = _has_mask_of_each_gate(cell)
     yield "unroll=True", layer.unroll
     yield "use_cudnn=True", getattr(layer, "use_cudnn", False) is True
-    yield "recurrent_dropout", call.training and cell.recurrent_dropout
-    yield (
-        "dropout with implementation=1",
-        drops
-        and (
-            getattr(cell, "implementation", 2) == 1
-            or hasattr(cell, "dropout_mask_count")
-        ),
-    )
     yield "dropout=1.0", drops and cell.dropout >= 1
+    yield "recurrent_dropout=1.0", call.recurrent_dropout >= 1
+    # Keras's cell is made with `implementation=1` if it has recurrent dropout.
+    yield (
+        "a cell whose implementation was changed",
+        (drops or call.recurrent_dropout)
+        and (getattr(cell, "implementation", 2) == 1) != draws_for_each_gate,
+    )
+    yield (
+        "a cell whose recurrent_dropout was changed",
+        call.recurrent_dropout
+        and not (draws_for_each_gate or call.cell == "simple_rnn"),
+    )
     yield f"inputs of dtype {dtype}", dtype != layer.compute_dtype
     yield (
         "weights that are not cast to the dtype of the layer",
@@ -208,12 +225,17 @@ def _may_be_exported(layer: Any, call: Call) -> bool:
 def _run(layer: Any, call: Call) -> tuple[Any, Any, list[Any]]:
     cell, sequences, mask = layer.cell, call.sequences, call.mask
     if call.training and cell.dropout:
-        sequences = sequences * cell.get_dropout_mask(sequences[:, 0])[:, None]
+        masks = _listed(cell.get_dropout_mask(sequences[:, 0]))
+        of_gates = [sequences * mask[:, None] for mask in masks]
+        sequences = ops.concatenate(of_gates, axis=2) if masks[1:] else of_gates[0]
     elif call.cell == "simple_rnn":
         # Keras's SimpleRNN draws dropout masks at inference too; draw them here, so
         # that later random numbers agree.
         cell.get_dropout_mask(sequences[:, 0])
         cell.get_recurrent_dropout_mask(call.states[0])
+    if call.recurrent_dropout:
+        masks = _listed(cell.get_recurrent_dropout_mask(call.states[0]))
+        call = call.replace(recurrent_masks=masks)
     if mask is not None:
         # One row may stand for all.
         mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(sequences)[:2])
@@ -234,6 +256,11 @@ def _run(layer: Any, call: Call) -> tuple[Any, Any, list[Any]]:
         shown = shown[:, -1:]
     outputs = ops.where(shown[:, :, None], outputs, ops.zeros_like(outputs))
     return outputs[:, -1], outputs, states
+
+
+def _listed(masks: Any) -> list[Any]:
+    """The masks of a cell, which draws one for each gate or one for all."""
+    return [*masks] if isinstance(masks, (list, tuple)) else [masks]
 
 
 def _has_read(mask: Any, reset_mask: Any) -> Any:

@@ -37,13 +37,15 @@ class InPlaceOfMask(NamedTuple):
 class Call:
     """One call of a recurrent layer, without the layer.
 
-    The activations are tanh and, for the gates, sigmoid. All floating point tensors
-    have one dtype. The tensors belong to the backend that runs the loop.
+    All floating point tensors have one dtype. The tensors belong to the backend that
+    runs the loop.
 
     Attributes:
         cell: Which of Keras's cells it is.
         sequences: Tensor `(batch, timesteps, features)`. Dropout is already applied,
             and with `go_backwards` everything with a time axis is already reversed.
+            With `drops_by_gate` it is `(batch, timesteps, gates * features)` from then
+            on: the sequences of each gate, side by side.
         states: The states before the first timestep, each `(batch, units)`, h first.
         kernel: Tensor `(features, gates * units)`, as Keras's cell holds it: the gates
             of an LSTM are i, f, c, o; the gates of a GRU are z, r, h.
@@ -57,6 +59,16 @@ class Call:
         starts: For each state what the rows return to: a tensor `(batch, units)`, or
             `(batch, timesteps, units)` where it differs between timesteps. Empty
             without a `reset_mask`.
+        drops_by_gate: Whether dropout draws a mask for each gate.
+        recurrent_dropout: The rate at which h is dropped before its products with the
+            recurrent kernel. It is 0 at inference.
+        recurrent_masks: For each gate what h is multiplied with before its product
+            with the recurrent kernel, `(batch, units)`. Empty without recurrent
+            dropout, and until the masks are drawn, which is after `check()`.
+        activation: The name of the activation in `keras.activations`, or another name
+            if it is none of these.
+        recurrent_activation: Likewise, of the activation of the gates. A SimpleRNN has
+            no such gates.
         reset_after: For a GRU, whether the reset gate is applied after the product
             with the recurrent kernel.
         training: Whether the layer is called in training mode.
@@ -73,6 +85,11 @@ class Call:
     mask: Any = None
     reset_mask: Any = None
     starts: Sequence[Any] = ()
+    drops_by_gate: bool = False
+    recurrent_dropout: float = 0.0
+    recurrent_masks: Sequence[Any] = ()
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
     reset_after: bool = True
     training: bool = False
     wants_outputs: bool = True

@@ -5,12 +5,18 @@ that are run together, `gates` how many blocks of `units` the kernel has side by
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
-Tensors: TypeAlias = Sequence[tf.Tensor]
+from keras_init_lstm.loops.activations import ACTIVATIONS, of_gates
+from keras_init_lstm.loops.products import (
+    Tensors,
+    dropped,
+    kernel_gradient,
+    product,
+    recurrent_gradient,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,22 +24,38 @@ class FusedCell:
     """A cell whose gates are one fully-connected layer of x and h.
 
     Attributes:
-        scales: By what the columns of each gate are multiplied beforehand. A sigmoid
-            is computed as `s(z) = tanh(z / 2) / 2 + 1 / 2`, so that it is vectorised
-            as the tanh is, and to halve the weights of its gate is exact.
+        activation: The name of the activation, in `ACTIVATIONS`.
+        recurrent_activation: Likewise, of the activation of the gates.
         states: How many states there are; the first is the output.
         num_residuals: How many tensors `step()` returns for `backward()`.
         num_materialized: How many of these, after the first, are written to memory at
             inference too.
     """
 
-    scales: ClassVar[tuple[float, ...]]
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+
     states: ClassVar[int] = 1
     num_residuals: ClassVar[int] = 3
     num_materialized: ClassVar[int] = 0
 
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The name of the activation of each gate."""
+        raise NotImplementedError
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """By what the columns of each gate are multiplied beforehand."""
+        return tuple(ACTIVATIONS[name].scale for name in self.gates)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the states of any number of timesteps stay finite."""
+        return all(ACTIVATIONS[name].is_bounded for name in self.gates)
+
     def bias_shape(self, units: int) -> list[int]:
-        return [len(self.scales) * units]
+        return [len(self.gates) * units]
 
     def step(
         self,
@@ -41,6 +63,7 @@ class FusedCell:
         states: Tensors,
         recurrent_kernel: tf.Tensor,
         bias: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
         """Computes a timestep.
 
@@ -50,6 +73,8 @@ class FusedCell:
             recurrent_kernel: `(units, gates * units)`, its columns scaled like the
                 columns of the kernel and of the bias.
             bias: As Keras has it.
+            recurrent_masks: For each gate what h is multiplied with before its product
+                with the recurrent kernel, `(rows, units)`. Or empty.
 
         Returns:
             The new states, and what `backward()` multiplies with, so that it has no
@@ -58,7 +83,11 @@ class FusedCell:
         raise NotImplementedError
 
     def backward(
-        self, gradients: Tensors, residuals: Tensors, transposed: tf.Tensor
+        self,
+        gradients: Tensors,
+        residuals: Tensors,
+        transposed: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         """Computes the gradients of a timestep.
 
@@ -66,6 +95,7 @@ class FusedCell:
             gradients: Those of the new states.
             residuals: What `step()` returned.
             transposed: The recurrent kernel, transposed and without the scales.
+            recurrent_masks: As in `step()`.
 
         Returns:
             The gradients of `z`, as without the scales, and of the states before.
@@ -73,24 +103,28 @@ class FusedCell:
         raise NotImplementedError
 
     def recurrent_weight_gradients(
-        self, before: tf.Tensor, dz: tf.Tensor, residuals: Tensors
+        self, before: Tensors, dz: tf.Tensor, residuals: Tensors
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the gradients of the recurrent kernel and of the bias.
 
         Args:
-            before: The output before each timestep, of all rows one after another.
+            before: What `dropped()` makes of the output before each timestep, of all
+                rows one after another.
             dz: The gradients of `z`, likewise.
             residuals: What `step()` returned, likewise.
         """
-        return tf.matmul(before, dz, transpose_a=True), _sum_of_rows(dz)
+        return kernel_gradient(before, dz), _sum_of_rows(dz)
 
 
 @dataclasses.dataclass(frozen=True)
 class FusedSimpleRNN(FusedCell):
-    """`keras.layers.SimpleRNNCell` with tanh."""
+    """`keras.layers.SimpleRNNCell`, which has no other activation than one."""
 
-    scales = (1.0,)
     num_residuals = 1
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return (self.activation,)
 
     def step(
         self,
@@ -98,23 +132,34 @@ class FusedSimpleRNN(FusedCell):
         states: Tensors,
         recurrent_kernel: tf.Tensor,
         bias: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        h = tf.tanh(z + tf.matmul(states[0], recurrent_kernel) + bias)
-        return (h,), (1 - h * h,)
+        h = dropped(states[0], recurrent_masks)
+        z = z + product(h, recurrent_kernel) + bias
+        new_h, slope = ACTIVATIONS[self.activation].function(z)
+        return (new_h,), (slope,)
 
     def backward(
-        self, gradients: Tensors, residuals: Tensors, transposed: tf.Tensor
+        self,
+        gradients: Tensors,
+        residuals: Tensors,
+        transposed: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         dz = gradients[0] * residuals[0]
-        return dz, (tf.matmul(dz, transposed),)
+        return dz, (recurrent_gradient(dz, transposed, recurrent_masks),)
 
 
 @dataclasses.dataclass(frozen=True)
 class FusedLSTM(FusedCell):
-    """`keras.layers.LSTMCell` with tanh and sigmoid; its gates are i, f, c, o."""
+    """`keras.layers.LSTMCell`; its gates are i, f, c, o."""
 
-    scales = (0.5, 0.5, 1.0, 0.5)
     states = 2
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        gate = self.recurrent_activation
+        return (gate, gate, self.activation, gate)
 
     def step(
         self,
@@ -122,32 +167,33 @@ class FusedLSTM(FusedCell):
         states: Tensors,
         recurrent_kernel: tf.Tensor,
         bias: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
         h, c = states
-        gates = tf.tanh(z + tf.matmul(h, recurrent_kernel) + bias)
-        i, f, g, o = tf.split(gates, 4, axis=1)
-        i, f, o = _sigmoid(i), _sigmoid(f), _sigmoid(o)
+        z = z + product(dropped(h, recurrent_masks), recurrent_kernel) + bias
+        (i, f, g, o), slopes = of_gates(self.gates, z)
         new_c = f * c + i * g
-        squashed = tf.tanh(new_c)
+        squashed, slope = ACTIVATIONS[self.activation].of(new_c)
         new_h = o * squashed
-        slopes = tf.repeat(tf.constant([0.25, 0.25, 1, 0.25], z.dtype), h.shape[1])
-        factors = tf.concat([g, c, i, squashed], axis=1) * (
-            slopes - slopes * gates * gates
-        )
-        return (new_h, new_c), (factors, o * (1 - squashed * squashed), f)
+        factors = tf.concat([g, c, i, squashed], axis=1) * slopes
+        return (new_h, new_c), (factors, o * slope, f)
 
     def backward(
-        self, gradients: Tensors, residuals: Tensors, transposed: tf.Tensor
+        self,
+        gradients: Tensors,
+        residuals: Tensors,
+        transposed: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         (dh, dc), (factors, decay, f) = gradients, residuals
         dc = dc + dh * decay
         dz = factors * tf.concat([dc, dc, dc, dh], axis=1)
-        return dz, (tf.matmul(dz, transposed), dc * f)
+        return dz, (recurrent_gradient(dz, transposed, recurrent_masks), dc * f)
 
 
 @dataclasses.dataclass(frozen=True)
 class FusedGRU(FusedCell):
-    """`keras.layers.GRUCell` with tanh and sigmoid; its gates are z, r, h.
+    """`keras.layers.GRUCell`; its gates are z, r, h.
 
     Attributes:
         reset_after: Whether the gate r is applied after the product with the
@@ -156,8 +202,11 @@ class FusedGRU(FusedCell):
 
     reset_after: bool = True
 
-    scales = (0.5, 0.5, 1.0)
     num_materialized = 2
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return (self.recurrent_activation, self.recurrent_activation, self.activation)
 
     def bias_shape(self, units: int) -> list[int]:
         return [2, 3 * units] if self.reset_after else [3 * units]
@@ -168,72 +217,84 @@ class FusedGRU(FusedCell):
         states: Tensors,
         recurrent_kernel: tf.Tensor,
         bias: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
         (h,), units = states, states[0].shape[1]
-        sigmoids = 2 * units  # The columns of the update and the reset gate.
+        split = 2 * units  # The columns of the update and the reset gate.
+        inputs = dropped(h, recurrent_masks)
         if self.reset_after:
-            inner = tf.matmul(h, recurrent_kernel) + bias[1]
+            inner = product(inputs, recurrent_kernel) + bias[1]
             z = z + bias[0]
-            gates = z[:, :sigmoids] + inner[:, :sigmoids]
+            gates = z[:, :split] + inner[:, :split]
         else:
             gates = (
-                z[:, :sigmoids]
-                + tf.matmul(h, recurrent_kernel[:, :sigmoids])
-                + bias[:sigmoids]
+                z[:, :split]
+                + product(inputs[:2], recurrent_kernel[:, :split])
+                + bias[:split]
             )
-        update, reset = tf.split(_sigmoid(tf.tanh(gates)), 2, axis=1)
+        (update, reset), slopes = of_gates(self.gates[:2], gates)
+        activation = ACTIVATIONS[self.activation]
         if self.reset_after:
-            gated_by_reset = inner[:, sigmoids:]
-            candidate = tf.tanh(z[:, sigmoids:] + reset * gated_by_reset)
+            scaled = inner[:, split:]
+            candidate, slope = activation.function(z[:, split:] + reset * scaled)
+            gated_by_reset = scaled / activation.scale
         else:
-            gated_by_reset = h
-            product = tf.matmul(reset * h, recurrent_kernel[:, sigmoids:])
-            candidate = tf.tanh(z[:, sigmoids:] + product + bias[sigmoids:])
+            gated_by_reset = inputs[-1]
+            scaled = tf.matmul(reset * gated_by_reset, recurrent_kernel[:, split:])
+            candidate, slope = activation.function(z[:, split:] + scaled + bias[split:])
         new_h = update * h + (1 - update) * candidate
-        candidate_slope = (1 - update) * (1 - candidate * candidate)
-        update_slope = (h - candidate) * update * (1 - update)
-        reset_slope = gated_by_reset * reset * (1 - reset)
-        factors = tf.concat([update_slope, reset_slope, candidate_slope], axis=1)
+        update_slope, reset_slope = tf.split(slopes, 2, axis=1)
+        factors = tf.concat(
+            [
+                (h - candidate) * update_slope,
+                gated_by_reset * reset_slope,
+                (1 - update) * slope,
+            ],
+            axis=1,
+        )
         return (new_h,), (factors, update, reset)
 
     def backward(
-        self, gradients: Tensors, residuals: Tensors, transposed: tf.Tensor
+        self,
+        gradients: Tensors,
+        residuals: Tensors,
+        transposed: tf.Tensor,
+        recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         (dh,), (factors, update, reset) = gradients, residuals
-        sigmoids = 2 * dh.shape[1]
+        split = 2 * dh.shape[1]
         update_slope, reset_slope, candidate_slope = tf.split(factors, 3, axis=1)
         dcandidate = dh * candidate_slope
         if self.reset_after:
             dz = tf.concat(
                 [dh * update_slope, dcandidate * reset_slope, dcandidate], axis=1
             )
-            dinner = tf.concat([dz[:, :sigmoids], dcandidate * reset], axis=1)
-            product = tf.matmul(dinner, transposed)
-            return dz, (dh * update + product,)
-        dreset_h = tf.matmul(dcandidate, transposed[sigmoids:])
+            dinner = tf.concat([dz[:, :split], dcandidate * reset], axis=1)
+            through_product = recurrent_gradient(dinner, transposed, recurrent_masks)
+            return dz, (dh * update + through_product,)
+        dreset_h = tf.matmul(dcandidate, transposed[split:])
         dgates = tf.concat([dh * update_slope, dreset_h * reset_slope], axis=1)
-        product = tf.matmul(dgates, transposed[:sigmoids])
+        through_product = recurrent_gradient(
+            dgates, transposed[:split], recurrent_masks[:2]
+        )
         dz = tf.concat([dgates, dcandidate], axis=1)
-        return dz, (dh * update + dreset_h * reset + product,)
+        (through_reset,) = dropped(dreset_h * reset, recurrent_masks[2:])
+        return dz, (dh * update + through_reset + through_product,)
 
     def recurrent_weight_gradients(
-        self, before: tf.Tensor, dz: tf.Tensor, residuals: Tensors
+        self, before: Tensors, dz: tf.Tensor, residuals: Tensors
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        sigmoids, reset = 2 * before.shape[1], residuals[2]
-        dgates, dcandidate = dz[:, :sigmoids], dz[:, sigmoids:]
+        split, reset = 2 * before[0].shape[1], residuals[2]
+        dgates, dcandidate = dz[:, :split], dz[:, split:]
         if self.reset_after:
             dinner = tf.concat([dgates, dcandidate * reset], axis=1)
             dbias = tf.stack([_sum_of_rows(dz), _sum_of_rows(dinner)])
-            return tf.matmul(before, dinner, transpose_a=True), dbias
+            return kernel_gradient(before, dinner), dbias
         products = [
-            tf.matmul(before, dgates, transpose_a=True),
-            tf.matmul(before * reset, dcandidate, transpose_a=True),
+            kernel_gradient(before[:2], dgates),
+            kernel_gradient([before[-1] * reset], dcandidate),
         ]
         return tf.concat(products, axis=1), _sum_of_rows(dz)
-
-
-def _sigmoid(tanh_of_half: tf.Tensor) -> tf.Tensor:
-    return 0.5 * tanh_of_half + 0.5
 
 
 def _sum_of_rows(tensor: tf.Tensor) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_init_lstm.backend import NotFusedError, backend
+from keras_init_lstm.loops.activations import ACTIVATIONS
 from keras_init_lstm.loops.call import Call
 from keras_init_lstm.loops.cells import FusedCell, FusedGRU, FusedLSTM, FusedSimpleRNN
 from keras_init_lstm.loops.tensorflow_export import substitute
@@ -33,6 +34,10 @@ def available() -> bool:
 
 def check(call: Call) -> None:
     """Raises a `NotFusedError`, with the reason, where `run()` cannot run a call."""
+    names = ("activation", "recurrent_activation")
+    for name, activation in ((name, getattr(call, name)) for name in names):
+        if activation not in ACTIVATIONS:
+            raise NotFusedError(f"{name}={activation}")
     if backend.traces_for_onnx():
         raise NotFusedError("an export to ONNX")
     watchers = _watchers()
@@ -92,11 +97,12 @@ def run(call: Call) -> tuple[Any, tf.Tensor, list[tf.Tensor]]:
 
 
 def _cell_of(call: Call) -> FusedCell:
+    activations = (call.activation, call.recurrent_activation)
     if call.cell == "lstm":
-        return FusedLSTM()
+        return FusedLSTM(*activations)
     if call.cell == "gru":
-        return FusedGRU(call.reset_after)
-    return FusedSimpleRNN()
+        return FusedGRU(*activations, call.reset_after)
+    return FusedSimpleRNN(*activations)
 
 
 @functools.cache

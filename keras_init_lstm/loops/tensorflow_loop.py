@@ -10,13 +10,20 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_init_lstm.loops.call import Call
 from keras_init_lstm.loops.cells import FusedCell
+from keras_init_lstm.loops.products import (
+    dropped,
+    inputs_gradient,
+    kernel_gradient,
+    product,
+    side_by_side,
+)
 
 # Between these numbers of elements of a state, a batch is run in blocks of rows at the
 # same time, since XLA uses one core for the gates. At inference of larger ones its
@@ -30,12 +37,17 @@ _USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
 # XLA never lets go of what it has compiled, some 5 MiB for each size of a layer.
 _MOST_SIZES = 64
 
-# The mask of a batch and its reset mask, booleans `(batch, timesteps)` or `None`.
-Masks: TypeAlias = tuple[Any, ...]
-
 _sizes: set[tuple[FusedCell, int, int]] = set()
 
 _ROWS = np.array([1, 2, 3, *(n << k for k in range(28) for n in (4, 5, 6, 7))], "int32")
+
+
+class Masks(NamedTuple):
+    """The masks of a `Call`, of all its rows or of some, with batch or time first."""
+
+    mask: Any = None
+    reset_mask: Any = None
+    recurrent_masks: Sequence[tf.Tensor] = ()
 
 
 def has_room_for(cell: FusedCell, features: int, units: int) -> bool:
@@ -76,7 +88,8 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
     )
     training = call.training
     units = call.recurrent_kernel.shape[0]
-    batch_size, timesteps, features = sequences.shape
+    batch_size, timesteps, _ = sequences.shape
+    features = call.kernel.shape[0]
     _sizes.add((cell, features, units))
     if bias is None:
         bias = tf.zeros(cell.bias_shape(units), sequences.dtype)
@@ -102,21 +115,29 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
             return [tensor]
         return [tensor[rows * k : rows * (k + 1)] for k in range(blocks)]
 
+    mask = call.mask
+    if may_be_padded and mask is None and not cell.is_bounded:
+        # What becomes infinite in the padding would make the gradients of weights NaN.
+        mask = tf.ones(tf.shape(sequences)[:2], "bool")
+    # Keras draws them like h, so that a tape would differentiate the compiled function.
+    recurrent_masks = map(tf.stop_gradient, call.recurrent_masks)
     program = _Program(
         cell,
         features,
+        (sequences.shape[2] or features) // features,
         units,
         training,
         call.wants_outputs,
         time_first,
         ranks=tuple(start.shape.rank for start in starts),
     )
-    masks = zip(
+    masks = map(
+        Masks,
         *(
-            [None] * blocks if mask is None else split(mask)
-            for mask in (call.mask, call.reset_mask)
+            [None] * blocks if each is None else split(each)
+            for each in (mask, call.reset_mask)
         ),
-        strict=True,
+        [*zip(*map(split, recurrent_masks), strict=True)] or [()] * blocks,
     )
     of_blocks = zip(masks, *map(split, [sequences, *states, *starts]), strict=True)
     weights = (call.kernel, call.recurrent_kernel, bias)
@@ -156,6 +177,8 @@ class _Program:
     """What is compiled for layers of one size, whatever their batches.
 
     Attributes:
+        inputs: How many inputs of the kernel are side by side in a sequence: one for
+            each gate where dropout differs between the gates, else one.
         training: Whether what the gradient needs is returned too.
         sequences: Whether all outputs are returned, besides the last states.
         time_first: Whether sequences come and go with time in front.
@@ -165,6 +188,7 @@ class _Program:
 
     cell: FusedCell
     features: int
+    inputs: int
     units: int
     training: bool
     sequences: bool
@@ -192,7 +216,7 @@ def _block(
     """
     # A gradient reads from its own graph and from the graph of the loop. A branch of
     # `tf.cond` may have its inputs from a third one, around it.
-    masks, inputs = tuple(_read(masks)), _read(inputs)
+    masks, inputs = _read(masks), _read(inputs)
     if program.time_first:
         masks, inputs = _with_time_first(masks, inputs)
 
@@ -212,7 +236,7 @@ def _block(
             # read from the one before alone: not from the graph of the loop. A branch
             # of `tf.cond` gives its gradient what operations read, and not what only a
             # compiled function does.
-            marks_read, inputs_read = tuple(_read(masks)), _read(stopped)
+            masks_read, inputs_read = _read(masks), _read(stopped)
             saved_read = _read(saved) if program.training else []
 
             @tf.custom_gradient
@@ -223,12 +247,12 @@ def _block(
                 residuals = saved_read
                 if not program.training:
                     again = dataclasses.replace(program, training=True)
-                    _, residuals = _compiled_forward(again, marks_read, inputs_read)
+                    _, residuals = _compiled_forward(again, masks_read, inputs_read)
                 gradients = _backward(
-                    program, marks_read, inputs_read, residuals, upstream
+                    program, masks_read, inputs_read, residuals, upstream
                 )
                 return gradients, functools.partial(
-                    _double_backward, program, marks_read, tensors
+                    _double_backward, program, masks_read, tensors
                 )
 
             return first(*map(tf.identity, inputs), *upstream)
@@ -244,11 +268,13 @@ def _block(
     return outputs
 
 
-def _read(tensors: Sequence[Any]) -> list[Any]:
+def _read(tensors: Any) -> Any:
     """The same tensors, in a graph as outputs of its own operations."""
     if not tf.inside_function():
-        return [*tensors]
-    return [None if t is None else tf.identity(t) for t in tensors]
+        return tensors
+    return tf.nest.map_structure(
+        lambda tensor: None if tensor is None else tf.identity(tensor), tensors
+    )
 
 
 def _compiled_forward(
@@ -298,9 +324,10 @@ def _forward(
     units = recurrent_kernel.shape[0]
     scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
     recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
-    z = tf.matmul(tf.reshape(x, [-1, features]), kernel * scales)
+    x_of_gates = side_by_side(tf.reshape(x, [-1, features]), program.inputs)
+    z = product(x_of_gates, kernel * scales)
     z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
-    mask_at, reset_at = map(_columns, masks)
+    mask_at, reset_at = _columns(masks.mask), _columns(masks.reset_mask)
     # An array for each: in eager mode to write into one changes it.
     arrays = [
         tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
@@ -320,7 +347,9 @@ def _forward(
             states = _restarted(reset_at.read(t), starts_at, states, t)
         # The bias is added here, since of sums made before the loop XLA would keep both
         # the products and the sums in memory.
-        new_states, residuals = cell.step(z.read(t), states, recurrent_kernel, bias)
+        new_states, residuals = cell.step(
+            z.read(t), states, recurrent_kernel, bias, masks.recurrent_masks
+        )
         if mask_at is not None:
             keep = mask_at.read(t)
             pairs = zip(new_states, states, strict=True)
@@ -359,7 +388,7 @@ def _backward(
     loop = _compiled(_backward_loop, dataclasses.replace(program, training=True))
     dz, *dstates = loop(masks, recurrent_kernel, residuals, starts, *upstream)
     # Not compiled: XLA's products are slower where the left factor is transposed.
-    dx = tf.reshape(tf.matmul(dz, kernel, transpose_b=True), tf.shape(x))
+    dx = tf.reshape(inputs_gradient(dz, kernel, program.inputs), tf.shape(x))
     if not program.time_first:
         dx = _transpose_batch_time(dx)
     before = tf.concat([states[0][None], hs[:-1]], 0)
@@ -367,12 +396,12 @@ def _backward(
         # What the recurrent kernel is multiplied with where a row restarts.
         if not program.time_first:
             masks, starts = _with_time_first(masks, starts)
-        _, reset_mask = masks
-        before = tf.where(reset_mask[:, :, None], starts[0], before)
-    x, before, *residuals = (
-        tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (x, before, *residuals)
+        before = tf.where(masks.reset_mask[:, :, None], starts[0], before)
+    x, before, residuals = tf.nest.map_structure(
+        lambda tensor: tf.reshape(tensor, [-1, tensor.shape[-1]]),
+        (x, dropped(before, masks.recurrent_masks), residuals),
     )
-    dkernel = tf.matmul(x, dz, transpose_a=True)
+    dkernel = kernel_gradient(side_by_side(x, program.inputs), dz)
     recurrent_gradients = program.cell.recurrent_weight_gradients(before, dz, residuals)
     return [dx, *dstates, dkernel, *recurrent_gradients]
 
@@ -392,7 +421,7 @@ def _backward_loop(
     if not program.time_first:
         masks, dhs = _with_time_first(masks)[0], _transpose_batch_time(dhs)
     dhs = None if dhs is None else _tensor_array(dhs)
-    mask_at, reset_at = map(_columns, masks)
+    mask_at, reset_at = _columns(masks.mask), _columns(masks.reset_mask)
     timesteps, width = (
         residuals[0].shape[0] or tf.shape(residuals[0])[0],
         residuals[0].shape[2],
@@ -416,7 +445,9 @@ def _backward_loop(
         if dhs is not None:
             gradients[0] += dhs.read(t)
         residuals = [array.read(t) for array in arrays]
-        dgates, before = program.cell.backward(gradients, residuals, transposed)
+        dgates, before = program.cell.backward(
+            gradients, residuals, transposed, masks.recurrent_masks
+        )
         if mask_at is not None:
             keep = mask_at.read(t)
             dgates = tf.where(keep, dgates, tf.zeros_like(dgates))
@@ -440,7 +471,7 @@ def _backward_loop(
         for tensor in results
     ]
     if not program.time_first:
-        _, gradients = _with_time_first((), gradients)
+        _, gradients = _with_time_first(Masks(), gradients)
     return [tf.reshape(dz, [-1, width]), *gradients]
 
 
@@ -482,7 +513,8 @@ def _with_time_first(
 ) -> tuple[Masks, Any]:
     """Swaps batch and time of all that has both, and leaves states and weights."""
     swapped = [_transpose_batch_time(t) if t.shape.rank == 3 else t for t in tensors]
-    return tuple(map(_transpose_batch_time, masks)), swapped
+    mask, reset_mask = map(_transpose_batch_time, masks[:2])
+    return Masks(mask, reset_mask, masks.recurrent_masks), swapped
 
 
 def _columns(mask: tf.Tensor | None) -> tf.TensorArray | None:

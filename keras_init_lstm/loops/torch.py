@@ -29,7 +29,12 @@ except ImportError:
 
 # `torch.nn.LSTM` and its like call these functions of `torch`. They have no
 # documentation, and no public function takes weights.
-_KERNELS = {"lstm": "lstm", "gru": "gru", "simple_rnn": "rnn_tanh"}
+_KERNELS = {
+    ("lstm", "tanh"): "lstm",
+    ("gru", "tanh"): "gru",
+    ("simple_rnn", "tanh"): "rnn_tanh",
+    ("simple_rnn", "relu"): "rnn_relu",
+}
 
 # In float16 too, a gate with this before its sigmoid is 1 and with its negative is 0,
 # whatever the rest of the sum.
@@ -49,10 +54,19 @@ def check(call: Call) -> None:
 
 def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
     """Yields each reason and whether it applies. The order matters."""
+    kernel = _KERNELS.get((call.cell, call.activation), "")
+    yield f"activation={call.activation}", not kernel
+    recurrent_activation = call.recurrent_activation
+    yield (
+        f"recurrent_activation={recurrent_activation}",
+        (recurrent_activation != "sigmoid"),
+    )
+    yield "recurrent_dropout", call.recurrent_dropout > 0
+    yield "dropout with implementation=1", call.drops_by_gate
     # Both would unroll the native kernel, as they unroll Keras's loop. They come first
     # here, since `torch.compile` cannot trace the questions below.
     yield "torch.compile and torch.export", torch.compiler.is_compiling()
-    yield "a PyTorch without its function", not hasattr(torch, _KERNELS[call.cell])
+    yield "a PyTorch without its function", not hasattr(torch, kernel)
     yield "reset_after=False", call.cell == "gru" and not call.reset_after
     sequences = call.sequences
     tensors = [sequences, *call.weights, *call.states, *call.starts]
@@ -129,10 +143,12 @@ def _run_pieces(
     batch, timesteps, _ = call.sequences.shape
     pieces = _rows(mask) if reset_mask is None else _pieces(mask, reset_mask)
     states = _before_pieces(call, pieces, reset_mask)
-    # The last h is an output, but the kernel returns c after the padding.
+    # The last h is an output, but the kernel returns c after the padding. The h of relu
+    # may become infinite there, and the gradients of weights NaN.
     holds_c = call.cell == "lstm"
-    weights = _weights(call, holds_c)
-    x = _timesteps(call.sequences, holds_c).index_select(0, pieces.sources)
+    shows_padding = holds_c or call.activation == "relu"
+    weights = _weights(call, shows_padding)
+    x = _timesteps(call.sequences, shows_padding).index_select(0, pieces.sources)
     sizes = [longest * len(numbers) for numbers, longest in pieces.groups]
     shown, last = [], []
     for (numbers, longest), rows in zip(pieces.groups, x.split(sizes), strict=True):
@@ -280,26 +296,27 @@ def _before_pieces(call: Call, pieces: _Pieces, reset_mask: Any) -> list[torch.T
     return states
 
 
-def _timesteps(sequences: torch.Tensor, holds_c: bool) -> torch.Tensor:
+def _timesteps(sequences: torch.Tensor, shows_padding: bool) -> torch.Tensor:
     """All timesteps of a batch one after another, and at the end one of padding.
 
     Padding is zero, so that a NaN at a masked timestep cannot reach a gradient. With
-    `holds_c`, one more feature is 1 for padding and 0 for timesteps.
+    `shows_padding`, one more feature is 1 for padding and 0 for timesteps.
     """
     padding = sequences.new_zeros((1, sequences.shape[2]))
     timesteps = torch.cat([sequences.flatten(0, 1), padding])
-    if not holds_c:
+    if not shows_padding:
         return timesteps
     is_padding = timesteps.new_zeros((len(timesteps), 1))
     is_padding[-1] = 1
     return torch.cat([timesteps, is_padding], 1)
 
 
-def _weights(call: Call, holds_c: bool = False) -> list[torch.Tensor]:
+def _weights(call: Call, shows_padding: bool = False) -> list[torch.Tensor]:
     """The weights as PyTorch has them: `(gates * units, features)` and so on.
 
-    With `holds_c`, an LSTM has one more feature, which is 1 for padding: it closes the
-    gate i and opens the gate f, so that padding leaves c as it is.
+    With `shows_padding`, there is one more feature, which is 1 for padding. In an LSTM
+    it closes the gate i and opens the gate f, so that padding leaves c as it is. A relu
+    is 0 with it.
     """
     kernel, recurrent_kernel = call.kernel, call.recurrent_kernel
     biases = []
@@ -312,10 +329,13 @@ def _weights(call: Call, holds_c: bool = False) -> list[torch.Tensor]:
     if call.cell == "gru":
         kernel, recurrent_kernel = map(_with_r_first, (kernel, recurrent_kernel))
         biases = list(map(_with_r_first, biases))
-    if holds_c:
+    if shows_padding and call.cell == "lstm":
         row = kernel.new_zeros((1, 4, kernel.shape[1] // 4))
         row[:, 0], row[:, 1] = -_SATURATED, _SATURATED
         kernel = torch.cat([kernel, row.flatten(1)])
+    elif shows_padding:
+        lowest = torch.finfo(kernel.dtype).min / 2
+        kernel = torch.cat([kernel, kernel.new_full((1, kernel.shape[1]), lowest)])
     return [kernel.t(), recurrent_kernel.t(), *biases]
 
 
@@ -343,7 +363,7 @@ def _native(
         weights = _in_one_buffer(weights)
     # cuDNN does not accept states that are broadcast views.
     hidden = [state.contiguous()[None] for state in states]
-    kernel = getattr(torch, _KERNELS[call.cell])
+    kernel = getattr(torch, _KERNELS[call.cell, call.activation])
     outputs, *states = kernel(
         sequences,
         hidden if call.cell == "lstm" else hidden[0],

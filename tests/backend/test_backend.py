@@ -20,7 +20,9 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 ALLOWED = {
     "backend/tensorflow.py": {"tensorflow"},
     "callbacks/log.py": {"tensorflow"},
+    "loops/activations.py": {"tensorflow"},
     "loops/cells.py": {"tensorflow"},
+    "loops/products.py": {"tensorflow"},
     "loops/tensorflow.py": {"tensorflow"},
     "loops/tensorflow_export.py": {"tensorflow"},
     "loops/tensorflow_loop.py": {"tensorflow"},

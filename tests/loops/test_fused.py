@@ -61,7 +61,6 @@ class TestGradients:
         cases(
             kinds=("zeros", "fixed", "trainable"),
             dtypes=["float64"],
-            dropout=False,
             layers=FUSIBLE,
             use_fused=True,
         ),
@@ -70,11 +69,84 @@ class TestGradients:
     def test_of_second_order_are_those_of_keras(self, case, training):
         layer = case.layer()
         states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
-        call = {"order": 2, "mask": case.mask, "training": training}
+        names = ("activation", "recurrent_activation")
+        # TensorFlow has no second derivative of softsign.
+        has_no_second = "softsign" in map(case.arguments.get, names)
+        call = {"mask": case.mask, "training": training}
+        call["order"] = 1 if has_no_second else 2
         got = of_weights_and_inputs(layer, case.inputs, **call)
         reference = case.reference(layer)
         want = of_weights_and_inputs(reference, case.inputs, states, **call)
         assert_same(got, want, tolerance=1e-9 * scale_of(want))
+
+    @pytest.mark.parametrize(
+        ("make", "options"),
+        [
+            (InitStateLSTM, {"dropout": 0.3}),
+            (InitStateGRU, {"dropout": 0.3}),
+            (InitStateGRU, {"reset_after": False}),
+            (InitStateSimpleRNN, {"dropout": 0.3}),
+        ],
+        ids=str,
+    )
+    def test_with_recurrent_dropout_are_those_of_keras(self, make, options):
+        options = {"dtype": "float64", "seed": 1, "recurrent_dropout": 0.5, **options}
+        x, call = batch(timesteps=4), {"training": True, "order": 2}
+        layer = make(UNITS, use_fused=True, return_sequences=True, **options)
+        layer.build(x.shape)
+        reference = reference_of(layer, return_sequences=True, **options)
+        got, want = (of_weights_and_inputs(e, x, **call) for e in (layer, reference))
+        assert_same(got, want, tolerance=1e-9 * scale_of(want))
+
+    # For each activation what its argument is at the kinks.
+    @pytest.mark.parametrize(
+        ("activation", "kinks"),
+        [("relu", [0]), ("hard_sigmoid", [-3, 3]), ("hard_tanh", [-1, 1])],
+    )
+    @pytest.mark.parametrize(
+        ("make", "role"),
+        [
+            (InitStateLSTM, "activation"),
+            (InitStateLSTM, "recurrent_activation"),
+            (InitStateGRU, "activation"),
+            (InitStateGRU, "recurrent_activation"),
+            (InitStateSimpleRNN, "activation"),
+        ],
+    )
+    def test_at_the_kinks_are_those_of_keras(self, make, role, activation, kinks):
+        options = {role: activation, "return_state": True, "dtype": "float64"}
+        units, x = len(kinks), normal(1, 2, FEATURES)
+        layer = make(units, use_fused=True, initial_state=0.5, **options)
+        layer.build(x.shape)
+        bias = np.zeros(layer.cell.bias.shape)
+        gates = bias.reshape(-1, layer.cell.kernel.shape[1] // units, units)
+        is_of_role = np.arange(gates.shape[1]) == min(2, gates.shape[1] - 1)
+        if role == "recurrent_activation":
+            gates[:, is_of_role] = 1  # That the others make a difference.
+            is_of_role = ~is_of_role
+        gates[0, is_of_role] = kinks
+        layer.cell.set_weights([0 * w for w in layer.cell.get_weights()[:2]] + [bias])
+        reference, found = reference_of(layer, **options), []
+        states = [tf.constant(s) for s in tiled_states(layer, 1)]
+        for each, kwargs in ((layer, {}), (reference, {"initial_state": states})):
+
+            def call(each=each, kwargs=kwargs):
+                return [1 + y for y in each(x.astype("float64"), **kwargs)]
+
+            weights = [weight.value for weight in each.cell.weights]
+            found.append(gradients(call, weights, order=2))
+        assert_same(*found, tolerance=1e-12)
+
+    def test_are_finite_where_padding_would_not_be(self):
+        x, options = -np.ones((9, 64, FEATURES)), {"activation": "relu"}
+        layer = InitStateSimpleRNN(UNITS, use_fused=True, **options)
+        layer.build(x.shape)
+        weights = [np.ones((FEATURES, UNITS)), 8 * np.eye(UNITS), np.ones(UNITS)]
+        layer.cell.set_weights(weights)
+        reference = reference_of(layer, **options)
+        call = {"training": True}
+        found = [of_weights_and_inputs(each, x, **call) for each in (layer, reference)]
+        assert_same(*found)
 
 
 # Ways to differentiate that are not a tape around a call. Each takes a function of the
@@ -438,7 +510,6 @@ class TestTimesteps:
         cases(
             kinds=("fixed",),
             dtypes=["float64"],
-            dropout=False,
             layers=FUSIBLE,
             use_fused=True,
             return_state=True,
@@ -505,19 +576,28 @@ class TestWhenItRuns:
             ({"use_fused": True}, 1, {}, True),
             ({}, 7, {}, False),
             ({"unroll": True}, TIMESTEPS, {}, False),
-            ({"activation": "relu"}, TIMESTEPS, {}, False),
-            ({"recurrent_activation": "hard_sigmoid"}, TIMESTEPS, {}, False),
+            ({"activation": "relu"}, TIMESTEPS, {}, True),
+            ({"activation": "elu"}, TIMESTEPS, {}, False),
+            ({"recurrent_activation": "hard_sigmoid"}, TIMESTEPS, {}, True),
+            ({"recurrent_activation": "gelu"}, TIMESTEPS, {}, False),
             ({"implementation": 1}, TIMESTEPS, {"training": True}, True),
             (
                 {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
                 TIMESTEPS,
                 {"training": True},
-                False,
+                True,
             ),
             ({"dtype": "mixed_bfloat16"}, TIMESTEPS, {}, False),
             ({"dtype": "mixed_bfloat16", "use_fused": True}, TIMESTEPS, {}, True),
             ({"dropout": 0.5}, TIMESTEPS, {"training": True}, True),
-            ({"recurrent_dropout": 0.5}, TIMESTEPS, {"training": True}, False),
+            ({"recurrent_dropout": 0.5}, TIMESTEPS, {"training": True}, True),
+            (
+                {"dropout": 0.5, "recurrent_dropout": 0.5},
+                TIMESTEPS,
+                {"training": True},
+                True,
+            ),
+            ({"recurrent_dropout": 1.0}, TIMESTEPS, {"training": True}, False),
             ({"recurrent_dropout": 0.5}, TIMESTEPS, {}, True),
             ({"autocast": False, "dtype": "float64"}, TIMESTEPS, {}, False),
         ],
@@ -533,11 +613,15 @@ class TestWhenItRuns:
             (InitStateGRU, {}, {}, True),
             (InitStateGRU, {"reset_after": False}, {}, True),
             (InitStateGRU, {"use_fused": False}, {}, False),
-            (InitStateGRU, {"recurrent_activation": "relu"}, {}, False),
-            (InitStateGRU, {"recurrent_dropout": 0.5}, {"training": True}, False),
+            (InitStateGRU, {"recurrent_activation": "relu"}, {}, True),
+            (InitStateGRU, {"recurrent_activation": "elu"}, {}, False),
+            (InitStateGRU, {"recurrent_dropout": 0.5}, {"training": True}, True),
             (InitStateSimpleRNN, {}, {}, True),
-            (InitStateSimpleRNN, {"activation": "relu"}, {}, False),
+            (InitStateSimpleRNN, {"activation": "relu"}, {}, True),
+            (InitStateSimpleRNN, {"activation": "elu"}, {}, False),
             (InitStateSimpleRNN, {"dropout": 0.5}, {"training": True}, True),
+            (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, {"training": True}, True),
+            (InitStateSimpleRNN, {"recurrent_dropout": 1.0}, {"training": True}, False),
             (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, {}, True),
         ],
         ids=str,
@@ -856,6 +940,11 @@ except ValueError as error:
         assert in_a_fresh_process(script, module).split() == ["True", "True"]
 
 
+def relu(x):
+    """Not what Keras has by this name."""
+    return tf.nn.relu(x) / 2
+
+
 class TestRefusals:
     @pytest.mark.parametrize("value", ["fast", None, 1.5])
     def test_another_value(self, value):
@@ -865,15 +954,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"activation": "relu"}, "activations other than tanh and sigmoid"),
-            ({"recurrent_activation": None}, "activations other than tanh and sigmoid"),
+            ({"activation": "elu"}, "activation=elu"),
+            ({"recurrent_activation": "gelu"}, "recurrent_activation=gelu"),
+            ({"activation": relu}, "activation=custom relu"),
             ({"unroll": True}, "unroll=True"),
             ({"use_cudnn": True}, "use_cudnn=True"),
-            (
-                {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
-                "dropout with implementation=1",
-            ),
-            ({"recurrent_dropout": 0.5}, "recurrent_dropout"),
+            ({"dropout": 1.0}, "dropout=1.0"),
+            ({"recurrent_dropout": 1.0}, "recurrent_dropout=1.0"),
             ({"autocast": False, "dtype": "float64"}, "inputs of dtype float32"),
         ],
     )
@@ -885,9 +972,9 @@ class TestRefusals:
             layer(batch(), training=True)
         assert_same(layer.states[0], np.full((4, UNITS), 0.5, layer.dtype))
 
-    def test_of_recurrent_dropout_changes_nothing(self):
+    def test_in_training_alone_changes_nothing(self):
         layer = InitStateLSTM(
-            UNITS, recurrent_dropout=0.5, use_fused=True, initial_state="sampled"
+            UNITS, recurrent_dropout=1.0, use_fused=True, initial_state="sampled"
         )
         model = keras.Sequential([keras.Input((TIMESTEPS, FEATURES)), layer])
         model.compile("sgd", "mse")
@@ -960,11 +1047,15 @@ def with_all_dropped(layer):
 
 
 def with_another_activation(layer):
-    layer.cell.activation = keras.activations.relu
+    layer.cell.activation = keras.activations.elu
 
 
 def with_another_recurrent_activation(layer):
-    layer.cell.recurrent_activation = keras.activations.hard_sigmoid
+    layer.cell.recurrent_activation = keras.activations.softplus
+
+
+def with_recurrent_dropout_later(layer):
+    layer.cell.recurrent_dropout = 0.5  # Of which Keras's cell drops nothing.
 
 
 def with_a_bias_not_in_use(layer):
@@ -988,6 +1079,7 @@ CHANGES = [
     with_all_dropped,
     with_another_activation,
     with_another_recurrent_activation,
+    with_recurrent_dropout_later,
     with_a_bias_not_in_use,
     with_a_kernel_computed,
     with_a_cell_of_another_dtype,
@@ -1011,7 +1103,7 @@ class TestACellThatComputesSomethingElse:
             results.append(to_numpy((tf.function(call) if in_graph else call)(x)))
         assert_same(*results)
         assert len(taken) == 1
-        if change is not with_all_dropped:
+        if change not in (with_all_dropped, with_recurrent_dropout_later):
             assert abs(results[0] - before).max() > 1e-4
         layer.use_fused = True
         with pytest.raises(ValueError, match="does not support .* use_fused=True"):

@@ -43,7 +43,7 @@ def step(call, x, states):
     if bias is not None:
         z = z + bias
     if call.cell == "simple_rnn":
-        return [torch.tanh(z)]
+        return [getattr(torch, call.activation)(z)]
     i, f, new, o = z.chunk(4, 1)
     c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(new)
     return [torch.sigmoid(o) * torch.tanh(c), c]
@@ -182,9 +182,12 @@ def masks(draw, shape):
 @st.composite
 def calls(draw):
     sizes = tuple(draw(st.integers(1, most)) for most in (5, 9, 3, 4))
+    cell = draw(st.sampled_from(sorted(CELLS)))
+    activations = ["tanh", "relu"] if cell == "simple_rnn" else ["tanh"]
     return make(
-        draw(st.sampled_from(sorted(CELLS))),
+        cell,
         sizes,
+        activation=draw(st.sampled_from(activations)),
         dtype=draw(st.sampled_from(sorted(TOLERANCES, key=str))),
         seed=draw(st.integers(0, 2**31)),
         has_bias=draw(st.booleans()),
@@ -248,6 +251,22 @@ def test_a_long_piece_among_short_ones_is_not_what_all_are_padded_to(cell):
     assert_close(native.run(call), plain(exact), 2e-5)
     found = gradients(native.run, call)
     assert_close(found, gradients(plain, exact), 4e-4)
+
+
+def test_relu_stays_finite_through_padding_of_any_length():
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    mask[1, 1:] = False
+    call = make("simple_rnn", (2, 60, 2, 4), activation="relu", mask=mask)
+    # What is read stays 0; the padding would grow eightfold at each timestep.
+    kernel, sequences = torch.zeros(2, 4), torch.zeros(2, 60, 2)
+    kernel[0], sequences[0, :, 0] = -100.0, 1.0
+    weights = {"kernel": kernel, "recurrent_kernel": 8 * torch.eye(4)}
+    weights |= {"bias": torch.ones(4), "states": [torch.zeros(2, 4)]}
+    call = call.replace(sequences=sequences, **weights)
+    assert_close(native.run(call), plain(call), 1e-6)
+    got, want = (gradients(run, call, order=2) for run in (native.run, plain))
+    assert_close(got, want, 1e-5)
+    assert all(tensor.isfinite().all() for tensor in got)
 
 
 def test_last_c_stays_through_padding_of_any_length():
@@ -442,6 +461,10 @@ class Subclass(torch.Tensor):
         ({"sequences": torch.ones(3, 5, 2, dtype=torch.int64)}, "dtype torch.int64"),
         ({"kernel": torch.ones(2, 16, dtype=torch.float64)}, "several dtypes"),
         ({"sequences": torch.ones(3, 0, 2)}, "an empty batch"),
+        ({"activation": "relu"}, "activation=relu"),
+        ({"recurrent_activation": "tanh"}, "recurrent_activation=tanh"),
+        ({"recurrent_dropout": 0.5}, "recurrent_dropout"),
+        ({"drops_by_gate": True}, "dropout with implementation=1"),
         (
             {"sequences": torch.ones(0, 5, 2), "states": [torch.ones(0, 4)] * 2},
             "an empty batch",
