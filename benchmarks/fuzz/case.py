@@ -230,23 +230,33 @@ class Case:
         """Whether the fused loop does not support the call."""
         arguments = self.arguments
         return arguments.get("use_fused") is True and (
-            BACKEND == "jax"
-            or (
-                BACKEND == "torch"
-                and (not arguments.get("reset_after", True) or not np.size(x))
-            )
-            or arguments["activation"] != "tanh"
-            or arguments.get("recurrent_activation", "sigmoid") != "sigmoid"
+            self.backend_may_refuse(x, training)
             or arguments["unroll"]
-            or (training and arguments["recurrent_dropout"])
-            or (
-                training
-                and arguments["dropout"]
-                and arguments.get("implementation") == 1
-            )
             or np.shape(kwargs["mask"]) not in ((), np.shape(x)[:2])
             or (way == "unknown shapes" and kwargs["mask"] is not None)
             or not str(getattr(x, "dtype", "")).startswith(("float", "<dtype: 'float"))
+        )
+
+    def backend_may_refuse(self, x, training):
+        """Whether the fused loop of the backend does not support these options."""
+        arguments = self.arguments
+        activations = (
+            arguments["activation"],
+            arguments.get("recurrent_activation", "sigmoid"),
+        )
+        if BACKEND == "tensorflow":
+            return "elu" in activations
+        drops = arguments["recurrent_dropout"] or (
+            arguments["dropout"] and arguments.get("implementation") == 1
+        )
+        native = [("tanh", "sigmoid")]
+        native += [("relu", "sigmoid")] * (self.name == "SimpleRNN")
+        return (
+            BACKEND == "jax"
+            or not arguments.get("reset_after", True)
+            or not np.size(x)
+            or activations not in native
+            or (training and drops)
         )
 
     def expect_same(self, got, want, way):

@@ -131,14 +131,17 @@ def arguments_of(draw, name, units):
     flags = ["use_bias", "return_sequences", "return_state", "go_backwards"]
     flags += ["zero_output_for_mask"]
     if name in ("LSTM", "GRU"):
-        options["implementation"] = [1, 2]
+        options |= {"implementation": [1, 2], "use_cudnn": [False, "auto"]}
         flags.append({"LSTM": "unit_forget_bias", "GRU": "reset_after"}[name])
     if name == "SimpleRNN":
         del options["recurrent_activation"]
     if name in FUSIBLE:
         options["use_fused"] = ["auto", "auto", True, False]
     options |= {flag: [True, False] for flag in flags}
-    return {argument: draw.of(*values) for argument, values in options.items()}
+    arguments = {argument: draw.of(*values) for argument, values in options.items()}
+    if arguments.get("implementation") == 1:
+        arguments["use_cudnn"] = False  # Keras fails to prepare its dropout for cuDNN.
+    return arguments
 
 
 def mask_of(draw, batch, timesteps, stateful):
