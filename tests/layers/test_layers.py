@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 
+from backends import tf
 from keras_init_lstm import (
     InitStateBidirectional,
     InitStateGRU,
@@ -157,3 +158,16 @@ def test_units_may_be_a_numpy_integer():
     assert_same(layer(X), layer(X, initial_state=[ones, None]))
     with pytest.raises(ValueError, match=rf"\({BATCH}, {UNITS}\)"):
         layer(X, initial_state=[np.ones((BATCH, UNITS + 1)), None])
+
+
+@pytest.mark.tensorflow
+def test_use_fused_raises_where_only_the_initial_state_has_a_tangent():
+    layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=True)
+    layer.build(X.shape)
+    h0 = layer.h0.value.value
+    message = "does not support forward-mode.*Received: use_fused=True"
+    with (
+        tf.autodiff.ForwardAccumulator(h0, tf.ones_like(h0)),
+        pytest.raises(ValueError, match=message),
+    ):
+        layer(X)
