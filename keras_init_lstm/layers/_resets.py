@@ -91,7 +91,7 @@ def with_resets(
         mask_of_rows = reset_mask[:, None]
         return [ops.where(mask_of_rows, reset, state) for reset, state in pairs], mask
     if layer.go_backwards:
-        # A sequence that starts at timestep t ends there when it is read backwards, so
+        # A sequence that begins at timestep t ends there when it is read backwards, so
         # the reset belongs to timestep t - 1.
         no_reset = ops.zeros_like(reset_mask[:, :1])
         reset_mask = ops.concatenate([reset_mask[:, 1:], no_reset], axis=1)
@@ -114,7 +114,7 @@ def loop_with_resets(
     too, after the states.
     """
     mask = next(iter(keras.tree.flatten(in_place_of_mask.mask)), None)
-    states_after_reset = in_place_of_mask.starts
+    states_after_reset = in_place_of_mask.states_after_reset
     states = keras.tree.flatten(initial_state)
     count = len(states)
     inputs = [sequences, in_place_of_mask.reset_mask[:, :, None]]

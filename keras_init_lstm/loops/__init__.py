@@ -1,14 +1,14 @@
-"""When a fused loop runs in place of Keras's loop, what goes in and what comes out.
+"""When a fused loop runs instead of Keras's loop, its inputs and its outputs.
 
-A backend's module is given a `Call` of plain tensors, and only runs a loop:
+A backend's module gets a `Call` of plain tensors, and only runs a loop:
 
-- `check(call)` raises a `NotFusedError` where `run()` cannot run the call;
-- `why_slower(call)` says why Keras's loop is to be preferred, or returns `None`;
+- `check(call)` raises a `NotFusedError` if `run()` can't run the call;
+- `why_slower(call)` returns why Keras's loop is preferred, or `None`;
 - `run(call)` returns all outputs (`None` if they are not wanted), the last output and
   the list of the last states;
-- `may_be_exported(call)` tells whether a file may be written of what is traced, which
-  then has to hold Keras's loop: `substitute()` puts that into the graph, and lets the
-  fused loop run in this process.
+- `may_be_exported(call)` returns whether the traced graph may be written to a file. The
+  file must then hold Keras's loop: `substitute()` puts Keras's loop into the graph, and
+  lets the fused loop run in this process.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from keras_init_lstm.backend import NotFusedError, backend
 from keras_init_lstm.loops.call import Call, InPlaceOfMask
 from keras_init_lstm.loops.exact_cell import CELLS, why_not_exact
 
-# The activation of the gates of a cell that has no such gates.
+# The recurrent activation of a cell that has no such gates.
 _NO_GATES = keras.activations.sigmoid
 
 _MODULES = {
@@ -51,7 +51,7 @@ def check_runs(
         sequences: As in `inner_loop()`.
         mask: As in `inner_loop()`, but not `InPlaceOfMask`.
         training: As in `inner_loop()`.
-        states: What is known of the states that rows start and restart from.
+        states: The states before the first timestep, as far as they are known.
     """
     _check_possible(layer)
     _check(layer, _call(layer, sequences, states, InPlaceOfMask(mask), training))
@@ -65,11 +65,11 @@ def inner_loop(
     training: bool,
     plain: Callable[..., Any],
 ) -> tuple[Any, Any, list[Any]]:
-    """Does what the `inner_loop` of Keras does, by the loop of the backend.
+    """Runs the loop of the backend, with the interface of Keras's `inner_loop`.
 
     Args:
-        layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`. Where its
-            `use_fused` is not True, the loop runs only where it is known to be faster.
+        layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`. If its
+            `use_fused` is not True, the loop runs only if it is known to be faster.
         sequences: A tensor `(batch, timesteps, features)`.
         initial_state: The states, each `(batch, units)`, in a list or nested.
         mask: A tensor `(batch, timesteps)`, a list of it, `None`, or `InPlaceOfMask`.
@@ -80,7 +80,7 @@ def inner_loop(
         The last output, all outputs, and the list of the last states.
 
     Raises:
-        NotFusedError: If Keras's loop has to run, or is to be preferred.
+        NotFusedError: If Keras's loop must run, or is preferred.
     """
     _check_possible(layer)
     states = keras.tree.flatten(initial_state)
@@ -89,20 +89,26 @@ def inner_loop(
     if not _may_be_exported(layer, call):
         return _run(layer, call)
 
-    def fused(sequences: Any, states: Sequence[Any], restarts: InPlaceOfMask) -> Any:
-        # In a function of its own, in which the weights are other tensors. Where a
-        # gradient is asked for, the plain loop runs.
-        call = _call(layer, sequences, states, restarts, training, differentiable=False)
+    def fused(
+        sequences: Any, states: Sequence[Any], in_place_of_mask: InPlaceOfMask
+    ) -> Any:
+        # This runs in another function, in which the weights are other tensors. If a
+        # gradient is taken, the plain loop runs.
+        call = _call(
+            layer, sequences, states, in_place_of_mask, training, differentiable=False
+        )
         return _run(layer, call)
 
-    restarts = InPlaceOfMask(call.mask, call.reset_mask, call.starts)
+    in_place_of_mask = InPlaceOfMask(
+        call.mask, call.reset_mask, call.states_after_reset
+    )
     return _loop.substitute(
-        plain, fused, layer.cell.weights, call.sequences, call.states, restarts
+        plain, fused, layer.cell.weights, call.sequences, call.states, in_place_of_mask
     )
 
 
 def _check_possible(layer: Any) -> None:
-    """Raises a `NotFusedError` if no loop can run the layer, whatever the call."""
+    """Raises a `NotFusedError` if no loop can run any call of the layer."""
     if _loop is None:
         raise NotFusedError(f"the backend {_name}")
     reason = why_not_exact(layer)
@@ -114,12 +120,12 @@ def _call(
     layer: Any,
     sequences: Any,
     states: Sequence[Any],
-    restarts: InPlaceOfMask,
+    in_place_of_mask: InPlaceOfMask,
     training: bool,
     differentiable: bool = True,
 ) -> Call:
     cell, tensor = layer.cell, backend.as_tensor
-    mask = next(iter(keras.tree.flatten(restarts.mask)), None)
+    mask = next(iter(keras.tree.flatten(in_place_of_mask.mask)), None)
     return Call(
         cell=CELLS[layer.keras_layer].name,
         activation=_name_of(cell.activation),
@@ -133,8 +139,8 @@ def _call(
         recurrent_kernel=tensor(cell.recurrent_kernel),
         bias=tensor(cell.bias) if cell.use_bias else None,
         mask=None if mask is None else tensor(mask),
-        reset_mask=restarts.reset_mask,
-        starts=restarts.starts,
+        reset_mask=in_place_of_mask.reset_mask,
+        states_after_reset=in_place_of_mask.states_after_reset,
         training=bool(training),
         wants_outputs=layer.return_sequences,
         differentiable=differentiable,
@@ -168,7 +174,7 @@ def _check(layer: Any, call: Call) -> None:
 
 
 def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
-    """What no loop computes: each reason, and whether it applies."""
+    """Yields each reason why no loop can run a call, and whether it applies."""
     cell = layer.cell
     dtype = keras.backend.standardize_dtype(call.sequences.dtype)
     drops = call.training and cell.dropout
@@ -177,7 +183,7 @@ def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
     yield "use_cudnn=True", getattr(layer, "use_cudnn", False) is True
     yield "dropout=1.0", drops and cell.dropout >= 1
     yield "recurrent_dropout=1.0", call.recurrent_dropout >= 1
-    # Keras's cell is made with `implementation=1` if it has recurrent dropout.
+    # Keras creates a cell with recurrent dropout with `implementation=1`.
     yield (
         "a cell whose implementation was changed",
         (drops or call.recurrent_dropout)
@@ -206,7 +212,7 @@ def _fits(shape: tuple[int | None, ...] | None, sequences: Any) -> bool:
     if shape is None or len(shape) != 2:
         return False
     batch_size, timesteps = sequences.shape[:2]
-    # One row may stand for all.
+    # A mask with one row is broadcast.
     fits = shape[0] in (1, batch_size) or None in (shape[0], batch_size)
     return fits and shape[1] == timesteps
 
@@ -237,7 +243,7 @@ def _run(layer: Any, call: Call) -> tuple[Any, Any, list[Any]]:
         masks = _listed(cell.get_recurrent_dropout_mask(call.states[0]))
         call = call.replace(recurrent_masks=masks)
     if mask is not None:
-        # One row may stand for all.
+        # Broadcast a mask with one row.
         mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(sequences)[:2])
     call = call.replace(sequences=sequences, mask=mask)
     if layer.go_backwards:
@@ -247,8 +253,8 @@ def _run(layer: Any, call: Call) -> tuple[Any, Any, list[Any]]:
         outputs = last_output[:, None]
     if call.mask is None:
         return last_output, outputs, states
-    # Keras puts out zeros at a masked timestep, or the output before it, if there is
-    # one since the row started or restarted.
+    # At a masked timestep, Keras puts out zeros, or the last output of the row since
+    # its last reset, if there is one.
     shown = call.mask
     if not layer.zero_output_for_mask:
         shown = _has_read(call.mask, call.reset_mask)
@@ -259,12 +265,12 @@ def _run(layer: Any, call: Call) -> tuple[Any, Any, list[Any]]:
 
 
 def _listed(masks: Any) -> list[Any]:
-    """The masks of a cell, which draws one for each gate or one for all."""
+    """Returns the dropout masks of a cell as a list: one for each gate, or for all."""
     return [*masks] if isinstance(masks, (list, tuple)) else [masks]
 
 
 def _has_read(mask: Any, reset_mask: Any) -> Any:
-    """Whether a timestep of its piece was read at each, `(batch, timesteps)`."""
+    """Whether a row has read a timestep since its last reset, `(batch, timesteps)`."""
     mask = ops.cast(mask, "int32")
     read = ops.cumsum(mask, axis=1)
     if reset_mask is None:
@@ -274,9 +280,9 @@ def _has_read(mask: Any, reset_mask: Any) -> Any:
     pieces = ops.cumsum(ops.cast(reset_mask, "int32"), axis=1)
     pieces += ops.arange(batch_size, dtype="int32")[:, None] * (timesteps + 1)
     before = ops.where(reset_mask, read - mask, ops.zeros_like(read))
-    of_pieces = ops.segment_max(
+    read_before = ops.segment_max(
         ops.reshape(before, (-1,)),
         ops.reshape(pieces, (-1,)),
         num_segments=batch_size * (timesteps + 1),
     )
-    return read > ops.take(of_pieces, pieces)
+    return read > ops.take(read_before, pieces)

@@ -1,4 +1,4 @@
-"""What a backend's loop is given: plain tensors, and what is wanted of them."""
+"""The inputs of a backend's loop: plain tensors and options."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any, Literal, NamedTuple
 
 
 class InPlaceOfMask(NamedTuple):
-    """A mask, and what Keras has no argument for, handed through Keras as the mask.
+    """A mask, a reset mask and a context, which pass through Keras as the mask.
 
-    `Bidirectional` hands it to both of its layers, and a layer to its `inner_loop()`.
+    `Bidirectional` passes it to its two layers, and a layer to its `inner_loop()`.
 
     Attributes:
         mask: The mask of the call, or `None`.
-        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row is to return
-            to its initial state before that timestep is read; or `None`.
-        starts: For each state in order what that is: a tensor `(batch, units)`, or
-            `(batch, timesteps, units)` where it differs from timestep to timestep.
-            Empty for a layer, which computes them.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row returns to
+            its initial state before that timestep is read; or `None`.
+        states_after_reset: For each state, in order, the state after a reset: a tensor
+            `(batch, units)`, or `(batch, timesteps, units)` if it differs between
+            timesteps. Empty for a layer, which computes these states.
         context: The context of the call. `None` for an `inner_loop()`.
     """
 
     mask: Any
     reset_mask: Any = None
-    starts: Sequence[Any] = ()
+    states_after_reset: Sequence[Any] = ()
     context: Any = None
 
     @classmethod
     def of(cls, mask: Any) -> InPlaceOfMask:
-        """Returns what a layer or an `inner_loop()` was given as its mask."""
+        """Returns the mask of a layer or of an `inner_loop()`, wrapped if it is not."""
         return mask if isinstance(mask, cls) else cls(mask)
 
 
@@ -41,34 +41,34 @@ class Call:
     runs the loop.
 
     Attributes:
-        cell: Which of Keras's cells it is.
+        cell: The kind of the cell.
         sequences: Tensor `(batch, timesteps, features)`. Dropout is already applied,
             and with `go_backwards` everything with a time axis is already reversed.
-            With `drops_by_gate` it is `(batch, timesteps, gates * features)` from then
-            on: the sequences of each gate, side by side.
+            With `drops_by_gate`, its shape is then `(batch, timesteps, gates *
+            features)`: the sequences of all gates, side by side.
         states: The states before the first timestep, each `(batch, units)`, h first.
         kernel: Tensor `(features, gates * units)`, as Keras's cell holds it: the gates
             of an LSTM are i, f, c, o; the gates of a GRU are z, r, h.
         recurrent_kernel: Tensor `(units, gates * units)`.
         bias: Tensor `(gates * units,)`, for a GRU with `reset_after` `(2, gates *
             units)`, or `None`.
-        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is left out:
-            the states stay, and the output is h before it. Or `None`.
-        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row returns to
-            `starts` before that timestep is read, or left out. Or `None`.
-        starts: For each state what the rows return to: a tensor `(batch, units)`, or
-            `(batch, timesteps, units)` where it differs between timesteps. Empty
-            without a `reset_mask`.
+        mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is skipped:
+            it keeps the states, and its output is the last h. Or `None`.
+        reset_mask: Boolean tensor `(batch, timesteps)`, `True` where a row is reset
+            before that timestep is read or skipped. Or `None`.
+        states_after_reset: For each state, the state after a reset: a tensor `(batch,
+            units)`, or `(batch, timesteps, units)` if it differs between timesteps.
+            Empty without a `reset_mask`.
         drops_by_gate: Whether dropout draws a mask for each gate.
         recurrent_dropout: The rate at which h is dropped before its products with the
             recurrent kernel. It is 0 at inference.
-        recurrent_masks: For each gate what h is multiplied with before its product
-            with the recurrent kernel, `(batch, units)`. Empty without recurrent
-            dropout, and until the masks are drawn, which is after `check()`.
+        recurrent_masks: For each gate, the dropout mask `(batch, units)` of h, which is
+            applied before its product with the recurrent kernel. Empty without
+            recurrent dropout, and during `check()`, before the masks are drawn.
         activation: The name of the activation in `keras.activations`, or another name
-            if it is none of these.
-        recurrent_activation: Likewise, of the activation of the gates. A SimpleRNN has
-            no such gates.
+            for a custom activation.
+        recurrent_activation: The name of the activation of the gates, likewise. A
+            SimpleRNN has no such gates.
         reset_after: For a GRU, whether the reset gate is applied after the product
             with the recurrent kernel.
         training: Whether the layer is called in training mode.
@@ -84,7 +84,7 @@ class Call:
     bias: Any = None
     mask: Any = None
     reset_mask: Any = None
-    starts: Sequence[Any] = ()
+    states_after_reset: Sequence[Any] = ()
     drops_by_gate: bool = False
     recurrent_dropout: float = 0.0
     recurrent_masks: Sequence[Any] = ()
@@ -102,7 +102,7 @@ class Call:
         return [self.kernel, self.recurrent_kernel, *biases]
 
     def replace(self, **changes: Any) -> Call:
-        """Returns the call with other values of these attributes."""
+        """Returns the call with other values of attributes."""
         return dataclasses.replace(self, **changes)
 
     def with_each_sequence(self, change: Callable[[Any], Any]) -> Call:
@@ -111,5 +111,7 @@ class Call:
             sequences=change(self.sequences),
             mask=None if self.mask is None else change(self.mask),
             reset_mask=None if self.reset_mask is None else change(self.reset_mask),
-            starts=[change(s) if len(s.shape) == 3 else s for s in self.starts],
+            states_after_reset=[
+                change(s) if len(s.shape) == 3 else s for s in self.states_after_reset
+            ],
         )

@@ -48,7 +48,7 @@ def check(call: Call) -> None:
         raise NotFusedError("the debugging of every operation, which XLA would bypass")
     if not available():
         raise NotFusedError("a GPU, or a TensorFlow without XLA")
-    tensors = [call.sequences, *call.states, *call.starts, *call.weights]
+    tensors = [call.sequences, *call.states, *call.states_after_reset, *call.weights]
     if tangents_of(tensors).tangents:
         raise NotFusedError("forward-mode differentiation")
 

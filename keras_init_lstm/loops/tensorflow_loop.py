@@ -80,11 +80,11 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
     >>> tuple(hs.shape), tuple(h.shape)
     ((2, 5, 4), (2, 4))
     """
-    sequences, states, bias, starts = (
+    sequences, states, bias, states_after_reset = (
         call.sequences,
         call.states,
         call.bias,
-        call.starts,
+        call.states_after_reset,
     )
     training = call.training
     units = call.recurrent_kernel.shape[0]
@@ -129,7 +129,7 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
         training,
         call.wants_outputs,
         time_first,
-        ranks=tuple(start.shape.rank for start in starts),
+        ranks=tuple(state.shape.rank for state in states_after_reset),
     )
     masks = map(
         Masks,
@@ -139,7 +139,9 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
         ),
         [*zip(*map(split, recurrent_masks), strict=True)] or [()] * blocks,
     )
-    of_blocks = zip(masks, *map(split, [sequences, *states, *starts]), strict=True)
+    of_blocks = zip(
+        masks, *map(split, [sequences, *states, *states_after_reset]), strict=True
+    )
     weights = (call.kernel, call.recurrent_kernel, bias)
     results = [
         _block(program, call.differentiable, of_rows, [*inputs, *weights])
@@ -318,8 +320,10 @@ def _forward(
     if not program.time_first:
         masks, inputs = _with_time_first(masks, inputs)
     x, *states, kernel, recurrent_kernel, bias = inputs
-    states, starts = states[: cell.states], states[cell.states :]
-    starts_at = [s if s.shape.rank == 2 else _tensor_array(s) for s in starts]
+    states, states_after_reset = states[: cell.states], states[cell.states :]
+    reset_states_at = [
+        s if s.shape.rank == 2 else _tensor_array(s) for s in states_after_reset
+    ]
     timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
     units = recurrent_kernel.shape[0]
     scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
@@ -344,7 +348,7 @@ def _forward(
     def step(t: Any, *carried: Any) -> tuple:
         states, (z, *arrays) = [*carried[: cell.states]], carried[first_array:]
         if reset_at is not None:
-            states = _restarted(reset_at.read(t), starts_at, states, t)
+            states = _with_resets(reset_at.read(t), reset_states_at, states, t)
         # The bias is added here, since of sums made before the loop XLA would keep both
         # the products and the sums in memory.
         new_states, residuals = cell.step(
@@ -381,22 +385,27 @@ def _backward(
     residuals: list[tf.Tensor],
     upstream: list[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """The gradients of the inputs: x, the states and starts, and the weights."""
+    """The gradients of the inputs: x, the states, the states after a reset, weights."""
     _, *states, kernel, recurrent_kernel, _ = inputs
-    states, starts = states[: program.cell.states], states[program.cell.states :]
+    states, states_after_reset = (
+        states[: program.cell.states],
+        states[program.cell.states :],
+    )
     x, hs, *residuals = residuals
     loop = _compiled(_backward_loop, dataclasses.replace(program, training=True))
-    dz, *dstates = loop(masks, recurrent_kernel, residuals, starts, *upstream)
+    dz, *dstates = loop(
+        masks, recurrent_kernel, residuals, states_after_reset, *upstream
+    )
     # Not compiled: XLA's products are slower where the left factor is transposed.
     dx = tf.reshape(inputs_gradient(dz, kernel, program.inputs), tf.shape(x))
     if not program.time_first:
         dx = _transpose_batch_time(dx)
     before = tf.concat([states[0][None], hs[:-1]], 0)
-    if starts:
+    if states_after_reset:
         # What the recurrent kernel is multiplied with where a row restarts.
         if not program.time_first:
-            masks, starts = _with_time_first(masks, starts)
-        before = tf.where(masks.reset_mask[:, :, None], starts[0], before)
+            masks, states_after_reset = _with_time_first(masks, states_after_reset)
+        before = tf.where(masks.reset_mask[:, :, None], states_after_reset[0], before)
     x, before, residuals = tf.nest.map_structure(
         lambda tensor: tf.reshape(tensor, [-1, tensor.shape[-1]]),
         (x, dropped(before, masks.recurrent_masks), residuals),
@@ -411,10 +420,10 @@ def _backward_loop(
     masks: Masks,
     recurrent_kernel: tf.Tensor,
     residuals: list[tf.Tensor],
-    starts: list[tf.Tensor],
+    states_after_reset: list[tf.Tensor],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """The gradients of the gates, all rows one after another, of states and starts."""
+    """The gradients of the gates, of all rows in turn, and of both lists of states."""
     dhs, gradients = None, list(upstream)
     if program.sequences:
         dhs = gradients.pop(0)
@@ -433,10 +442,10 @@ def _backward_loop(
     transposed = tf.transpose(recurrent_kernel)
     count = program.cell.states
     start_gradients = [
-        tf.zeros_like(start)
-        if start.shape.rank == 2
-        else tf.TensorArray(start.dtype, timesteps, element_shape=upstream[-1].shape)
-        for start in starts
+        tf.zeros_like(state)
+        if state.shape.rank == 2
+        else tf.TensorArray(state.dtype, timesteps, element_shape=upstream[-1].shape)
+        for state in states_after_reset
     ]
 
     def step(k: Any, *carried: Any) -> tuple:
@@ -485,8 +494,8 @@ def _double_backward(
     program = dataclasses.replace(program, training=False)
     # `tape.jacobian()` of an eager gradient can't differentiate a loop of TensorFlow.
     loop = _loop if tf.is_symbolic_tensor(tensors[0]) else _unrolled
-    # One tensor may be several of them, as what rows both start and restart from; a
-    # tape would give each of these the gradients of all.
+    # One tensor may be several of them, such as the initial state and the state after a
+    # reset; a tape would give each of these the gradients of all.
     tensors = tuple(map(tf.identity, tensors))
     # The others are the gradients of what `_forward()` returns.
     inputs = tensors[: -program.cell.states - program.sequences]
@@ -522,13 +531,16 @@ def _columns(mask: tf.Tensor | None) -> tf.TensorArray | None:
     return None if mask is None else _tensor_array(mask[:, :, None])
 
 
-def _restarted(
-    reset: tf.Tensor, starts: Sequence[Any], states: Sequence[tf.Tensor], t: Any
+def _with_resets(
+    reset: tf.Tensor,
+    states_after_reset: Sequence[Any],
+    states: Sequence[tf.Tensor],
+    t: Any,
 ) -> list[tf.Tensor]:
-    """The states before timestep `t` of rows that may restart there."""
+    """The states before timestep `t` of rows that may be reset there."""
     return [
         tf.where(reset, s.read(t) if isinstance(s, tf.TensorArray) else s, state)
-        for s, state in zip(starts, states, strict=True)
+        for s, state in zip(states_after_reset, states, strict=True)
     ]
 
 

@@ -1,12 +1,12 @@
-"""The loop of a recurrent layer by PyTorch's native kernels.
+"""The loop of a recurrent layer, run by PyTorch's native kernels.
 
-On a GPU PyTorch calls cuDNN; on the CPU it calls oneDNN for an LSTM in float32, and a
-loop in C++ else. The kernels know neither masks nor resets, so the batch is rearranged:
-a reset splits a row into pieces, and the timesteps of a piece that are read move to its
-left. Padding follows on the right, and its outputs are thrown away.
+On a GPU, PyTorch calls cuDNN. On the CPU, it calls oneDNN for an LSTM in float32, and
+otherwise a loop in C++. The kernels support neither masks nor resets, so the batch is
+rearranged: a reset splits a row into pieces, and the unmasked timesteps of a piece move
+to the left. Padding follows on the right, and its outputs are dropped.
 
 PyTorch differentiates the kernels, and on the CPU their derivatives. cuDNN has no
-second derivatives: there PyTorch raises a `RuntimeError` that says how to disable it.
+second derivatives: PyTorch then raises a `RuntimeError` that says how to disable it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ from keras_init_lstm.backend.base import NotFusedError
 from keras_init_lstm.loops.call import Call
 
 try:
-    # Private. The transformations of `torch.func` that are in progress: no public
-    # function tells, and there is no native kernel for most of them.
+    # The native kernels do not support most transforms of `torch.func`, and no public
+    # function returns the current transforms.
     from torch._functorch.pyfunctorch import (
         retrieve_all_functorch_interpreters as transformations,
     )
 except ImportError:
     transformations = None
 
-# `torch.nn.LSTM` and its like call these functions of `torch`. They have no
-# documentation, and no public function takes weights.
+# The layers of `torch.nn` call these functions, which are not documented. No documented
+# function takes weights.
 _KERNELS = {
     ("lstm", "tanh"): "lstm",
     ("gru", "tanh"): "gru",
@@ -36,17 +36,16 @@ _KERNELS = {
     ("simple_rnn", "relu"): "rnn_relu",
 }
 
-# In float16 too, a gate with this before its sigmoid is 1 and with its negative is 0,
-# whatever the rest of the sum.
+# The sigmoid of a sum with this number is 1, and with its negative 0, in float16 too.
 _SATURATED = 1000.0
 
-# By how much the timesteps of a batch may grow when all its pieces are padded to the
-# longest.
+# The factor by which the timesteps of a batch may grow if all its pieces are padded to
+# the longest piece.
 _MOST_PADDING = 2
 
 
 def check(call: Call) -> None:
-    """Raises a `NotFusedError`, with the reason, if `run()` is not to be called."""
+    """Raises a `NotFusedError` with the reason if `run()` can't run the call."""
     for reason, applies in _refusals(call):
         if applies:
             raise NotFusedError(reason)
@@ -63,22 +62,23 @@ def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
     )
     yield "recurrent_dropout", call.recurrent_dropout > 0
     yield "dropout with implementation=1", call.drops_by_gate
-    # Both would unroll the native kernel, as they unroll Keras's loop. They come first
-    # here, since `torch.compile` cannot trace the questions below.
+    # Both would unroll the native kernel, as they unroll Keras's loop. Test this first:
+    # `torch.compile` can't trace the other tests.
     yield "torch.compile and torch.export", torch.compiler.is_compiling()
     yield "a PyTorch without its function", not hasattr(torch, kernel)
     yield "reset_after=False", call.cell == "gru" and not call.reset_after
     sequences = call.sequences
-    tensors = [sequences, *call.weights, *call.states, *call.starts]
+    tensors = [sequences, *call.weights, *call.states, *call.states_after_reset]
     plain_types = (torch.Tensor, torch.nn.Parameter)
     yield "subclasses of tensors", any(type(t) not in plain_types for t in tensors)
-    # The native kernels do not look, and would read what lies behind in memory.
+    # The native kernels don't check shapes, and would read other memory.
     features, units = call.kernel.shape[0], call.recurrent_kernel.shape[0]
     fit = sequences.dim() == 3 and sequences.shape[2] == features
     yield "sequences that do not fit the kernel", not fit
-    of_batch = (sequences.shape[0], units)
-    fit = all(s.shape in (of_batch, (*sequences.shape[:2], units)) for s in call.starts)
-    fit = fit and all(state.shape == of_batch for state in call.states)
+    state_shape = (sequences.shape[0], units)
+    shapes = (state_shape, (*sequences.shape[:2], units))
+    fit = all(state.shape in shapes for state in call.states_after_reset)
+    fit = fit and all(state.shape == state_shape for state in call.states)
     yield "states that are not (batch, units)", not fit
     device = sequences.device.type
     yield f"the device {device}", device not in ("cpu", "cuda")
@@ -93,7 +93,7 @@ def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
     has_tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     yield "forward-mode differentiation", has_tangents
     if torch.jit.is_tracing():
-        # What is traced would depend on the values of the masks.
+        # The trace would depend on the values of the masks.
         has_masks = call.mask is not None or call.reset_mask is not None
         yield "a mask in torch.jit.trace or an export to ONNX", has_masks
     else:
@@ -101,22 +101,22 @@ def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
 
 
 def why_slower(call: Call) -> str | None:
-    """Why Keras's loop is to be preferred, or `None`."""
+    """Returns why Keras's loop is preferred, or `None`."""
     if call.sequences.device.type != "cpu":
         # Nobody has run it there yet. Keras runs cuDNN itself where there is no mask.
         return "a GPU"
     if call.sequences.dtype not in (torch.float32, torch.float64):
-        # Keras's loop rounds after each operation, as the dtype of the layer says.
+        # Keras's loop rounds to the dtype of the layer after each operation.
         return "16-bit floating point"
     return None
 
 
 def may_be_exported(call: Call) -> bool:  # noqa: ARG001
-    """Whether what is traced has to hold Keras's loop: a kernel may be exported."""
+    """Whether a trace must hold Keras's loop. It need not: kernels can be exported."""
     return False
 
 
-@torch.compiler.disable  # Dynamo compiles what is called where it broke the graph.
+@torch.compiler.disable  # Dynamo would compile functions called after a graph break.
 def run(call: Call) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
     """Runs the loop of a call for which `check()` raises nothing.
 
@@ -139,7 +139,7 @@ def run(call: Call) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
 def _run_pieces(
     call: Call, mask: Any, reset_mask: Any
 ) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
-    """Does what `run()` does, with a mask or resets."""
+    """Runs the loop of a call with a mask or resets."""
     batch, timesteps, _ = call.sequences.shape
     pieces = _rows(mask) if reset_mask is None else _pieces(mask, reset_mask)
     states = _before_pieces(call, pieces, reset_mask)
@@ -173,22 +173,22 @@ def _run_pieces(
 
 
 class _Pieces(NamedTuple):
-    """How the timesteps of a batch are laid out in groups of padded pieces.
+    """The positions of the timesteps of a batch in groups of padded pieces.
 
     A piece is the part of a row between two resets. The pieces of a group run together,
     time first, as `(longest, pieces, features)`. All groups are concatenated, and the
     batch is flattened to `batch * timesteps` timesteps.
 
     Attributes:
-        begins: For each piece the timestep of the batch at which it begins.
-        groups: For each group the numbers of its pieces, and how many timesteps each is
-            padded to.
-        sources: For each timestep of all groups, which timestep of the batch is read
-            there, or `batch * timesteps` for padding.
-        places: For each timestep of the batch where its output is, when in each group
-            the states before all its pieces come before the outputs.
-        last: For each row the position of its last piece among the pieces of all
-            groups.
+        begins: For each piece, the index of its first timestep in the batch.
+        groups: For each group, the numbers of its pieces, and the number of timesteps
+            to which they are padded.
+        sources: For each timestep of all groups, the index of the timestep of the batch
+            that is read, or `batch * timesteps` for padding.
+        places: For each timestep of the batch, the index of its output in the outputs
+            of all groups, if the states before the pieces of a group precede its
+            outputs.
+        last: For each row, the index of its last piece among the pieces of all groups.
     """
 
     begins: torch.Tensor
@@ -199,10 +199,10 @@ class _Pieces(NamedTuple):
 
 
 def _rows(mask: torch.Tensor) -> _Pieces:
-    """The pieces of a batch without resets, each of them a row.
+    """Returns the pieces of a batch without resets, in which each row is a piece.
 
-    `_pieces()` finds the same with three times as many operations, which would take as
-    long as the kernel itself for a small batch.
+    `_pieces()` returns the same with three times as many operations, which would take
+    as long as the kernel for a small batch.
     """
     batch, timesteps = mask.shape
     rows = torch.arange(batch, device=mask.device)
@@ -226,14 +226,15 @@ def _pieces(mask: Any, reset_mask: torch.Tensor) -> _Pieces:
     if mask is None:
         mask = torch.ones_like(piece, dtype=torch.bool)
     mask = mask.flatten()
-    # For each timestep, how many of its piece are read up to and including it.
+    # For each timestep, count the read timesteps of its piece up to and including it.
     read = mask.cumsum(0)
     read = read - (read - mask.long())[begins][piece]
     ends = torch.cat([begins[1:], begins.new_tensor([count])]) - 1
     lengths = read[ends]
     numbers = torch.arange(len(begins), device=begins.device)
     groups = _groups(numbers, lengths, count)
-    # For each piece, where its group begins, how many pieces this has, its column.
+    # For each piece, the first index and the number of pieces of its group, and its
+    # column in the group.
     offset, stride, column = (torch.empty_like(numbers) for _ in range(3))
     place = source = 0
     earlier = torch.empty_like(numbers)
@@ -258,10 +259,10 @@ def _pieces(mask: Any, reset_mask: torch.Tensor) -> _Pieces:
 def _groups(
     numbers: torch.Tensor, lengths: torch.Tensor, count: int
 ) -> list[tuple[torch.Tensor, int]]:
-    """Groups pieces that are padded to one length.
+    """Groups the pieces that are padded to the same length.
 
     One long piece among many short ones would make a batch far larger than the original
-    one. If so, lengths within a group differ by a factor of at most two.
+    batch. In this case, the lengths in a group differ by a factor of at most two.
     """
     longest = max(1, int(lengths.max()))
     if len(lengths) * longest <= _MOST_PADDING * count:
@@ -273,33 +274,33 @@ def _groups(
         chosen = lengths <= length
         if shorter:
             chosen &= lengths > shorter
-        of_group = numbers[chosen]
-        if len(of_group):
-            groups.append((of_group, max(1, int(lengths[chosen].max()))))
+        in_group = numbers[chosen]
+        if len(in_group):
+            groups.append((in_group, max(1, int(lengths[chosen].max()))))
         shorter = length
     return groups
 
 
 def _before_pieces(call: Call, pieces: _Pieces, reset_mask: Any) -> list[torch.Tensor]:
-    """The states before each piece, each `(pieces, units)`."""
+    """Returns the states before each piece, each `(pieces, units)`."""
     if reset_mask is None:
         return list(call.states)
     row = pieces.begins // call.sequences.shape[1]
     resets = reset_mask.flatten()[pieces.begins][:, None]
     states = []
-    for state, start in zip(call.states, call.starts, strict=True):
-        if start.dim() == 2:
-            start = start.index_select(0, row)
+    for state, reset_state in zip(call.states, call.states_after_reset, strict=True):
+        if reset_state.dim() == 2:
+            reset_state = reset_state.index_select(0, row)
         else:
-            start = start.flatten(0, 1).index_select(0, pieces.begins)
-        states.append(torch.where(resets, start, state.index_select(0, row)))
+            reset_state = reset_state.flatten(0, 1).index_select(0, pieces.begins)
+        states.append(torch.where(resets, reset_state, state.index_select(0, row)))
     return states
 
 
 def _timesteps(sequences: torch.Tensor, shows_padding: bool) -> torch.Tensor:
-    """All timesteps of a batch one after another, and at the end one of padding.
+    """Returns all timesteps of a batch one after another, then a timestep of padding.
 
-    Padding is zero, so that a NaN at a masked timestep cannot reach a gradient. With
+    Padding is zero: a NaN at a masked timestep must not reach a gradient. With
     `shows_padding`, one more feature is 1 for padding and 0 for timesteps.
     """
     padding = sequences.new_zeros((1, sequences.shape[2]))
@@ -312,7 +313,7 @@ def _timesteps(sequences: torch.Tensor, shows_padding: bool) -> torch.Tensor:
 
 
 def _weights(call: Call, shows_padding: bool = False) -> list[torch.Tensor]:
-    """The weights as PyTorch has them: `(gates * units, features)` and so on.
+    """Returns the weights for PyTorch's kernels, such as `(gates * units, features)`.
 
     With `shows_padding`, there is one more feature, which is 1 for padding. In an LSTM
     it closes the gate i and opens the gate f, so that padding leaves c as it is. A relu
@@ -322,7 +323,7 @@ def _weights(call: Call, shows_padding: bool = False) -> list[torch.Tensor]:
     biases = []
     if call.bias is not None:
         bias = call.bias
-        # PyTorch adds two biases; only in a GRU they differ in effect.
+        # PyTorch adds two biases. They have different effects only in a GRU.
         biases = (
             list(bias.unbind()) if bias.dim() == 2 else [bias, torch.zeros_like(bias)]
         )
@@ -340,7 +341,7 @@ def _weights(call: Call, shows_padding: bool = False) -> list[torch.Tensor]:
 
 
 def _with_r_first(weight: torch.Tensor) -> torch.Tensor:
-    """A weight of a GRU with the gates r, z, h, as PyTorch has them."""
+    """Returns a weight of a GRU with PyTorch's order of the gates: r, z, h."""
     z, r, h = weight.chunk(3, -1)
     return torch.cat([r, z, h], -1)
 
@@ -355,7 +356,7 @@ def _native(
     """Calls the kernel, and returns the outputs and the last states."""
     train = call.training
     if not torch.jit.is_tracing():
-        # cuDNN keeps what the gradients need only if `train` is true.
+        # cuDNN keeps the tensors for gradients only if `train` is true.
         train = torch.is_grad_enabled() and any(
             t.requires_grad for t in (sequences, *states, *weights)
         )
@@ -379,9 +380,9 @@ def _native(
 
 
 def _in_one_buffer(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The same weights, one after another in memory, as cuDNN wants them.
+    """Returns the weights one after another in one buffer, as cuDNN needs them.
 
-    Otherwise PyTorch warns at each call that it copies them.
+    Otherwise, PyTorch copies them at each call and warns.
     """
     buffer = torch.cat([weight.flatten() for weight in weights])
     parts = buffer.split([weight.numel() for weight in weights])

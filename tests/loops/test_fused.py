@@ -1,4 +1,4 @@
-"""The fused loop where it differs from Keras's: when it runs, and what is compiled."""
+"""The fused loop of TensorFlow: when it runs, its gradients, and what is compiled."""
 
 import dataclasses
 import functools
@@ -27,14 +27,14 @@ from strategies import FUSIBLE, at_most, cases, masks
 
 pytestmark = pytest.mark.tensorflow
 
-TIMESTEPS = 10  # With few, it is not taken.
+TIMESTEPS = 10  # The fused loop does not run for fewer than 8.
 
 
 def batch(rows=4, timesteps=TIMESTEPS):
     return normal(rows, timesteps, FEATURES)
 
 
-def of_weights_and_inputs(layer, x, states=None, order=1, **kwargs):
+def gradients_by_weights_and_inputs(layer, x, states=None, order=1, **kwargs):
     x = tf.cast(x, layer.compute_dtype)
     watched = [x, *(w.value for w in layer.cell.weights)]
     kwargs |= {} if states is None else {"initial_state": states}
@@ -43,7 +43,7 @@ def of_weights_and_inputs(layer, x, states=None, order=1, **kwargs):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """One entry for each time that the fused loop was called or traced."""
+    """A list with an entry for each call or trace of the fused loop."""
     calls = []
 
     def run_loop(cell, call):
@@ -66,7 +66,7 @@ class TestGradients:
         ),
         st.booleans(),
     )
-    def test_of_second_order_are_those_of_keras(self, case, training):
+    def test_second_order_gradients_equal_keras(self, case, training):
         layer = case.layer()
         states = [tf.constant(s) for s in tiled_states(layer, case.batch)]
         names = ("activation", "recurrent_activation")
@@ -74,9 +74,9 @@ class TestGradients:
         has_no_second = "softsign" in map(case.arguments.get, names)
         call = {"mask": case.mask, "training": training}
         call["order"] = 1 if has_no_second else 2
-        got = of_weights_and_inputs(layer, case.inputs, **call)
+        got = gradients_by_weights_and_inputs(layer, case.inputs, **call)
         reference = case.reference(layer)
-        want = of_weights_and_inputs(reference, case.inputs, states, **call)
+        want = gradients_by_weights_and_inputs(reference, case.inputs, states, **call)
         assert_same(got, want, tolerance=1e-9 * scale_of(want))
 
     @pytest.mark.parametrize(
@@ -89,13 +89,15 @@ class TestGradients:
         ],
         ids=str,
     )
-    def test_with_recurrent_dropout_are_those_of_keras(self, make, options):
+    def test_with_recurrent_dropout_equal_keras(self, make, options):
         options = {"dtype": "float64", "seed": 1, "recurrent_dropout": 0.5, **options}
         x, call = batch(timesteps=4), {"training": True, "order": 2}
         layer = make(UNITS, use_fused=True, return_sequences=True, **options)
         layer.build(x.shape)
         reference = reference_of(layer, return_sequences=True, **options)
-        got, want = (of_weights_and_inputs(e, x, **call) for e in (layer, reference))
+        got, want = (
+            gradients_by_weights_and_inputs(e, x, **call) for e in (layer, reference)
+        )
         assert_same(got, want, tolerance=1e-9 * scale_of(want))
 
     # For each activation what its argument is at the kinks.
@@ -113,7 +115,7 @@ class TestGradients:
             (InitStateSimpleRNN, "activation"),
         ],
     )
-    def test_at_the_kinks_are_those_of_keras(self, make, role, activation, kinks):
+    def test_at_the_kinks_equal_keras(self, make, role, activation, kinks):
         options = {role: activation, "return_state": True, "dtype": "float64"}
         units, x = len(kinks), normal(1, 2, FEATURES)
         layer = make(units, use_fused=True, initial_state=0.5, **options)
@@ -145,12 +147,15 @@ class TestGradients:
         layer.cell.set_weights(weights)
         reference = reference_of(layer, **options)
         call = {"training": True}
-        found = [of_weights_and_inputs(each, x, **call) for each in (layer, reference)]
+        found = [
+            gradients_by_weights_and_inputs(each, x, **call)
+            for each in (layer, reference)
+        ]
         assert_same(*found)
 
 
-# Ways to differentiate that are not a tape around a call. Each takes a function of the
-# sequences and a variable, and returns derivatives by the variable.
+# Ways to differentiate other than a tape around a call. Each function takes a function
+# of the sequences and a variable, and returns derivatives by the variable.
 
 
 def with_functions_run_eagerly(call, x, variable):
@@ -377,7 +382,7 @@ def test_differentiated_in_a_branch(taken, way, make, training):
     assert_same(got, want, tolerance=1e-5 * scale_of(want))
 
 
-def test_restarts_differentiated_in_a_branch():
+def test_resets_differentiated_in_a_branch():
     x, found, weights = tf.constant(batch()), [], None
     reset_mask = np.arange(x.shape[0] * TIMESTEPS).reshape(x.shape[:2]) % 4 == 0
     for use_fused in (True, False):
@@ -418,7 +423,7 @@ def of_a_function_twice(layer, x, weights, training, **kwargs):
     return gradients(lambda: function(x, **kwargs), variables, order=2)
 
 
-def test_differentiated_twice_through_a_function_with_restarts():
+def test_differentiated_twice_through_a_function_with_resets():
     x, found = batch(), []
     reset_mask = np.arange(x.size // FEATURES).reshape(x.shape[:2]) % 4 == 0
     weights = None
@@ -433,7 +438,7 @@ def test_differentiated_twice_through_a_function_with_restarts():
     assert_same(*found, tolerance=1e-4)
 
 
-def test_differentiated_twice_by_one_tensor_that_is_both_states():
+def test_differentiated_twice_by_one_tensor_as_both_states():
     x, found = batch()[:, :2], []
     state = tf.ones((len(x), UNITS)) / 2
     layer = InitStateLSTM(UNITS, use_fused=True)
@@ -449,18 +454,18 @@ def test_differentiated_twice_by_one_tensor_that_is_both_states():
 
 class TestBatches:
     @pytest.mark.parametrize("make", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
-    def test_of_one_row_after_others(self, make):
+    def test_one_row_after_others(self, make):
         layer = make(UNITS, use_fused=True)
-        for rows in (4, 3):  # From then on the loop forgets the number of rows.
+        for rows in (4, 3):  # After this, the loop is traced for any number of rows.
             layer(batch(rows), training=True)
         x, found = batch(1), []
         for each in (layer, reference_of(layer)):
-            step = tf.function(functools.partial(of_weights_and_inputs, each))
+            step = tf.function(functools.partial(gradients_by_weights_and_inputs, each))
             found.append(step(tf.constant(x), training=True))
         assert_same(*found, tolerance=1e-5)
 
     @given(st.integers(0, 5000), st.integers(0, 5000))
-    def test_their_sizes_are_rounded_up_to_few(self, rows, other):
+    def test_batch_sizes_are_rounded_up(self, rows, other):
         rounded = fused_loop.rounded_up(rows)
         assert max(rows, 1) <= rounded <= max(1.25 * rows, 8)
         assert fused_loop.rounded_up(rounded) == rounded
@@ -483,7 +488,7 @@ class TestBatches:
         ],
         ids=str,
     )
-    def test_of_any_size_with_many_units_are_those_of_keras(
+    def test_any_size_with_many_units_equals_keras(
         self, rows, make, options, most_for_xla, known, monkeypatch
     ):
         monkeypatch.setattr(fused_loop, "_MOST_FOR_XLA", most_for_xla)
@@ -498,7 +503,7 @@ class TestBatches:
 
             @tf.function(input_signature=signature)
             def call(x, each=each):
-                return each(x), of_weights_and_inputs(each, x, training=True)
+                return each(x), gradients_by_weights_and_inputs(each, x, training=True)
 
             got.append(call(x))
         assert_same(*got, tolerance=1e-4)
@@ -517,7 +522,7 @@ class TestTimesteps:
         st.sampled_from([9, 11, 17]),
         st.data(),
     )
-    def test_that_are_rounded_up_are_those_of_keras(self, case, timesteps, data):
+    def test_rounded_up_timesteps_equal_keras(self, case, timesteps, data):
         shape = (case.batch, timesteps, case.inputs.shape[2])
         mask = data.draw(masks(*shape[:2]))
         case = dataclasses.replace(case, inputs=normal(*shape), mask=mask)
@@ -626,7 +631,7 @@ class TestWhenItRuns:
         ],
         ids=str,
     )
-    def test_of_the_others(self, taken, make, arguments, kwargs, expected):
+    def test_other_layers(self, taken, make, arguments, kwargs, expected):
         make(UNITS, **arguments)(batch(), **kwargs)
         assert bool(taken) == expected
 
@@ -643,7 +648,7 @@ class TestWhenItRuns:
         assert bool(taken) == (use_fused is True or timesteps is not None)
         assert_same(got, reference_of(layer)(batch()), tolerance=1e-6)
 
-    def test_the_known_part_of_the_shape_is_kept(self):
+    def test_known_sizes_are_kept(self):
         layer = InitStateLSTM(UNITS, return_sequences=True, use_fused=True)
         layer(batch(rows=2)), layer(batch(rows=3, timesteps=TIMESTEPS + 1))
 
@@ -655,7 +660,7 @@ class TestWhenItRuns:
 
         assert call(batch()).shape == (4, TIMESTEPS, UNITS)
 
-    def test_in_eager_calls_few_lengths_are_compiled(self, taken):
+    def test_few_lengths_are_compiled_in_eager_calls(self, taken):
         layer = InitStateLSTM(UNITS)
         for timesteps in range(8, 65):
             layer(batch(timesteps=timesteps))
@@ -664,7 +669,7 @@ class TestWhenItRuns:
         assert sorted({shape[1] for shape in taken}) == rounded
         assert len(taken) == 57
 
-    def test_whatever_calls_came_before(self, taken):
+    def test_after_any_calls(self, taken):
         layers = [InitStateLSTM(UNITS, initial_state=0.5) for _ in range(2)]
         shapes = [(rows, timesteps) for rows in (1, 3, 33) for timesteps in (8, 9, 20)]
         for layer, order in zip(layers, (shapes, shapes[::-1]), strict=True):
@@ -683,7 +688,7 @@ class TestWhenItRuns:
             model.predict(batch(rows), batch_size=rows, verbose=0)
         assert 1 <= len(taken) <= 2
 
-    def test_not_where_there_is_a_gpu(self, taken, monkeypatch):
+    def test_not_with_a_gpu(self, taken, monkeypatch):
         monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
         fused.available.cache_clear()
         try:
@@ -703,7 +708,7 @@ class TestWhenItRuns:
         model.evaluate(batch(), np.zeros((4, UNITS)), verbose=0)
         assert len(taken) == 2
 
-    def test_for_new_sizes_until_there_are_many(self, taken, monkeypatch):
+    def test_new_sizes_up_to_a_limit(self, taken, monkeypatch):
         known = InitStateLSTM(UNITS)
         known(batch())
         monkeypatch.setattr(fused_loop, "_MOST_SIZES", 0)
@@ -715,11 +720,11 @@ class TestWhenItRuns:
         assert len(taken) == 5
 
 
-# What a user may make of a layer for inference. Each takes the layer and returns a
-# function; with it whether the fused loop is what runs.
+# Functions that a user may make from a layer for inference, and whether the fused loop
+# runs in them.
 
 
-def of_any_batch(call):
+def any_batch_size(call):
     spec = tf.TensorSpec((None, TIMESTEPS, FEATURES))
     return tf.function(call, input_signature=[spec])
 
@@ -728,8 +733,8 @@ def without_its_parts(layer):
     """A concrete function of another function, which is deleted."""
 
     def concrete():
-        inner = of_any_batch(layer)
-        return of_any_batch(lambda x: inner(x) * 1).get_concrete_function()
+        inner = any_batch_size(layer)
+        return any_batch_size(lambda x: inner(x) * 1).get_concrete_function()
 
     outer = concrete()
     gc.collect()
@@ -760,7 +765,7 @@ def without_grappler(layer):
 
 GRAPHS = {
     "a function": (tf.function, True),
-    "of any batch": (of_any_batch, True),
+    "of any batch": (any_batch_size, True),
     "without its parts": (without_its_parts, True),
     "with a mask": (
         lambda layer: tf.function(
@@ -785,7 +790,7 @@ GRAPHS = {
 
 
 @pytest.mark.usefixtures("fused_adds_one")
-class TestWhatRunsInAGraph:
+class TestInAGraph:
     @pytest.mark.parametrize("graph", GRAPHS)
     def test_at_inference(self, graph):
         make, fused = GRAPHS[graph]
@@ -794,7 +799,7 @@ class TestWhatRunsInAGraph:
         got = make(layer)(x)
         assert_same(got, reference_of(layer)(x) + fused, tolerance=1e-6)
 
-    def test_with_weights_that_are_given(self):
+    def test_with_given_weights(self):
         layer, x = InitStateLSTM(UNITS, initial_state=0.5), tf.constant(batch())
         layer.build(x.shape)
         weights = [weight.value for weight in layer.trainable_variables]
@@ -819,7 +824,7 @@ class TestWhatRunsInAGraph:
             assert_same(layer.states, [h + 1, c + 1], tolerance=1e-6)
             states = [h + 1, c + 1]
 
-    def test_is_gone_with_the_graph(self):
+    def test_is_freed_with_the_graph(self):
         def graphs():
             gc.collect()
             return sum(isinstance(each, tf.Graph) for each in gc.get_objects())
@@ -832,7 +837,7 @@ class TestWhatRunsInAGraph:
 
 
 def outcome(call):
-    """What a call returns, or the class of its error."""
+    """The result of a call, or the class of its error."""
     try:
         return to_numpy(call())
     except Exception as error:
@@ -893,7 +898,7 @@ def test_rows_of_a_mask_are_counted_at_run_time():
         call(batch(), np.ones((3, TIMESTEPS), "bool"))
 
 
-def test_a_gate_that_is_nearly_closed_is_right_to_rounding():
+def test_nearly_closed_gates_are_exact_to_rounding():
     layer = InitStateLSTM(1, bias_initializer=keras.initializers.Constant(-12))
     layer.build((None, TIMESTEPS, FEATURES))
     kernel, recurrent_kernel, bias = layer.get_weights()
@@ -912,7 +917,7 @@ def test_sequences_in_a_variable():
     assert_same(layer(keras.Variable(batch())), layer(batch()))
 
 
-def test_without_what_tensorflow_keeps_private_the_plain_loop_runs():
+def test_the_plain_loop_runs_without_private_names_of_tensorflow():
     script = """
 import sys
 import keras, numpy as np, tensorflow
@@ -945,7 +950,7 @@ def relu(x):
     return tf.nn.relu(x) / 2
 
 
-class TestRefusals:
+class TestErrors:
     @pytest.mark.parametrize("value", ["fast", None, 1.5])
     def test_another_value(self, value):
         with pytest.raises(ValueError, match="`use_fused` must be .* Received: "):
@@ -964,7 +969,7 @@ class TestRefusals:
             ({"autocast": False, "dtype": "float64"}, "inputs of dtype float32"),
         ],
     )
-    def test_what_it_cannot_do(self, arguments, message):
+    def test_unsupported_calls(self, arguments, message):
         layer = InitStateLSTM(
             UNITS, use_fused=True, stateful=True, initial_state=0.5, **arguments
         )
@@ -987,12 +992,12 @@ class TestRefusals:
             layer(batch(rows), training=True)
         model.fit(batch(), np.zeros((4, UNITS)), verbose=0)
 
-    def test_of_cudnn_where_there_is_none_is_that_of_lstm(self):
+    def test_use_cudnn_without_a_gpu_raises_as_in_lstm(self):
         got = outcome(lambda: InitStateLSTM(UNITS, use_cudnn=True)(batch()))
         assert got is outcome(lambda: keras.layers.LSTM(UNITS, use_cudnn=True)(batch()))
 
 
-def test_a_mask_of_integers_is_one_of_booleans():
+def test_a_mask_of_integers():
     layer = InitStateLSTM(UNITS, initial_state=0.5, use_fused=True)
     mask = np.arange(TIMESTEPS) < np.array([[3], [0], [TIMESTEPS], [7]])
     assert_same(layer(batch(), mask=mask.astype("int32")), layer(batch(), mask=mask))
@@ -1007,8 +1012,8 @@ def test_explicit_states_may_be_variables():
     assert_same(layer(x, initial_state=[state.value for state in given]), want)
 
 
-# What a user may change of a built layer, ours or Keras's, so that it computes
-# something else than the layer of its class.
+# Changes of a built layer, of this package or of Keras, after which it computes
+# something else than its class.
 
 
 class Doubling(keras.layers.LSTMCell):
@@ -1086,7 +1091,7 @@ CHANGES = [
 ]
 
 
-class TestACellThatComputesSomethingElse:
+class TestChangedCells:
     @pytest.mark.parametrize("in_graph", [False, True])
     @pytest.mark.parametrize("change", CHANGES)
     def test_is_called(self, taken, change, in_graph):

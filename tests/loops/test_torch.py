@@ -1,4 +1,4 @@
-"""PyTorch's native kernels, against a plain loop in float64."""
+"""PyTorch's native kernels, compared with a plain loop in float64."""
 
 import dataclasses
 import functools
@@ -24,11 +24,18 @@ from keras_init_lstm.loops import torch as native
 
 CELLS = {"lstm": (4, 2), "gru": (3, 1), "simple_rnn": (1, 1)}  # Gates and states.
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-5}
-TENSORS = ("sequences", "states", "kernel", "recurrent_kernel", "bias", "starts")
+TENSORS = (
+    "sequences",
+    "states",
+    "kernel",
+    "recurrent_kernel",
+    "bias",
+    "states_after_reset",
+)
 
 
 def step(call, x, states):
-    """One timestep of Keras's cell, from its equations."""
+    """One timestep of Keras's cell, computed from its equations."""
     h = states[0]
     kernel, recurrent_kernel, bias = call.kernel, call.recurrent_kernel, call.bias
     z = x @ kernel
@@ -50,13 +57,15 @@ def step(call, x, states):
 
 
 def plain(call):
-    """What `run()` is to return, by a loop of Python."""
+    """The result of `run()`, computed by a Python loop."""
     states, outputs = list(call.states), []
     for t in range(call.sequences.shape[1]):
         if call.reset_mask is not None:
-            starts = [s if s.dim() == 2 else s[:, t] for s in call.starts]
+            states_after_reset = [
+                s if s.dim() == 2 else s[:, t] for s in call.states_after_reset
+            ]
             reset = call.reset_mask[:, t, None]
-            pairs = zip(starts, states, strict=True)
+            pairs = zip(states_after_reset, states, strict=True)
             states = [torch.where(reset, start, state) for start, state in pairs]
         after = step(call, call.sequences[:, t], states)
         if call.mask is not None:
@@ -73,12 +82,12 @@ def plain(call):
 
 
 def flat(results):
-    """The tensors among them."""
+    """The tensors in the results."""
     return [t for t in keras.tree.flatten(results) if t is not None]
 
 
 def with_tensors(call, change):
-    """The call with every tensor of floating point changed."""
+    """The call with every floating-point tensor changed."""
     values = {name: getattr(call, name) for name in TENSORS}
     changed = keras.tree.map_structure(
         lambda value: value if value is None else change(value), values
@@ -91,7 +100,7 @@ def tensors_of(call):
 
 
 def loss(results):
-    """Of all elements, each with a factor of its own."""
+    """The sum of all elements, each with a different factor."""
     results = flat(results)
     return sum(
         (r**2 * torch.linspace(0.5, 1.5, r.numel(), dtype=r.dtype).view(r.shape)).sum()
@@ -100,7 +109,7 @@ def loss(results):
 
 
 def gradients(run, call, order=1):
-    """Of the loss of what `run` returns, up to an order."""
+    """The gradients of the loss of the results of `run`, up to an order."""
     call = with_tensors(call, lambda t: t.detach().clone().requires_grad_())
     tensors, found = tensors_of(call), []
     objective = loss(run(call))
@@ -156,7 +165,9 @@ def make(
         bias=normal(*bias_shape) if has_bias else None,
         mask=mask,
         reset_mask=reset_mask,
-        starts=[] if reset_mask is None else [normal(*shape) for _ in range(states)],
+        states_after_reset=[]
+        if reset_mask is None
+        else [normal(*shape) for _ in range(states)],
         **options,
     )
 
@@ -199,23 +210,28 @@ def calls(draw):
     )
 
 
-def with_nan_where_unread(call):
-    """The call with NaN in everything that is not to be read."""
+def with_nan_at_masked_timesteps(call):
+    """The call with NaN in all values that must not be read."""
     nan = torch.full((), torch.nan, dtype=call.sequences.dtype)
-    sequences, starts = call.sequences, call.starts
+    sequences, states_after_reset = call.sequences, call.states_after_reset
     if call.mask is not None:
         sequences = torch.where(call.mask[:, :, None], sequences, nan)
     if call.reset_mask is not None:
         resets = call.reset_mask[:, :, None]
-        starts = [s if s.dim() == 2 else torch.where(resets, s, nan) for s in starts]
-    return dataclasses.replace(call, sequences=sequences, starts=starts)
+        states_after_reset = [
+            s if s.dim() == 2 else torch.where(resets, s, nan)
+            for s in states_after_reset
+        ]
+    return dataclasses.replace(
+        call, sequences=sequences, states_after_reset=states_after_reset
+    )
 
 
 @given(calls())
-def test_results_and_gradients_are_those_of_the_plain_loop(call):
+def test_results_and_gradients_equal_the_plain_loop(call):
     tolerance = TOLERANCES[call.sequences.dtype]
     exact = with_tensors(call, torch.Tensor.double)
-    call = with_nan_where_unread(call)
+    call = with_nan_at_masked_timesteps(call)
     native.check(call)
     outputs, *_ = results = native.run(call)
     assert (outputs is not None) == call.wants_outputs
@@ -226,7 +242,7 @@ def test_results_and_gradients_are_those_of_the_plain_loop(call):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_plain_loop_is_keras_layer(cell):
+def test_the_plain_loop_equals_keras(cell):
     call = make(cell, mask=torch.tensor([[1, 1, 0, 1, 1], [0] * 5, [1] * 5]).bool())
     layer_class = {"lstm": "LSTM", "gru": "GRU", "simple_rnn": "SimpleRNN"}[cell]
     layer = getattr(keras.layers, layer_class)(4, return_state=True)
@@ -238,7 +254,7 @@ def test_plain_loop_is_keras_layer(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_long_piece_among_short_ones_is_not_what_all_are_padded_to(cell):
+def test_short_pieces_are_not_padded_to_a_long_one(cell):
     resets = torch.zeros(6, 40, dtype=torch.bool)
     resets[:5] = True
     resets[4, 3:20] = False
@@ -269,7 +285,7 @@ def test_relu_stays_finite_through_padding_of_any_length():
     assert all(tensor.isfinite().all() for tensor in got)
 
 
-def test_last_c_stays_through_padding_of_any_length():
+def test_padding_of_any_length_keeps_the_last_c():
     mask = torch.zeros(2, 300, dtype=torch.bool)
     mask[0, 7] = True
     mask[1] = True
@@ -405,14 +421,14 @@ def test_jit_trace_takes_any_size(cell, wants_gradients):
     assert_close(results, plain(expected)[0], 1e-5)
 
 
-def test_jit_trace_is_refused_a_mask():
+def test_a_mask_in_jit_trace_raises():
     call = make(mask=torch.ones(3, 5, dtype=torch.bool))
     function, values = as_function(native.run, call)
     with pytest.raises(NotFusedError, match="mask in torch.jit.trace"):
         torch.jit.trace(function, values)
 
 
-def test_forward_mode_is_refused():
+def test_forward_mode_raises():
     call = make()
     with forward_ad.dual_level():
         h = forward_ad.make_dual(call.states[0], call.states[0])
@@ -421,7 +437,7 @@ def test_forward_mode_is_refused():
         native.check(call)
 
 
-def test_compilers_run_what_is_run_instead():
+def test_compilers_run_keras_loop():
     call = make("gru")
 
     def function(sequences, recurrent_kernel):
@@ -440,7 +456,7 @@ def test_compilers_run_what_is_run_instead():
     assert function(*values).shape != call.sequences.shape
 
 
-def test_autocast_is_refused():
+def test_autocast_raises():
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(NotFusedError, match="autocast"):
             native.check(make())
@@ -449,7 +465,7 @@ def test_autocast_is_refused():
 
 
 class Subclass(torch.Tensor):
-    """As libraries for distributed tensors have one."""
+    """A subclass of tensors, such as libraries for distributed tensors have."""
 
 
 @pytest.mark.parametrize(
@@ -471,14 +487,14 @@ class Subclass(torch.Tensor):
         ),
     ],
 )
-def test_what_is_refused(changes, reason):
+def test_unsupported_calls_raise(changes, reason):
     call = make()
     native.check(call)
     with pytest.raises(NotFusedError, match=reason):
         native.check(dataclasses.replace(call, **changes))
 
 
-def test_a_pytorch_without_the_function_is_refused(monkeypatch):
+def test_a_pytorch_without_the_function_raises(monkeypatch):
     monkeypatch.delattr(torch, "lstm")
     with pytest.raises(NotFusedError, match="a PyTorch without"):
         native.check(make())
@@ -488,7 +504,7 @@ def test_a_pytorch_without_the_function_is_refused(monkeypatch):
         native.check(make("gru"))
 
 
-def test_weights_in_one_buffer_stay_what_they_are():
+def test_weights_in_one_buffer_keep_their_values():
     weights = native._weights(make("gru"))
     moved = native._in_one_buffer(weights)
     end = moved[0].untyped_storage().data_ptr()
@@ -499,8 +515,8 @@ def test_weights_in_one_buffer_stay_what_they_are():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_what_does_not_fit_is_refused(cell):
-    """The native kernels would read other memory in place of what is missing."""
+def test_tensors_that_do_not_fit_raise(cell):
+    """The native kernels would read other memory."""
     call = make(cell)
     for changed in (
         call.replace(sequences=call.sequences[..., 1:]),
@@ -512,7 +528,7 @@ def test_what_does_not_fit_is_refused(cell):
             native.check(changed)
 
 
-def test_is_not_compiled_where_dynamo_has_broken_the_graph():
+def test_is_not_compiled_after_a_graph_break():
     graphs = []
 
     def compiler(graph, _):
