@@ -485,6 +485,8 @@ class TestBatches:
             (7, InitStateSimpleRNN, {"return_sequences": True}, 1 << 30),
             (33, InitStateLSTM, {"return_sequences": True}, 0),
             (50, InitStateGRU, {}, 0),
+            (33, InitStateGRU, {"recurrent_dropout": 0.5, "seed": 1}, 0),
+            (33, InitStateLSTM, {"activation": "relu"}, 1 << 30),
         ],
         ids=str,
     )
