@@ -121,6 +121,8 @@ class Case:
             if error is None:
                 fail("accepted what is wrong", sorted(self.wrong))
             self.expect_refusal(error)
+            if BACKEND == "jax" and "predict" in way:
+                return False  # Where `predict` fails, Keras leaves no variable a value.
             if not all(map(np.array_equal, before, self.generators())):
                 fail("refused, but drew", error)
             # Where a first trace fails, TensorFlow leaves variables without a value.
