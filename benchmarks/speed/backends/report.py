@@ -4,6 +4,13 @@ from benchmarks.speed.backends.cases import NATIVE
 from benchmarks.speed.contenders import BASELINE, DEFAULT, Shape
 from benchmarks.speed.timing import geometric_mean
 
+COLUMNS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+SUMMARY = tuple(
+    f"{cell}, {action}"
+    for cell in ("LSTM", "GRU")
+    for action in ("fit", "training step", "training step, mask", "inference")
+)
+
 INTRODUCTION = """\
 # Each backend, with its own native layer
 
@@ -50,6 +57,29 @@ def section(name, result):
     for case, row in rows(result["cases"]).items():
         cells = [in_words(row["ratios"].get(other)) for other in (BASELINE, NATIVE)]
         lines.append(f"| {case} | {' | '.join(cells)} | {', '.join(row['kernels'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def summary(results, other=BASELINE):
+    """Returns the table of the README: LSTM and GRU, a column for each backend.
+
+    Args:
+        results: As in the JSON file.
+        other: The layer that ours is compared with, `BASELINE` or `NATIVE`.
+    """
+    names = [name for name in COLUMNS if results[name]["native"] or other == BASELINE]
+    found = {name: rows(results[name]["cases"]) for name in names}
+    lines = [
+        "| | " + " | ".join(COLUMNS[name] for name in names) + " |",
+        "|---" * (1 + len(names)) + "|",
+    ]
+    for case in SUMMARY:
+        cells = [
+            in_words(found[name].get(case, {"ratios": {}})["ratios"].get(other))
+            for name in names
+        ]
+        if any(cells):
+            lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
