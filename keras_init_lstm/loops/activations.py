@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-# Returns the values, and the derivatives, which are TensorFlow's at the kinks too. It
-# uses the operations of Keras, so that second derivatives agree as well.
+# Returns the values and the derivatives. At the kinks the derivatives are the ones of
+# TensorFlow. The operations are the ones of Keras, so second derivatives agree too.
 Function: TypeAlias = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -16,11 +16,11 @@ class Activation:
     """An activation of Keras.
 
     Attributes:
-        function: The values and the derivatives, of a tensor times `scale`.
-        scale: By what the weights are multiplied beforehand. A sigmoid is computed as
-            `s(z) = tanh(z / 2) / 2 + 1 / 2`, so that it is vectorised as the tanh is,
-            and to halve the weights of its gate is exact.
-        is_bounded: Whether the states of any number of timesteps stay finite with it.
+        function: Computes the values and the derivatives from a tensor times `scale`.
+        scale: The factor that the weights are multiplied by before the loop. A sigmoid
+            is computed as `s(z) = tanh(z / 2) / 2 + 1 / 2`, because XLA vectorises a
+            tanh. Halving the weights of its gate is exact.
+        is_bounded: Whether the states stay finite for any number of timesteps.
     """
 
     function: Function
@@ -35,22 +35,22 @@ class Activation:
 def of_gates(
     names: Sequence[str], gates: tf.Tensor
 ) -> tuple[Sequence[tf.Tensor], tf.Tensor]:
-    """Computes the activations of gates that are side by side.
+    """Computes the activations of concatenated gates.
 
     Args:
-        names: For each gate the name of its activation.
-        gates: Tensor `(rows, gates * units)`, each gate times the scale of its
-            activation.
+        names: The name of the activation of each gate.
+        gates: Tensor `(rows, gates * units)`. Each gate is multiplied by the scale of
+            its activation.
 
     Returns:
-        The values of each gate, and the derivatives of all, side by side.
+        The list of the values of each gate, and the concatenated derivatives.
     """
     if len(set(names)) == 1:
         values, slopes = ACTIVATIONS[names[0]].function(gates)
         return tf.split(values, len(names), axis=1), slopes
     parts = len(names)
     if set(names) == {"tanh", "sigmoid"}:
-        # One tanh for all.
+        # Compute one tanh for all gates.
         tanh, is_sigmoid = tf.tanh(gates), [name == "sigmoid" for name in names]
         values = [
             _sigmoid_of(part) if sigmoid else part
@@ -71,11 +71,11 @@ def _sigmoid_of(tanh_of_half: tf.Tensor) -> tf.Tensor:
 
 
 def _computed_once(z: tf.Tensor) -> tf.Tensor:
-    """The same tensor, which XLA writes to memory.
+    """Returns the same tensor in a way that makes XLA write it to memory.
 
-    XLA computes again what is cheap wherever it is used, together with all that it is
-    made of, which takes twice as long. A division by a number that XLA does not know
-    is not cheap. This number is 1.
+    XLA recomputes a cheap operation, and its inputs, wherever its result is used. Here
+    that takes twice as long. XLA does not regard a division by an unknown number as
+    cheap. The number is 1.
     """
     return z / tf.maximum(tf.cast(z[:1, :1] > 0, z.dtype), 1)
 

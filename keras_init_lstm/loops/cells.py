@@ -1,7 +1,7 @@
-"""What one timestep of each cell computes, and how it is differentiated.
+"""One timestep of each cell, and its gradients.
 
-A cell here is a description without weights. `rows` below is the number of sequences
-that are run together, `gates` how many blocks of `units` the kernel has side by side.
+A cell here is a description without weights. In the shapes below, `rows` is the number
+of sequences that run together, and `gates` is the number of gates in a kernel.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ class FusedCell:
 
     Attributes:
         activation: The name of the activation, in `ACTIVATIONS`.
-        recurrent_activation: Likewise, of the activation of the gates.
-        states: How many states there are; the first is the output.
-        num_residuals: How many tensors `step()` returns for `backward()`.
-        num_materialized: How many of these, after the first, are written to memory at
-            inference too.
+        recurrent_activation: The name of the activation of the gates.
+        states: The number of states. The first one is the output.
+        num_residuals: The number of tensors that `step()` returns for `backward()`.
+        num_materialized: The number of these tensors, after the first one, that are
+            written to memory at inference too.
     """
 
     activation: str = "tanh"
@@ -46,12 +46,12 @@ class FusedCell:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """By what the columns of each gate are multiplied beforehand."""
+        """The factor of the columns of each gate, applied before the loop."""
         return tuple(ACTIVATIONS[name].scale for name in self.gates)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the states of any number of timesteps stay finite."""
+        """Whether the states stay finite for any number of timesteps."""
         return all(ACTIVATIONS[name].is_bounded for name in self.gates)
 
     def bias_shape(self, units: int) -> list[int]:
@@ -73,12 +73,12 @@ class FusedCell:
             recurrent_kernel: `(units, gates * units)`, its columns scaled like the
                 columns of the kernel and of the bias.
             bias: As Keras has it.
-            recurrent_masks: For each gate what h is multiplied with before its product
-                with the recurrent kernel, `(rows, units)`. Or empty.
+            recurrent_masks: The dropout mask of h for each gate, `(rows, units)`. Empty
+                without recurrent dropout.
 
         Returns:
-            The new states, and what `backward()` multiplies with, so that it has no
-            activations to compute. The first of these is as wide as `z`.
+            The new states, and the residuals: factors for `backward()`, which then
+            computes no activations. The first residual has the shape of `z`.
         """
         raise NotImplementedError
 
@@ -92,13 +92,13 @@ class FusedCell:
         """Computes the gradients of a timestep.
 
         Args:
-            gradients: Those of the new states.
-            residuals: What `step()` returned.
-            transposed: The recurrent kernel, transposed and without the scales.
+            gradients: The gradients of the new states.
+            residuals: The residuals of `step()`.
+            transposed: The transposed recurrent kernel, which is not scaled.
             recurrent_masks: As in `step()`.
 
         Returns:
-            The gradients of `z`, as without the scales, and of the states before.
+            The gradients of `z`, as if it were not scaled, and of the last states.
         """
         raise NotImplementedError
 
@@ -108,17 +108,17 @@ class FusedCell:
         """Computes the gradients of the recurrent kernel and of the bias.
 
         Args:
-            before: What `dropped()` makes of the output before each timestep, of all
-                rows one after another.
-            dz: The gradients of `z`, likewise.
-            residuals: What `step()` returned, likewise.
+            before: The list that `dropped()` returns for the output before each
+                timestep, `(timesteps * rows, units)`.
+            dz: The gradients of `z`, `(timesteps * rows, gates * units)`.
+            residuals: The residuals of `step()`, flattened in the same way.
         """
         return kernel_gradient(before, dz), _sum_of_rows(dz)
 
 
 @dataclasses.dataclass(frozen=True)
 class FusedSimpleRNN(FusedCell):
-    """`keras.layers.SimpleRNNCell`, which has no other activation than one."""
+    """`keras.layers.SimpleRNNCell`, which has no recurrent activation."""
 
     num_residuals = 1
 

@@ -1,7 +1,7 @@
-"""Products with a kernel of several gates, whose inputs may differ between the gates.
+"""Products with the kernel of several gates, which may have different inputs.
 
-A kernel is `(width, gates * units)`. Its inputs are a list of one tensor for all gates,
-or of one for each gate, all `(rows, width)`: dropout may draw a mask for each gate.
+A kernel is `(width, gates * units)`. Its inputs are a list of tensors `(rows, width)`:
+one tensor for all gates, or one for each gate if dropout draws a mask for each gate.
 """
 
 from collections.abc import Sequence
@@ -13,36 +13,36 @@ Tensors: TypeAlias = Sequence[tf.Tensor]
 
 
 def product(inputs: Tensors, kernel: tf.Tensor) -> tf.Tensor:
-    """The products of all gates, `(rows, gates * units)`."""
+    """Returns the products of all gates, `(rows, gates * units)`."""
     kernels = _split(kernel, len(inputs), axis=1)
     return _joined([tf.matmul(*pair) for pair in zip(inputs, kernels, strict=True)])
 
 
 def inputs_gradient(dz: tf.Tensor, kernel: tf.Tensor, count: int) -> Any:
-    """The gradients of `count` inputs, side by side, by the gradients of the products.
+    """Returns the concatenated gradients of the inputs.
 
     Args:
         dz: The gradients of the products, `(rows, gates * units)`.
         kernel: The kernel.
-        count: How many inputs there are.
+        count: The number of inputs.
     """
     pairs = zip(_split(dz, count, axis=1), _split(kernel, count, axis=1), strict=True)
     return _joined([tf.matmul(*pair, transpose_b=True) for pair in pairs])
 
 
 def kernel_gradient(inputs: Tensors, dz: tf.Tensor) -> tf.Tensor:
-    """The gradient of the kernel, by the gradients of its products with inputs."""
+    """Returns the gradient of the kernel from the gradients `dz` of the products."""
     pairs = zip(inputs, _split(dz, len(inputs), axis=1), strict=True)
     return _joined([tf.matmul(*pair, transpose_a=True) for pair in pairs])
 
 
 def dropped(h: tf.Tensor, masks: Tensors) -> Tensors:
-    """The inputs of a recurrent kernel: h, or h with the mask of each gate."""
+    """Returns the inputs of a recurrent kernel: h, or h times the mask of each gate."""
     return [h * mask for mask in masks] if masks else [h]
 
 
 def recurrent_gradient(dz: tf.Tensor, transposed: tf.Tensor, masks: Tensors) -> Any:
-    """The gradient of h, by the gradients of its products with the recurrent kernel.
+    """Returns the gradient of h from its products with the recurrent kernel.
 
     Args:
         dz: The gradients of the products, `(rows, gates * units)`.
@@ -57,8 +57,8 @@ def recurrent_gradient(dz: tf.Tensor, transposed: tf.Tensor, masks: Tensors) -> 
     return tf.add_n([tf.matmul(part, kernel) * mask for part, kernel, mask in parts])
 
 
-def side_by_side(tensor: tf.Tensor, count: int) -> Tensors:
-    """The parts of a tensor `(rows, count * width)`, each `(rows, width)`."""
+def inputs_of(tensor: tf.Tensor, count: int) -> Tensors:
+    """Splits a tensor `(rows, count * width)` into inputs `(rows, width)`."""
     return _split(tensor, count, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""The fused loop of TensorFlow: when XLA runs it on the CPU, and how it is fed."""
+"""The fused loop of TensorFlow: when XLA runs it on the CPU, and its inputs."""
 
 import functools
 from collections.abc import Callable
@@ -66,15 +66,15 @@ def why_slower(call: Call) -> str | None:
 
 
 def may_be_exported(call: Call) -> bool:
-    """Whether what is traced may be written to a file, where it has to be plain.
+    """Whether the traced graph may be written to a file, which needs Keras's loop.
 
-    An exporter traces like the user of a `tf.function`, and would find no LSTM in a
+    An exporter traces in the same way as a user's `tf.function`. It finds no LSTM in a
     compiled loop.
     """
     if call.training or not tf.inside_function():
         return False
-    # Keras's `evaluate` and `predict` trace within a replica, for which Keras makes a
-    # context also where no strategy is in use.
+    # Keras's `evaluate` and `predict` trace within a replica context, also without a
+    # distribution strategy.
     context = tf.distribute.get_replica_context()
     in_keras = type(context) is tf.distribute.ReplicaContext or (
         context is not None and tf.distribute.has_strategy()
@@ -107,9 +107,10 @@ def _cell_of(call: Call) -> FusedCell:
 
 @functools.cache
 def _watchers() -> tuple[Callable[..., Any], ...] | None:
-    """What tells whether operations are debugged, and which tensors have tangents.
+    """Returns private functions of TensorFlow, or `None` if it does not have them.
 
-    TensorFlow has no public way to ask. `None` if it has these no more.
+    The first tells whether operations are debugged, the second which tensors have
+    tangents. No public function tells.
     """
     try:
         from tensorflow.python.eager.forwardprop_util import pack_tangents
@@ -120,10 +121,9 @@ def _watchers() -> tuple[Callable[..., Any], ...] | None:
 
 
 def _with_few_lengths(call: Call) -> Call:
-    """Pads an eager batch, so that many different lengths need few compilations.
+    """Pads an eager batch with masked timesteps, so that XLA compiles for few lengths.
 
-    The padding is masked. In a graph the length stays: each is traced there anyway, and
-    only once.
+    A graph is not padded: each length is traced anyway, and only once.
     """
     timesteps = call.sequences.shape[1]
     missing = 0 if tf.inside_function() else rounded_up(timesteps) - timesteps

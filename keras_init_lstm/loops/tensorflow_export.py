@@ -16,32 +16,32 @@ def substitute(
     weights: Sequence[keras.Variable],
     sequences: Any,
     initial_state: Sequence[Any],
-    restarts: InPlaceOfMask,
+    in_place_of_mask: InPlaceOfMask,
 ) -> Any:
-    """Puts a plain loop into the graph that is traced, and lets the fused one run.
+    """Puts a plain loop into the traced graph, and lets the fused loop run.
 
-    A traced `tf.function` may be run, or written to a file, or both, so at the trace
-    nothing tells which loop it has to hold. When TensorFlow prepares a graph to run,
-    its graph optimizer (Grappler) replaces a function by another one that is marked as
-    an implementation of the same interface; Keras 2 used this for cuDNN. Grappler finds
+    A traced `tf.function` may run, or be written to a file, or both. At the trace it is
+    unknown which loop it should hold. When TensorFlow prepares a graph to run, its
+    graph optimizer (Grappler) replaces a function by another one that is marked as an
+    implementation of the same interface; Keras 2 used this for cuDNN. Grappler finds
     the fused function among all functions of the process. A file holds only the
-    functions that its graph calls, and the graph calls the plain one. Where a gradient
-    is taken, the plain loop runs forwards and backwards.
+    functions that its graph calls, and the graph calls the plain one. If a gradient is
+    taken, the plain loop runs forwards and backwards.
 
     Args:
         plain: A function of sequences, the list of states, and a mask, `None` or
             `InPlaceOfMask`. It may also read `weights`, and no other tensor.
-        fused: Another one, always given `InPlaceOfMask`, with results of the same
-            structure and dtypes.
-        weights: The variables that both read.
+        fused: A function with the same arguments, of which the mask is always an
+            `InPlaceOfMask`. It returns the same structure and dtypes.
+        weights: The variables that both functions read.
         sequences: A tensor `(batch, timesteps, features)`.
         initial_state: The states, each `(batch, units)`.
-        restarts: The mask, and where rows restart, if they do.
+        in_place_of_mask: The mask, and the resets, if any.
 
     Returns:
-        What `plain` returns.
+        The results of `plain`.
     """
-    structure = ([*weights], sequences, [*initial_state], restarts)
+    structure = ([*weights], sequences, [*initial_state], in_place_of_mask)
     inputs = tf.nest.flatten(structure)
     tensors = [tf.convert_to_tensor(each) for each in inputs if each is not None]
 
@@ -54,7 +54,7 @@ def substitute(
         with keras.StatelessScope(mapping, initialize_variables=False):
             return loop(*arguments)
 
-    # It stands in files too. In another process nothing may go by the same name.
+    # Files hold this name too. No function of another process may have the same name.
     name = f"keras_init_lstm_{uuid.uuid4().hex}"
 
     @tf.function(
@@ -73,7 +73,7 @@ def substitute(
 
     @tf.function(autograph=False, experimental_attributes={"api_implements": name})
     def in_the_graph(*tensors: tf.Tensor) -> Any:
-        # The process knows a function for as long as Python does.
+        # Keep the function alive: TensorFlow frees it together with its Python object.
         tf.compat.v1.get_default_graph().add_to_collection(name, registered)
         return of_tensors(plain, *tensors)
 

@@ -1,9 +1,9 @@
 """A fused loop for the CPU: few large products around a small compiled loop.
 
 The layers of Keras run a loop of TensorFlow operations, with several small products
-and their gradients at each timestep. Here one product does for all timesteps what
-does not depend on the state: the kernel before the loop, the gradients of the weights
-and of the input after it. What is left in the loop is compiled by XLA.
+and their gradients at each timestep. Here the products that do not depend on the state
+are computed for all timesteps at once: the products with the kernel before the loop,
+the gradients of the weights and of the input after it. XLA compiles the rest.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from keras_init_lstm.loops.cells import FusedCell
 from keras_init_lstm.loops.products import (
     dropped,
     inputs_gradient,
+    inputs_of,
     kernel_gradient,
     product,
-    side_by_side,
 )
 
-# Between these numbers of elements of a state, a batch is run in blocks of rows at the
-# same time, since XLA uses one core for the gates. At inference of larger ones its
-# products alone keep the cores busy.
+# XLA computes the gates on one core. If a state has a number of elements between these,
+# the rows of a batch are split into blocks that run at the same time. With more
+# elements, the products alone keep all cores busy at inference.
 _FEWEST_FOR_BLOCKS, _MOST_FOR_BLOCKS = 1 << 11, 1 << 15
 _MOST_BLOCKS = 4
-# If all outputs have this number of elements, TensorFlow puts time in front, and not
-# XLA, since it uses all cores for it.
+# If the outputs have this number of elements or more, TensorFlow transposes batch and
+# time outside of the compiled loop, because it uses all cores.
 _MOST_FOR_XLA = 1 << 19
-_USUAL_BATCH_SIZE = 32  # Stands for one that is unknown in a graph.
-# XLA never lets go of what it has compiled, some 5 MiB for each size of a layer.
+_USUAL_BATCH_SIZE = 32  # Used in a graph that does not know the batch size.
+# XLA never frees a compiled program, which takes some 5 MiB for each size of a layer.
 _MOST_SIZES = 64
 
 _sizes: set[tuple[FusedCell, int, int]] = set()
@@ -43,7 +43,7 @@ _ROWS = np.array([1, 2, 3, *(n << k for k in range(28) for n in (4, 5, 6, 7))], 
 
 
 class Masks(NamedTuple):
-    """The masks of a `Call`, of all its rows or of some, with batch or time first."""
+    """The masks of a `Call`, for all rows or for a block, with batch or time first."""
 
     mask: Any = None
     reset_mask: Any = None
@@ -51,23 +51,23 @@ class Masks(NamedTuple):
 
 
 def has_room_for(cell: FusedCell, features: int, units: int) -> bool:
-    """Whether a layer of this size is compiled, or may be without using much memory."""
+    """Whether a layer of this size is compiled, or few enough sizes are."""
     return (cell, features, units) in _sizes or len(_sizes) < _MOST_SIZES
 
 
 def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
     """Runs a cell over a batch of sequences, on the CPU.
 
-    Without `training`, a gradient is right too, but runs the loop twice. With
-    `differentiable`, TensorFlow keeps the graph of each trace for good.
+    Without `training`, gradients are right too, but run the loop twice. With
+    `differentiable`, TensorFlow never frees the graph of a trace.
 
     Args:
         cell: The cell of the call.
         call: The call.
 
     Returns:
-        The last states, each `(batch, units)`; before them, if they are wanted, the
-        outputs `(batch, timesteps, units)`.
+        The outputs `(batch, timesteps, units)`, if they are wanted, and the last
+        states, each `(batch, units)`.
 
     Example:
     >>> from keras_init_lstm.loops import call, cells, tensorflow_loop
@@ -117,9 +117,9 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
 
     mask = call.mask
     if may_be_padded and mask is None and not cell.is_bounded:
-        # What becomes infinite in the padding would make the gradients of weights NaN.
+        # An infinite state in the padding would make the gradients of weights NaN.
         mask = tf.ones(tf.shape(sequences)[:2], "bool")
-    # Keras draws them like h, so that a tape would differentiate the compiled function.
+    # Keras makes them from h, so a tape would differentiate the compiled function.
     recurrent_masks = map(tf.stop_gradient, call.recurrent_masks)
     program = _Program(
         cell,
@@ -153,7 +153,7 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
     ]
     if may_be_padded:
         outputs = [tensor[:batch_size] for tensor in outputs]
-    # The compiled function forgets what is known of the shapes.
+    # The compiled function forgets static shapes.
     shapes = [[sequences.shape[0], units]] * cell.states
     if call.wants_outputs:
         shapes.insert(0, [*sequences.shape[:2], units])
@@ -161,11 +161,13 @@ def run_loop(cell: FusedCell, call: Call) -> list[tf.Tensor]:
 
 
 def rounded_up(rows: Any) -> Any:
-    """The next of 1..8, 10, 12, 14, 16, 20, ...: each size is compiled once.
+    """Returns the next of 1..8, 10, 12, 14, 16, 20, ...: XLA compiles for each size.
 
-    With four sizes in each octave, batches of any size need few compilations, and
-    less than a quarter of the rows is added (none to a power of two). Takes an
-    integer, a tensor, or `None` for an unknown number.
+    With four sizes between a power of two and the next, batches of any size need few
+    compilations, and are padded by less than a quarter.
+
+    Args:
+        rows: An integer, a scalar tensor, or `None` for an unknown number.
     """
     if rows is None:
         return None
@@ -176,16 +178,16 @@ def rounded_up(rows: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """What is compiled for layers of one size, whatever their batches.
+    """A program that is compiled for layers of one size and any batch.
 
     Attributes:
-        inputs: How many inputs of the kernel are side by side in a sequence: one for
-            each gate where dropout differs between the gates, else one.
-        training: Whether what the gradient needs is returned too.
-        sequences: Whether all outputs are returned, besides the last states.
-        time_first: Whether sequences come and go with time in front.
-        ranks: Of what rows restart from, for each state. TensorFlow would make a trace
-            for a rank that it does not know, when it has seen both.
+        inputs: The number of inputs of the kernel, which are concatenated: one for
+            each gate if dropout draws a mask for each gate, else one.
+        training: Whether the residuals are returned too.
+        sequences: Whether all outputs are returned, and not only the last states.
+        time_first: Whether the shapes of sequences and outputs begin with `timesteps`.
+        ranks: The ranks of the states after a reset. Once TensorFlow has seen two
+            ranks, it would trace for an unknown one.
     """
 
     cell: FusedCell
@@ -199,9 +201,9 @@ class _Program:
 
     @property
     def caller_keeps_input_and_outputs(self) -> bool:
-        """Whether the caller has the input and all outputs as the gradient needs them.
+        """Whether the program returns neither its input nor its outputs as residuals.
 
-        XLA would copy an input that it returns, and an output that it returns twice.
+        XLA would copy an input that is returned, and an output that is returned twice.
         """
         return self.time_first and self.sequences
 
@@ -212,32 +214,32 @@ def _block(
     masks: Masks,
     inputs: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """Runs rows that XLA runs together.
+    """Runs a block of rows.
 
-    The inputs are x, the states, what rows restart from if they do, and the weights.
+    The inputs are x, the states, the states after a reset, if any, and the weights.
     """
-    # A gradient reads from its own graph and from the graph of the loop. A branch of
-    # `tf.cond` may have its inputs from a third one, around it.
+    # A gradient can read tensors of its own graph and of the graph of the loop. The
+    # inputs of a branch of `tf.cond` may belong to a third graph.
     masks, inputs = _read(masks), _read(inputs)
     if program.time_first:
         masks, inputs = _with_time_first(masks, inputs)
 
-    # TensorFlow has no other way to give a function a gradient. So the gradient, which
-    # can be differentiated too, is a second such function inside of the first.
+    # TensorFlow has no other way to define the gradient of a function. The gradient can
+    # be differentiated too, so it is a second such function inside the first.
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        # A tape of the caller would otherwise differentiate the compiled function.
+        # Otherwise, a tape of the caller would differentiate the compiled function.
         stopped = [tf.stop_gradient(tensor) for tensor in inputs]
         outputs, saved = _compiled_forward(program, masks, stopped)
-        # So would one around a `tf.function`: to be differentiated twice, it wants the
-        # gradient of all that its own gradient reads.
+        # A tape around a `tf.function` would do so too. For second derivatives, it asks
+        # for the gradients of all tensors that the first gradient reads.
         saved = [tf.stop_gradient(tensor) for tensor in saved]
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            # A `tf.function` has a graph for each order of the gradient, and each can
-            # read from the one before alone: not from the graph of the loop. A branch
-            # of `tf.cond` gives its gradient what operations read, and not what only a
-            # compiled function does.
+            # A `tf.function` has a graph for each order of the gradient. Each can read
+            # tensors only of the previous graph, and not of the graph of the loop. A
+            # branch of `tf.cond` passes its gradient the inputs of operations, but not
+            # the inputs of a compiled function.
             masks_read, inputs_read = _read(masks), _read(stopped)
             saved_read = _read(saved) if program.training else []
 
@@ -271,7 +273,7 @@ def _block(
 
 
 def _read(tensors: Any) -> Any:
-    """The same tensors, in a graph as outputs of its own operations."""
+    """Returns the same tensors; in a graph, as outputs of operations of this graph."""
     if not tf.inside_function():
         return tensors
     return tf.nest.map_structure(
@@ -290,15 +292,15 @@ def _compiled_forward(
 
 @functools.cache
 def _compiled(function: Callable, program: _Program) -> Any:
-    """One function for each size of a layer, so that all its batches share a trace."""
+    """Returns one function for each size of a layer, so that batches share a trace."""
     compiled = tf.function(
         functools.partial(function, program),
         jit_compile=True,
         autograph=False,
         reduce_retracing=True,
     )
-    # With and without a mask, and until TensorFlow sees that batch and timesteps vary,
-    # it is traced some six times, of which the user would be warned.
+    # It is traced some six times: with and without a mask, and until TensorFlow sees
+    # that batch and timesteps vary. TensorFlow would warn the user.
     compiled._omit_frequent_tracing_warning = True
     return compiled
 
@@ -312,9 +314,9 @@ def _forward(
     """Runs all timesteps, with the inputs of `_block()`.
 
     Returns:
-        All outputs, if they are wanted, and the last states. And what the gradient
-        needs, with time in front: the inputs and all outputs, unless the caller has
-        them, and the residuals of the cell.
+        A list of all outputs, if they are wanted, and the last states. And a list for
+        the gradient, with time first: the inputs and all outputs, unless the caller
+        keeps them, and the residuals of the cell.
     """
     cell, loop = program.cell, loop or _loop
     if not program.time_first:
@@ -328,18 +330,18 @@ def _forward(
     units = recurrent_kernel.shape[0]
     scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
     recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
-    x_of_gates = side_by_side(tf.reshape(x, [-1, features]), program.inputs)
+    x_of_gates = inputs_of(tf.reshape(x, [-1, features]), program.inputs)
     z = product(x_of_gates, kernel * scales)
     z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
     mask_at, reset_at = _columns(masks.mask), _columns(masks.reset_mask)
-    # An array for each: in eager mode to write into one changes it.
+    # An array for each, because an eager write changes the array.
     arrays = [
         tf.TensorArray(x.dtype, timesteps, element_shape=[x.shape[1], units])
         for _ in range(cell.num_residuals if program.training else program.sequences)
     ]
 
-    # What is carried and returned is written to memory at each timestep. XLA would
-    # otherwise compute some gates along with all that is made of them, which is slower.
+    # Carry these residuals, so that XLA writes them to memory at each timestep.
+    # Otherwise it recomputes some gates wherever they are used, which is slower.
     materialized = (
         [] if program.training else [tf.zeros_like(states[0])] * cell.num_materialized
     )
@@ -349,8 +351,8 @@ def _forward(
         states, (z, *arrays) = [*carried[: cell.states]], carried[first_array:]
         if reset_at is not None:
             states = _with_resets(reset_at.read(t), reset_states_at, states, t)
-        # The bias is added here, since of sums made before the loop XLA would keep both
-        # the products and the sums in memory.
+        # Add the bias in the loop: before the loop, XLA would keep the products and the
+        # sums in memory.
         new_states, residuals = cell.step(
             z.read(t), states, recurrent_kernel, bias, masks.recurrent_masks
         )
@@ -359,7 +361,7 @@ def _forward(
             pairs = zip(new_states, states, strict=True)
             new_states = [tf.where(keep, new, old) for new, old in pairs]
         if program.training:
-            # The first overwrites the input that was just read, which saves an array.
+            # Overwrite the product that was just read, which saves an array.
             z = z.write(t, residuals[0])
         pairs = zip(arrays, (new_states[0], *residuals[1:]), strict=False)
         arrays = [array.write(t, tensor) for array, tensor in pairs]
@@ -385,7 +387,7 @@ def _backward(
     residuals: list[tf.Tensor],
     upstream: list[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """The gradients of the inputs: x, the states, the states after a reset, weights."""
+    """Returns the gradients of x, the states, the states after a reset, the weights."""
     _, *states, kernel, recurrent_kernel, _ = inputs
     states, states_after_reset = (
         states[: program.cell.states],
@@ -402,7 +404,7 @@ def _backward(
         dx = _transpose_batch_time(dx)
     before = tf.concat([states[0][None], hs[:-1]], 0)
     if states_after_reset:
-        # What the recurrent kernel is multiplied with where a row restarts.
+        # At a reset, the recurrent kernel is multiplied with the state after it.
         if not program.time_first:
             masks, states_after_reset = _with_time_first(masks, states_after_reset)
         before = tf.where(masks.reset_mask[:, :, None], states_after_reset[0], before)
@@ -410,7 +412,7 @@ def _backward(
         lambda tensor: tf.reshape(tensor, [-1, tensor.shape[-1]]),
         (x, dropped(before, masks.recurrent_masks), residuals),
     )
-    dkernel = kernel_gradient(side_by_side(x, program.inputs), dz)
+    dkernel = kernel_gradient(inputs_of(x, program.inputs), dz)
     recurrent_gradients = program.cell.recurrent_weight_gradients(before, dz, residuals)
     return [dx, *dstates, dkernel, *recurrent_gradients]
 
@@ -423,7 +425,7 @@ def _backward_loop(
     states_after_reset: list[tf.Tensor],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """The gradients of the gates, of all rows in turn, and of both lists of states."""
+    """Returns the gradients `(timesteps * rows, gates * units)` and of the states."""
     dhs, gradients = None, list(upstream)
     if program.sequences:
         dhs = gradients.pop(0)
@@ -441,7 +443,7 @@ def _backward_loop(
     arrays = list(map(_tensor_array, residuals))
     transposed = tf.transpose(recurrent_kernel)
     count = program.cell.states
-    start_gradients = [
+    reset_gradients = [
         tf.zeros_like(state)
         if state.shape.rank == 2
         else tf.TensorArray(state.dtype, timesteps, element_shape=upstream[-1].shape)
@@ -450,7 +452,7 @@ def _backward_loop(
 
     def step(k: Any, *carried: Any) -> tuple:
         t = timesteps - 1 - k
-        gradients, (*start_gradients, dz) = [*carried[:count]], carried[count:]
+        gradients, (*reset_gradients, dz) = [*carried[:count]], carried[count:]
         if dhs is not None:
             gradients[0] += dhs.read(t)
         residuals = [array.read(t) for array in arrays]
@@ -464,17 +466,17 @@ def _backward_loop(
             before = [tf.where(keep, new, old) for new, old in pairs]
         if reset_at is not None:
             reset, none = reset_at.read(t), tf.zeros_like(before[0])
-            of_pieces = [tf.where(reset, gradient, none) for gradient in before]
+            at_reset = [tf.where(reset, gradient, none) for gradient in before]
             before = [tf.where(reset, none, gradient) for gradient in before]
-            start_gradients = [
+            reset_gradients = [
                 total.write(t, gradient)
                 if isinstance(total, tf.TensorArray)
                 else total + gradient
-                for total, gradient in zip(start_gradients, of_pieces, strict=True)
+                for total, gradient in zip(reset_gradients, at_reset, strict=True)
             ]
-        return *before, *start_gradients, dz.write(t, dgates)
+        return *before, *reset_gradients, dz.write(t, dgates)
 
-    results = _loop(timesteps, step, (*gradients, *start_gradients, dz))
+    results = _loop(timesteps, step, (*gradients, *reset_gradients, dz))
     *gradients, dz = [
         tensor.stack() if isinstance(tensor, tf.TensorArray) else tensor
         for tensor in results
@@ -490,12 +492,12 @@ def _double_backward(
     tensors: tuple[tf.Tensor, ...],
     *upstream: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """The gradient of the gradient: not compiled, by TensorFlow alone."""
+    """Returns the gradient of the gradient, from a loop that is not compiled."""
     program = dataclasses.replace(program, training=False)
     # `tape.jacobian()` of an eager gradient can't differentiate a loop of TensorFlow.
     loop = _loop if tf.is_symbolic_tensor(tensors[0]) else _unrolled
-    # One tensor may be several of them, such as the initial state and the state after a
-    # reset; a tape would give each of these the gradients of all.
+    # The same tensor may be the initial state and the state after a reset. A tape would
+    # then give both of them the sum of their gradients.
     tensors = tuple(map(tf.identity, tensors))
     # The others are the gradients of what `_forward()` returns.
     inputs = tensors[: -program.cell.states - program.sequences]
@@ -511,7 +513,7 @@ def _double_backward(
 
 
 def _transpose_batch_time(tensor: tf.Tensor | None) -> Any:
-    """With batch and time in the place of each other."""
+    """Swaps the axes of batch and time."""
     if tensor is None:
         return None
     return tf.transpose(tensor, [1, 0, *range(2, tensor.shape.rank)])
@@ -520,14 +522,14 @@ def _transpose_batch_time(tensor: tf.Tensor | None) -> Any:
 def _with_time_first(
     masks: Masks, tensors: Sequence[tf.Tensor] = ()
 ) -> tuple[Masks, Any]:
-    """Swaps batch and time of all that has both, and leaves states and weights."""
+    """Swaps batch and time of masks and sequences, and leaves states and weights."""
     swapped = [_transpose_batch_time(t) if t.shape.rank == 3 else t for t in tensors]
     mask, reset_mask = map(_transpose_batch_time, masks[:2])
     return Masks(mask, reset_mask, masks.recurrent_masks), swapped
 
 
 def _columns(mask: tf.Tensor | None) -> tf.TensorArray | None:
-    """Of a mask with time in front, for each timestep a column `(rows, 1)`."""
+    """Returns the columns `(rows, 1)` of a mask `(timesteps, rows)`."""
     return None if mask is None else _tensor_array(mask[:, :, None])
 
 
@@ -537,7 +539,7 @@ def _with_resets(
     states: Sequence[tf.Tensor],
     t: Any,
 ) -> list[tf.Tensor]:
-    """The states before timestep `t` of rows that may be reset there."""
+    """Returns the states before timestep `t`, after the resets there."""
     return [
         tf.where(reset, s.read(t) if isinstance(s, tf.TensorArray) else s, state)
         for s, state in zip(states_after_reset, states, strict=True)
@@ -567,8 +569,8 @@ def _loop(timesteps: Any, step: Callable, carried: tuple) -> Sequence:
 
 
 def _with_known_shape(new: Any, old: Any) -> Any:
-    # The batch size may be known of a gradient, and not of what the loop reads: for
-    # TensorFlow, one row and an unknown number of rows make an unknown number.
+    # The batch size may be known of a gradient, but not of the residuals. TensorFlow
+    # does not know the batch size of the sum of one row and an unknown number of rows.
     if isinstance(old, tf.TensorArray):
         return new
     return tf.ensure_shape(new, old.shape)
