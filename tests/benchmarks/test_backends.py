@@ -1,6 +1,7 @@
 """The benchmark of the backends runs, and its files show the results."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 
 from benchmarks.speed.backends.__main__ import main
 from benchmarks.speed.backends.cases import BACKEND, CASES, Case, draw_masks, measure
-from benchmarks.speed.backends.report import in_words, report, rows
+from benchmarks.speed.backends.report import in_words, report, rows, summary
 from benchmarks.speed.contenders import INFERENCE, Shape
 
+ROOT = Path(__file__).parents[2]
 NAME = keras.backend.backend()
 # The fused loop of TensorFlow needs 8 timesteps.
 SHAPE = Shape(2, 9, 3, 4)
@@ -55,11 +57,13 @@ def test_kernels_come_from_the_run(run):
         "jax": ([], ["while"], None),
     }[NAME]
 
-    kernels = result["cases"][1]["kernels"]
-    assert set(ours) <= set(kernels["auto"])
-    assert set(keras_) <= set(kernels["Keras"]) and not set(ours) & {*kernels["Keras"]}
-    assert set(native or ()) <= set(kernels.get("native", ()))
-    assert ("native" in kernels) == (native is not None)
+    for case in result["cases"][:2]:  # inference and training
+        kernels = case["kernels"]
+        assert set(ours) <= set(kernels["auto"])
+        assert set(keras_) <= set(kernels["Keras"])
+        assert not set(ours) & set(kernels["Keras"])
+        assert set(native or ()) <= set(kernels.get("native", ()))
+        assert ("native" in kernels) == (native is not None)
 
 
 def test_other_backends_stay_in_the_files(run, tmp_path):
@@ -76,6 +80,16 @@ def test_other_backends_stay_in_the_files(run, tmp_path):
     assert again["another"] == other["another"]
     document = output.with_suffix(".md").read_text()
     assert "## another\n" in document and f"## {NAME}\n" in document
+
+
+def test_the_readme_has_the_committed_results():
+    results = json.loads((ROOT / "benchmarks/results/backends.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+
+    for other in ("Keras", "native"):
+        assert f"\n\n{summary(results, other)}\n" in readme
+    document = (ROOT / "benchmarks/results/backends.md").read_text()
+    assert document == report(results)
 
 
 def test_the_table_has_means_and_ranges_over_the_shapes():
