@@ -86,8 +86,12 @@ def test_the_readme_has_the_committed_results():
     results = json.loads((ROOT / "benchmarks/results/backends.json").read_text())
     readme = (ROOT / "README.md").read_text()
 
-    for other in ("Keras", "native"):
-        assert f"\n\n{summary(results, other)}\n" in readme
+    assert f"\n\n{summary(results)}\n" in readme
+    on_torch = rows(results["torch"]["cases"])
+    for cell in ("LSTM", "GRU"):
+        mean = in_words(on_torch[f"{cell}, fit"]["ratios"]["native"])
+        mean, _, spread = mean.replace("**", "").partition(" (")
+        assert f"{mean} ({cell}, {spread}" in readme
     document = (ROOT / "benchmarks/results/backends.md").read_text()
     assert document == report(results)
 

@@ -60,26 +60,13 @@ def section(name, result):
     return "\n".join(lines) + "\n"
 
 
-def summary(results, other=BASELINE):
-    """Returns the table of the README: LSTM and GRU, a column for each backend.
-
-    Args:
-        results: As in the JSON file.
-        other: The layer that ours is compared with, `BASELINE` or `NATIVE`.
-    """
-    names = [name for name in COLUMNS if results[name]["native"] or other == BASELINE]
-    found = {name: rows(results[name]["cases"]) for name in names}
-    lines = [
-        "| | " + " | ".join(COLUMNS[name] for name in names) + " |",
-        "|---" * (1 + len(names)) + "|",
-    ]
+def summary(results):
+    """Returns the table of the README: Keras / ours, with a column for each backend."""
+    found = {name: rows(results[name]["cases"]) for name in COLUMNS}
+    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for case in SUMMARY:
-        cells = [
-            in_words(found[name].get(case, {"ratios": {}})["ratios"].get(other))
-            for name in names
-        ]
-        if any(cells):
-            lines.append(f"| {case} | {' | '.join(cells)} |")
+        cells = [in_words(found[name][case]["ratios"][BASELINE]) for name in COLUMNS]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
