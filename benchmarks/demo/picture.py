@@ -89,7 +89,7 @@ def draw_losses(fig, losses):
     for place, (kind, values) in enumerate(losses.items()):
         color, marker = STYLES[kind]
         style = {"color": color, "marker": marker, "markersize": 8, "linewidth": 1}
-        # Put the markers side by side: those of similar kinds would hide each other.
+        # Put the markers side by side: markers of similar kinds would overlap.
         shifted = rows + 0.09 * (place - (len(losses) - 1) / 2)
         above.plot(shifted, values.mean(axis=0), label=kind, **style)
         if kind in changes:

@@ -1,4 +1,4 @@
-"""An epoch of `fit`, of which only the steps are timed."""
+"""Times the steps of an epoch of `fit`."""
 
 import math
 import time

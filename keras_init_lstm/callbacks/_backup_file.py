@@ -88,7 +88,7 @@ class Backup:
     def restore_variables(
         self, model: keras.Model, folder: str | os.PathLike[str]
     ) -> None:
-        """Restores the variables that training changes, except those of metrics.
+        """Restores the variables that training changes, but not metrics.
 
         Args:
             model: The model that is trained.
@@ -131,7 +131,7 @@ def _assign(
 
 
 def _trained_variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns all variables that training changes, except those of metrics."""
+    """Returns all variables that training changes, but not metrics."""
     optimizer = model.optimizer
     variables = [*model.variables, *(optimizer.variables if optimizer else [])]
     # Not on every backend do the variables of a model include the states of its

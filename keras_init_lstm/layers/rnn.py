@@ -443,7 +443,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables of the layer. On JAX, they include those of the stream.
+        """The variables of the layer. On JAX, they include the stream.
 
         On JAX, a training step is a pure function of the model's variables, and
         `fit()` updates only these.

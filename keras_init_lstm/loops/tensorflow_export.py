@@ -31,7 +31,7 @@ def substitute(
     Args:
         plain: A function of sequences, the list of states, and a mask, `None` or
             `InPlaceOfMask`. It may also read `weights`, and no other tensor.
-        fused: A function with the same arguments, of which the mask is always an
+        fused: A function with the same arguments. Its mask is always an
             `InPlaceOfMask`. It returns the same structure and dtypes.
         weights: The variables that both functions read.
         sequences: A tensor `(batch, timesteps, features)`.

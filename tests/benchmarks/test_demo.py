@@ -126,7 +126,7 @@ def test_it_learns_and_kinds_differ():
     by_guessing = 64 * np.log(17)
     for values in losses.values():
         assert values.sum() < 0.8 * by_guessing
-    # If a sampled state was not drawn in training, its results would be those of zeros.
+    # If a sampled state was not drawn in training, it would equal zeros.
     assert (losses["sampled"] != losses["zeros"]).all()
     # The same seed gives the same result.
     np.testing.assert_allclose(losses_of("sampled"), losses["sampled"], rtol=1e-6)

@@ -1050,7 +1050,7 @@ def with_another_dropout(layer):
 
 
 def with_all_dropped(layer):
-    layer.cell.dropout = 1.0  # Of which Keras's cell drops nothing.
+    layer.cell.dropout = 1.0  # Keras's cell then drops nothing.
 
 
 def with_another_activation(layer):
@@ -1062,7 +1062,7 @@ def with_another_recurrent_activation(layer):
 
 
 def with_recurrent_dropout_later(layer):
-    layer.cell.recurrent_dropout = 0.5  # Of which Keras's cell drops nothing.
+    layer.cell.recurrent_dropout = 0.5  # Keras's cell then drops nothing.
 
 
 def with_a_bias_not_in_use(layer):

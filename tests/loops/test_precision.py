@@ -28,7 +28,7 @@ def after_training(layer, policy, **compile_arguments):
 
 
 def case_of(*drawn):
-    """A pytest parameter of several values, each of which may have marks."""
+    """A pytest parameter of several values. Each of them may have marks."""
     values = [value.values[0] if hasattr(value, "marks") else value for value in drawn]
     marks = [mark for value in drawn for mark in getattr(value, "marks", ())]
     return pytest.param(*values, marks=marks)
