@@ -24,7 +24,7 @@ from benchmarks.speed.fit import fit_steps
 from benchmarks.speed.fresh_process import in_fresh_process
 from benchmarks.speed.graphs import count_traces, cudnn_ops
 from benchmarks.speed.runs import make_run
-from benchmarks.speed.timing import MIN_SECONDS, ratio, slope, take_turns
+from benchmarks.speed.timing import MIN_SECONDS, ratio, slope, timed_case
 
 # The kinds of ratios: Keras's time divided by each contender's, and so on.
 KERAS_OVER, OVER_EXPLICIT, TORCH_OVER = "Keras / ...", "... / explicit", "torch / ..."
@@ -80,21 +80,15 @@ def measure(shape, mode, names, rounds, steps=1, seed=0, min_seconds=MIN_SECONDS
         min_seconds: The least time of one timing of the baseline.
     """
     runs = {name: make_run(name, shape, mode, steps, seed) for name in names}
-    calls, times = take_turns(runs, rounds, seed, min_seconds)
-    times = {name: [t / steps for t in of_calls] for name, of_calls in times.items()}
     case = {
         "shape": list(shape),
         "mode": str(mode),
-        "rounds": len(times[BASELINE]),
-        "calls": calls,
-        "steps": steps,
-        "seconds": times,
-        "median_ms": {name: 1e3 * np.median(times[name]) for name in names},
+        **timed_case(runs, rounds, steps, seed, min_seconds),
         "cudnn_ops": {
             name: cudnn_ops(run.graph()) for name, run in runs.items() if run.graph
         },
-        "ratios": ratios(times),
     }
+    case["ratios"] = ratios(case["seconds"])
     # The models and graphs of this case would slow down the next.
     del runs
     keras.backend.clear_session()

@@ -4,6 +4,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.speed.axes import compare_with_one, set_log_ticks
 from benchmarks.speed.contenders import (
     CONTROL,
     DEFAULT,
@@ -56,9 +57,7 @@ def save_picture(path, results):
     for unused in axes[len(panels) :]:
         unused.remove()
     # The panels share this axis, so that one sets it for all.
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xticks([], minor=True)
+    set_log_ticks(ax, ticks)
     ax.set_xlim(*limits)
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     fig.suptitle(heading(results), fontsize="medium")
@@ -85,15 +84,12 @@ def save_summary(path, results):
                 medians = [by_name[name]["median"] for by_name in panel.values()]
                 at = np.arange(len(panel)) + below[name]
                 ax.plot(medians, at, marker, color=color, ms=8, label=names[name])
-            ax.axvline(1, color="k", linewidth=1)
-            ax.grid(color="0.9")
-            ax.set_axisbelow(True)
+            compare_with_one(ax)
             ax.set_title(title)
             ax.set_xlabel("times as fast as keras.layers.LSTM")
-        ax.set_xscale("log")
-        ticks = [t for t in (0.5, 1, 2, 5, 10) if t < 1.2 * ax.get_xlim()[1]]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.set_xticks([], minor=True)
+        ax.set_xscale("log")  # The limits depend on it.
+        highest = 1.2 * ax.get_xlim()[1]
+        set_log_ticks(ax, [t for t in (0.5, 1, 2, 5, 10) if t < highest])
         axes[0].set_yticks(range(len(panel)), [k.replace("x", " x ") for k in panel])
         axes[0].set_ylabel("batch x timesteps x\nfeatures x units")
         axes[0].invert_yaxis()

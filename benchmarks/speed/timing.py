@@ -69,6 +69,27 @@ def take_turns(runs, rounds, seed=0, min_seconds=MIN_SECONDS):
     return calls, times
 
 
+def timed_case(runs, rounds, steps=1, seed=0, min_seconds=MIN_SECONDS):
+    """Returns the entries of a case in a JSON file that the times give.
+
+    Args:
+        runs: As in `take_turns()`.
+        rounds: As in `take_turns()`.
+        steps: The number of steps in one call of a run. The times are for one step.
+        seed: As in `take_turns()`.
+        min_seconds: As in `take_turns()`.
+    """
+    calls, times = take_turns(runs, rounds, seed, min_seconds)
+    times = {name: [t / steps for t in of_calls] for name, of_calls in times.items()}
+    return {
+        "rounds": len(next(iter(times.values()))),
+        "calls": calls,
+        "steps": steps,
+        "seconds": times,
+        "median_ms": {name: 1e3 * np.median(times[name]) for name in times},
+    }
+
+
 def ratio(over, under):
     """Returns median, spread and verdict of the ratios within the rounds."""
     ratios = np.divide(over, under)

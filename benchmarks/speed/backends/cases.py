@@ -19,7 +19,7 @@ from benchmarks.speed.contenders import (
     make_layer,
 )
 from benchmarks.speed.fit import fit_run, fit_steps
-from benchmarks.speed.timing import MIN_SECONDS, ratio, take_turns
+from benchmarks.speed.timing import MIN_SECONDS, ratio, timed_case
 
 BACKEND = importlib.import_module(
     f"benchmarks.speed.backends.{keras.backend.backend()}"
@@ -119,24 +119,17 @@ def measure(
     native = BACKEND.native_run(shape, mode, x, y)
     if native is not None:
         runs[NATIVE] = native
-    calls, times = take_turns(runs, rounds, seed, min_seconds)
-    times = {name: [t / steps for t in of_calls] for name, of_calls in times.items()}
     found = {
         "case": str(case),
         "shape": list(shape),
-        "rounds": len(times[BASELINE]),
-        "calls": calls,
-        "steps": steps,
-        "seconds": times,
-        "median_ms": {name: 1e3 * np.median(times[name]) for name in times},
-        "kernels": {}
-        if is_fit
-        else {name: BACKEND.kernels(run) for name, run in runs.items()},
-        "ratios": {
-            name: ratio(times[name], times[DEFAULT])
-            for name in times
-            if name != DEFAULT
+        **timed_case(runs, rounds, steps, seed, min_seconds),
+        "kernels": {
+            name: BACKEND.kernels(run) for name, run in runs.items() if not is_fit
         },
+    }
+    times = found["seconds"]
+    found["ratios"] = {
+        name: ratio(times[name], times[DEFAULT]) for name in times if name != DEFAULT
     }
     # The models of this case would slow down the next.
     del runs, native

@@ -4,6 +4,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.speed.axes import compare_with_one, set_log_ticks
 from benchmarks.speed.backends.cases import NATIVE
 from benchmarks.speed.backends.report import rows
 from benchmarks.speed.contenders import BASELINE
@@ -34,19 +35,16 @@ def save_picture(path, results):
                 ]
                 at, means = np.array(points).reshape(-1, 2).T
                 ax.plot(means, at, marker, color=color, ms=8, label=label)
-            ax.axvline(1, color="k", linewidth=1)
-            ax.grid(color="0.9")
-            ax.set_axisbelow(True)
+            compare_with_one(ax)
             ax.set_title(name)
             ax.set_xlabel("its time / the time of ours")
-        ax.set_xscale("log")
+        ax.set_xscale("log")  # The limits depend on it.
         low, high = ax.get_xlim()
-        ticks = [tick for tick in TICKS if 0.8 * low < tick < 1.2 * high]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.set_xticks([], minor=True)
+        set_log_ticks(ax, [tick for tick in TICKS if 0.8 * low < tick < 1.2 * high])
         axes[0].set_yticks(range(len(labels)), labels)
         axes[0].invert_yaxis()
+        fig.suptitle("To the right of the line, our layers are faster")
         fig.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2
         )
         fig.savefig(path, dpi=90)

@@ -7,6 +7,7 @@ from benchmarks.speed.timing import Run
 from benchmarks.speed.torch_layer import torch_run
 
 NATIVE = "torch.nn"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The functions of PyTorch behind its recurrent layers.
 _FUNCTIONS = ("_rnn", "lstm", "gru", "rnn_")
 
@@ -15,19 +16,18 @@ torch.set_num_threads(cores())
 
 def device():
     """Returns "GPU" or "CPU"."""
-    return "GPU" if torch.cuda.is_available() else "CPU"
+    return "GPU" if DEVICE == "cuda" else "CPU"
 
 
 def make_run(layer, action, x, **masks):
     """Returns the run of a call of a built layer, in training with all gradients."""
-    place = "cuda" if device() == "GPU" else "cpu"
-    x = torch.from_numpy(x).to(place)
-    masks = {name: torch.from_numpy(masks[name]).to(place) for name in masks}
+    x = torch.from_numpy(x).to(DEVICE)
+    masks = {name: torch.from_numpy(masks[name]).to(DEVICE) for name in masks}
 
     def infer():
         with torch.no_grad():
             layer(x, **masks)
-        if place == "cuda":
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
 
     def train():
@@ -41,13 +41,13 @@ def make_run(layer, action, x, **masks):
 
 def native_run(shape, mode, x, y):
     """Returns the run of the layer of `torch.nn` with learned initial states."""
-    return torch_run(shape, mode, x, y, "cuda" if device() == "GPU" else "cpu")
+    return torch_run(shape, mode, x, y, DEVICE)
 
 
 def kernels(run):
     """Returns the functions and kernels that ran the sequences, from a profile."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if device() == "GPU":
+    if DEVICE == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
         run.do()
