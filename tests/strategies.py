@@ -104,7 +104,7 @@ def entries(units, kinds=KINDS):
                 mean=values | arrays(units),
                 stddev=spread | arrays(units, elements=spread),
                 distribution=st.sampled_from(["normal", "truncated_normal", "uniform"]),
-                learned=st.booleans(),
+                learned=st.sampled_from([False, True, "mean", "stddev"]),
                 at_inference=st.just("mean"),
                 seed=st.none() | seeds,
             ),

@@ -55,7 +55,7 @@ def entry(draw, units, dtype):
     regularizer, constraint = draw.of(None, "l2"), draw.of(None, "unit_norm")
     options = {
         "distribution": draw.of("normal", "truncated_normal", "uniform"),
-        "learned": draw.of(True, False),
+        "learned": draw.of(True, False, "mean", "stddev"),
         "at_inference": draw.of("mean", "sample"),
         "seed": draw.of(None, 7),
     }

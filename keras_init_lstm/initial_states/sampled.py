@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
+Learned: TypeAlias = bool | Literal["mean", "stddev"]
 
 # `keras.random.truncated_normal` cuts a standard normal distribution at two standard
 # deviations. The variance of its draws is 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).
@@ -60,9 +61,10 @@ class Sampled(InitialState):
 
     It owns `mean` and `stddev`, each of shape `(units,)`. With `learned=True` both
     are learned by the reparameterisation `mean + stddev * noise` of [Kingma and
-    Welling, 2014](https://arxiv.org/abs/1312.6114). [Zimmermann, Tietz and Grothmann,
-    2012](https://doi.org/10.1007/978-3-642-35289-8_37) use noisy initial states as a
-    regulariser.
+    Welling, 2014](https://arxiv.org/abs/1312.6114). With `learned="mean"` the initial
+    state is learned under a noise that stays as it is: [Zimmermann, Tietz and
+    Grothmann, 2012](https://doi.org/10.1007/978-3-642-35289-8_37) use noisy initial
+    states as a regulariser.
 
     Args:
         mean: Number or array of shape `(units,)`. Defaults to `0.0`.
@@ -72,8 +74,9 @@ class Sampled(InitialState):
         distribution: One of `"normal"`, `"truncated_normal"` (a normal
             distribution cut at two of its standard deviations, and scaled to the
             standard deviation `stddev`) and `"uniform"`. Defaults to `"normal"`.
-        learned: Boolean, whether `mean` and `stddev` are learned. A constraint then
-            keeps `stddev` non-negative. Defaults to `False`.
+        learned: What is learned: `True` for `mean` and `stddev`, `"mean"` or
+            `"stddev"` for one of them, `False` for neither. A constraint keeps a
+            learned `stddev` non-negative. Defaults to `False`.
         at_inference: The initial state of a call that is not in training mode:
             `"mean"`, or `"sample"` for a draw. Defaults to `"mean"`.
         seed: Python integer that makes the draws reproducible. The states of one
@@ -109,7 +112,7 @@ class Sampled(InitialState):
         mean: Numbers = 0.0,
         stddev: Numbers = 0.1,
         distribution: Distribution = "normal",
-        learned: bool = False,
+        learned: Learned = False,
         at_inference: Literal["mean", "sample"] = "mean",
         seed: int | None = None,
         **kwargs: Unpack[LayerArguments],
@@ -122,7 +125,7 @@ class Sampled(InitialState):
                 "Argument `stddev` must not be negative. "
                 f"Received: stddev={described(stddev)}"
             )
-        one_of(learned, "learned", (True, False))
+        one_of(learned, "learned", (True, False, "mean", "stddev"))
         if not (seed is None or isinstance(seed, int)):
             raise ValueError(
                 "Argument `seed` must be an integer or None. "
@@ -155,14 +158,15 @@ class Sampled(InitialState):
     def build(self, state_shape: tuple[int]) -> None:
         super().build(state_shape)
         self.mean = self.value = add_variable(
-            self, "mean", self._mean, trainable=self.learned
+            self, "mean", self._mean, trainable=self.learned in (True, "mean")
         )
+        learns_stddev = self.learned in (True, "stddev")
         self.stddev = add_variable(
             self,
             "stddev",
             self._stddev,
-            trainable=self.learned,
-            constraint="non_neg" if self.learned else None,
+            trainable=learns_stddev,
+            constraint="non_neg" if learns_stddev else None,
         )
         seed = self.seed
         if seed is not None:

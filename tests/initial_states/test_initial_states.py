@@ -46,7 +46,7 @@ class TestSampled:
         assert (config["mean"], config["stddev"]) == (0.0, 0.1)
         assert (config["distribution"], config["at_inference"]) == ("normal", "mean")
 
-    @pytest.mark.parametrize("learned", [False, True])
+    @pytest.mark.parametrize("learned", [False, True, "mean", "stddev"])
     @pytest.mark.parametrize("distribution", ["normal", "truncated_normal", "uniform"])
     def test_moments_are_the_arguments(self, distribution, learned):
         mean, stddev = np.array([0.5, -2.0, 0.0]), np.array([0.1, 3.0, 1.0])
@@ -169,8 +169,37 @@ class TestSampled:
         np.testing.assert_allclose(mean, weight.sum(axis=0), rtol=1e-6)
         np.testing.assert_allclose(stddev, (weight * noise).sum(axis=0), rtol=1e-5)
 
-    def test_a_learned_stddev_stays_non_negative(self):
-        layer = InitStateLSTM(2, initial_state=sampled(1.0, 2.0, learned=True))
+    @pytest.mark.parametrize(
+        ("learned", "moves"),
+        [
+            (False, []),
+            ("mean", ["mean"]),
+            ("stddev", ["stddev"]),
+            (True, ["mean", "stddev"]),
+        ],
+    )
+    def test_fit_moves_what_is_learned(self, learned, moves, tmp_path):
+        kind = Sampled(0.5, 0.25, learned=learned, seed=1)
+        layer = InitStateLSTM(UNITS, initial_state=[kind, None])
+        model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+        model.compile("sgd", "mse")
+        model.fit(X, np.ones((len(X), UNITS)), verbose=0)
+        values = {
+            name: to_numpy(getattr(layer.h0, name)) for name in ("mean", "stddev")
+        }
+        untouched = {"mean": 0.5, "stddev": 0.25}
+        moved = [name for name in values if (values[name] != untouched[name]).all()]
+        assert moved == moves
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras").layers[0]
+        assert loaded.h0.learned == learned
+        assert_same([loaded.h0.mean, loaded.h0.stddev], list(values.values()))
+        names = [w.path.split("/")[-1] for w in loaded.h0.trainable_weights]
+        assert names == moves
+
+    @pytest.mark.parametrize("learned", [True, "stddev"])
+    def test_a_learned_stddev_stays_non_negative(self, learned):
+        layer = InitStateLSTM(2, initial_state=sampled(1.0, 2.0, learned=learned))
         layer.build((None, None, 1))
         stddev = layer.initial_state[0].stddev
         gradient = keras.ops.convert_to_tensor([1.0, 9.0])

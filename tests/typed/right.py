@@ -38,6 +38,7 @@ kinds = [
     Fixed("ones"),
     Sampled(0.5, 0.1),
     Sampled(mean=[0.5, 1.0], stddev=0.1, distribution="uniform", seed=1, name="h"),
+    Sampled(learned="mean"),
     Sampled(learned=True, at_inference="sample", trainable=False),
     Trainable(),
     Trainable("ones"),

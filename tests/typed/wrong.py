@@ -16,6 +16,7 @@ from keras_init_lstm import (
 
 Sampled(distribution="nrmal")  # error
 Sampled(at_inference="draw")  # error
+Sampled(learned="men")  # error
 Sampled(0.5, 0.1, sead=1)  # error
 Sampled(mean="zero")  # error
 Sampled(seed=1.5)  # error
