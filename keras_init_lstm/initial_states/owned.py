@@ -65,6 +65,18 @@ def kind_of(entry: Any) -> InitialState | None:
         ) from error
 
 
+def refuse_initial_state(value: Any, argument: str) -> None:
+    """Raises a `ValueError` if an initial state was passed as another argument.
+
+    Keras would take an `InitialState`, which is callable, for an activation.
+    """
+    if isinstance(value, InitialState) or (isinstance(value, str) and value in _NAMES):
+        raise ValueError(
+            f"Argument `{argument}` can't be an initial state, which is passed by "
+            f"name: `initial_state={value!r}`. Received: {argument}={described(value)}"
+        )
+
+
 def kinds_of(
     layout: StateLayout, initial_state: Any, dtype: Any, trainable: bool
 ) -> list[InitialState | None]:

@@ -15,6 +15,7 @@ from keras_init_lstm._types import (
     UseCudnn,
 )
 from keras_init_lstm.initial_states.base import InitialState
+from keras_init_lstm.initial_states.owned import refuse_initial_state
 from keras_init_lstm.layers._loop import UseCudnnAttribute, UseFusedAttribute
 from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
 
@@ -87,6 +88,7 @@ class InitStateGRU(InitStateRNN, keras.layers.GRU):
         use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[LSTMArguments],
     ) -> None:
+        refuse_initial_state(activation, "activation")
         keras.layers.GRU.__init__(
             self,
             units,

@@ -25,7 +25,11 @@ from keras_init_lstm._types import Numbers, RNNArguments
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
-from keras_init_lstm.initial_states.owned import OwnedStates, kinds_of
+from keras_init_lstm.initial_states.owned import (
+    OwnedStates,
+    kinds_of,
+    refuse_initial_state,
+)
 from keras_init_lstm.layers._attributes import (
     check_may_be_deleted,
     replace_attribute,
@@ -180,6 +184,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         initial_state: InitialStateArgument = None,
         **kwargs: Unpack[RNNArguments],
     ) -> None:
+        refuse_initial_state(return_sequences, "return_sequences")
         super().__init__(
             cell,
             return_sequences=return_sequences,

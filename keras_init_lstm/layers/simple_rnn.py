@@ -14,6 +14,7 @@ from keras_init_lstm._types import (
     SimpleRNNArguments,
 )
 from keras_init_lstm.initial_states.base import InitialState
+from keras_init_lstm.initial_states.owned import refuse_initial_state
 from keras_init_lstm.layers._loop import UseFusedAttribute
 from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
 
@@ -79,6 +80,7 @@ class InitStateSimpleRNN(InitStateRNN, keras.layers.SimpleRNN):
         use_fused: bool | Literal["auto"] = "auto",
         **kwargs: Unpack[SimpleRNNArguments],
     ) -> None:
+        refuse_initial_state(activation, "activation")
         keras.layers.SimpleRNN.__init__(
             self,
             units,

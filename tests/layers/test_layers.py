@@ -1,6 +1,7 @@
 """Each layer extends the layer of Keras, and takes the same arguments."""
 
 import inspect
+import re
 
 import keras
 import numpy as np
@@ -14,8 +15,9 @@ from keras_init_lstm import (
     InitStateLSTM,
     InitStateRNN,
     InitStateSimpleRNN,
+    Trainable,
 )
-from models import BATCH, UNITS, X
+from models import BATCH, UNITS, PerRow, X
 from oracles import assert_same, flat, numpy_lstm, reference_of, tiled_states
 from strategies import cases
 
@@ -103,6 +105,25 @@ class TestSignature:
         got = layer.get_config()
         assert {key: got[key] for key in want} == want
         assert len(want) > 20
+
+    @pytest.mark.parametrize(
+        ("cls", "argument"),
+        [
+            (InitStateLSTM, "activation"),
+            (InitStateGRU, "activation"),
+            (InitStateSimpleRNN, "activation"),
+            (InitStateRNN, "return_sequences"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "given", ["fixed", "sampled", "trainable", Trainable("ones"), PerRow()]
+    )
+    def test_an_initial_state_is_passed_by_name(self, cls, argument, given):
+        what = keras.layers.GRUCell(UNITS) if cls is InitStateRNN else UNITS
+        name = re.escape(f"`initial_state={given!r}`")
+        with pytest.raises(ValueError, match=f"`{argument}` .* by name: {name}"):
+            cls(what, given)
+        assert cls(what, initial_state=given).h0 is not None
 
 
 class TestWithoutInitialState:
