@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -22,11 +22,36 @@ from keras_init_lstm.streams.step_model import check_states, make_step_model
 __all__ = ["estimate_initial_state", "train_only_initial_state"]
 
 
-def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
+class _TrainableFlags:
+    """The `trainable` attributes of layers and variables, to restore them.
+
+    Args:
+        owners: The layers and variables.
+    """
+
+    def __init__(self, owners: Iterable[Any]) -> None:
+        self._flags = [(owner, owner.trainable) for owner in owners]
+
+    def __call__(self) -> None:
+        for owner, trainable in self._flags:
+            if isinstance(owner, keras.layers.Layer):
+                set_trainable_flag(owner, trainable)
+            else:
+                owner.trainable = trainable
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self()
+
+
+def train_only_initial_state(model: keras.layers.Layer) -> _TrainableFlags:
     """Freezes a model except for the initial states of its recurrent layers.
 
-    A trained model then adapts to a new machine, user or task by a few numbers. Compile
-    the model afterwards, as after any change of `trainable`.
+    A trained model then adapts to a new machine, user or task by a few numbers. In a
+    `with` statement, it is frozen inside the block alone. Compile the model after it is
+    frozen, and again after it is restored, as after any change of `trainable`.
 
     Args:
         model: A model or layer of Keras 3, built, with layers of this package. It is
@@ -34,7 +59,9 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
             `Fixed` state, and for a `Sampled` state with `learned=False`.
 
     Returns:
-        A function without arguments that restores all `trainable` attributes.
+        A function without arguments that restores all `trainable` attributes. It is
+        also a context manager, which restores them at the end of a `with` block, also
+        after an error.
 
     Raises:
         ValueError: If `model` is not a model or layer of Keras 3, or has no initial
@@ -46,26 +73,19 @@ def train_only_initial_state(model: keras.layers.Layer) -> Callable[[], None]:
     ...     keras_init_lstm.InitStateLSTM(4, initial_state="trainable"),
     ...     keras.layers.Dense(1),
     ... ])
-    >>> undo = keras_init_lstm.adaptation.train_only_initial_state(model)
-    >>> model.compile("adam", "mse")
-    >>> history = model.fit(np.ones((8, 5, 3)), np.ones((8, 1)), verbose=0)
-    >>> [v.path.split("/", 2)[2] for v in model.trainable_variables]
+    >>> with keras_init_lstm.adaptation.train_only_initial_state(model):
+    ...     model.compile("adam", "mse")
+    ...     history = model.fit(np.ones((8, 5, 3)), np.ones((8, 1)), verbose=0)
+    ...     [v.path.split("/", 2)[2] for v in model.trainable_variables]
     ['h0/value', 'c0/value']
-    >>> undo()
     >>> len(model.trainable_variables)
     7
+
+    `undo = train_only_initial_state(model)` does the same until `undo()` is called.
     """
     check_layer(model, "model")
     layers, variables = layers_within(model), model.variables
-    flags = [(x, x.trainable) for x in (*layers, *variables)]
-
-    def undo() -> None:
-        for x, trainable in flags:
-            if isinstance(x, keras.layers.Layer):
-                set_trainable_flag(x, trainable)
-            else:
-                x.trainable = trainable
-
+    undo = _TrainableFlags([*layers, *variables])
     kinds = [layer for layer in layers if isinstance(layer, InitialState)]
     for kind in kinds:
         if not kind.trainable:

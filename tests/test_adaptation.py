@@ -66,6 +66,18 @@ class TestTrainOnlyInitialState:
         model.compile(keras.optimizers.SGD(0.1), "mse")
         model.fit(*data, verbose=0)
 
+    def test_a_with_block_restores_the_model_also_after_an_error(self):
+        model = trained()
+        before = [weight.trainable for weight in model.weights]
+        with train_only_initial_state(model):
+            inside = [weight.trainable for weight in model.weights]
+            assert sum(inside) == len(model.trainable_weights) == 5
+        assert [weight.trainable for weight in model.weights] == before
+        with pytest.raises(RuntimeError, match="oops"), train_only_initial_state(model):
+            assert [weight.trainable for weight in model.weights] == inside
+            raise RuntimeError("oops")
+        assert [weight.trainable for weight in model.weights] == before
+
     @pytest.mark.parametrize("initial_state", [None, 0.5, Sampled(learned=False)])
     def test_without_a_state_to_learn_nothing_changes(self, initial_state):
         layer = InitStateLSTM(UNITS, initial_state=initial_state)
