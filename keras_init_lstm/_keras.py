@@ -219,6 +219,16 @@ def rnn(*args: Any, **kwargs: Any) -> Any:
     return backend.rnn(*args, **kwargs)
 
 
+def is_conv_lstm_cell(cell: Any) -> bool:
+    """Whether a cell belongs to a ConvLSTM. Its `state_size` does not tell its states.
+
+    Keras exports the layers `ConvLSTM1D` to `ConvLSTM3D`, but not their cell.
+    """
+    from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
+
+    return isinstance(cell, ConvLSTMCell)
+
+
 def takes_training(cell: Any) -> bool:
     """Whether the `call()` of a cell takes `training`. A cell need not be a layer."""
     return bool(getattr(cell, "_call_has_training_arg", False))

@@ -17,7 +17,7 @@ from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
 from keras_init_lstm.streams.states import by_paths
-from keras_init_lstm.streams.step_model import check_states, make_step_model
+from keras_init_lstm.streams.step_model import make_step_model
 
 __all__ = ["estimate_initial_state", "train_only_initial_state"]
 
@@ -189,7 +189,6 @@ def estimate_initial_state(
             )
         estimator, names = _estimator_of_model(layer_or_model, batch_size)
     elif layer_or_model.built:
-        check_states(layer_or_model)
         estimator = _estimator_of_layer(layer_or_model, batch_size)
     else:
         raise ValueError(

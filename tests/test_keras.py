@@ -307,3 +307,8 @@ def test_a_variable_of_pytorch_can_take_a_new_tensor():
     variable.assign(np.ones(2))
     assert_same(before, np.zeros(2, "float32"))
     assert_same(variable, np.ones(2, "float32"))
+
+
+def test_the_cell_of_a_conv_lstm():
+    assert _keras.is_conv_lstm_cell(layers.ConvLSTM2D(2, 3).cell)
+    assert not _keras.is_conv_lstm_cell(layers.LSTMCell(2))

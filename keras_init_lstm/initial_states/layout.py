@@ -7,6 +7,8 @@ from typing import Any
 import keras
 
 from keras_init_lstm._checks import check_shape, described, shape_text, with_shape
+from keras_init_lstm._keras import is_conv_lstm_cell
+from keras_init_lstm._types import Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,11 +17,20 @@ class State:
 
     Args:
         name: The name of the layer's attribute with its initial state, such as `h0`.
-        units: The size of the state, which has shape `(batch, units)`.
+        shape: The shape of the state without the batch: `(units,)`, or of a ConvLSTM
+            `(*space, filters)` or `(filters, *space)`. A size is `None` if it is not
+            known before the layer is built.
+        units_axis: The axis of `shape` with the units or filters. Defaults to -1.
     """
 
     name: str
-    units: int
+    shape: tuple[Any, ...]
+    units_axis: int = -1
+
+    @property
+    def units(self) -> int:
+        """The number of units or filters."""
+        return int(self.shape[self.units_axis])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +46,8 @@ class StateLayout:
     >>> from keras_init_lstm.initial_states.layout import StateLayout
     >>> cells = [keras.layers.LSTMCell(4), keras.layers.GRUCell(3)]
     >>> layout = StateLayout.of(keras.layers.RNN(cells))
-    >>> [(state.name, state.units) for state in layout.states]
-    [('cell0_h0', 4), ('cell0_c0', 4), ('cell1_h0', 3)]
+    >>> [(state.name, state.shape) for state in layout.states]
+    [('cell0_h0', (4,)), ('cell0_c0', (4,)), ('cell1_h0', (3,))]
     >>> layout.unpack([[1, 2], 3], "states")
     [1, 2, 3]
     >>> layout.pack([1, 2, 3])
@@ -47,13 +58,27 @@ class StateLayout:
     state_size: list[Any]
 
     @classmethod
-    def of(cls, rnn: keras.layers.RNN) -> "StateLayout":
-        """The layout of the cell of a recurrent layer."""
+    def of(
+        cls, rnn: keras.layers.RNN, sequences_shape: Shape | None = None
+    ) -> "StateLayout":
+        """The layout of the cell of a recurrent layer.
+
+        Args:
+            rnn: A recurrent layer.
+            sequences_shape: The shape of the sequences, from which the shape of the
+                states of a ConvLSTM follows. Defaults to `None`: it is known if the
+                cell is built.
+        """
+        if is_conv_lstm_cell(rnn.cell):
+            shape, axis = _shape_of_conv_lstm(rnn.cell, sequences_shape)
+            states = [State(name, shape, axis) for name in ("h0", "c0")]
+            # Keras does not know the shape in the constructor: `state_size` is -1.
+            return cls(tuple(states), [state.units for state in states])
         units = list(map(int, keras.tree.flatten(rnn.state_size)))
         names = _state_names(rnn.cell)
         if isinstance(rnn, keras.layers.LSTM) and len(units) == 2:
             names = ("h0", "c0")  # Even if a user has replaced the cell.
-        states = map(State, names, units)
+        states = [State(name, (size,)) for name, size in zip(names, units, strict=True)]
         return cls(tuple(states), _nested_as_list(rnn.cell))
 
     @property
@@ -112,7 +137,7 @@ class StateLayout:
         """Returns the explicit states of a call, `None` for each that is not given.
 
         Args:
-            nested: Tensors `(batch, units)` or `None`, nested as `state_size` is.
+            nested: Tensors `(batch, *shape)` or `None`, nested as `state_size` is.
             batch_size: Integer, scalar integer tensor, or `None` if it is not known.
             at_run_time: Whether sizes that are not known yet are checked at run time,
                 where the backend raises its own error. Defaults to `False`.
@@ -124,7 +149,7 @@ class StateLayout:
         tensors = self.unpack(nested, "initial_state")
         for index, state in enumerate(self.states):
             if tensors[index] is not None:
-                shape = (batch_size, state.units)
+                shape = (batch_size, *state.shape)
                 expectation = (
                     f"Argument `initial_state[{index}]` must be a tensor of shape "
                     f"{shape_text(shape)}."
@@ -144,6 +169,19 @@ class StateLayout:
             f"Argument `{argument}` must be a list with one entry for {which}: "
             f"{text}{hint}. Received: {argument}={described(nested)}"
         )
+
+
+def _shape_of_conv_lstm(cell: Any, sequences_shape: Shape | None) -> tuple[Shape, int]:
+    """Returns the shape of a state without the batch, and the axis of the filters."""
+    channels_first = cell.data_format == "channels_first"
+    if sequences_shape is not None:
+        space = sequences_shape[3:] if channels_first else sequences_shape[2:-1]
+    else:
+        space = cell.spatial_dims if cell.built else (None,) * cell.rank
+    # The size of the state does not depend on the number of channels.
+    step_shape = (None, 1, *space) if channels_first else (None, *space, 1)
+    (_, *shape), _ = cell.compute_output_shape(step_shape)
+    return tuple(shape), 0 if channels_first else -1
 
 
 def _nested_as_list(cell: Any) -> list[Any]:

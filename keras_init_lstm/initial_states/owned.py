@@ -242,7 +242,7 @@ class OwnedStates:
                 shapes = []
                 if kind.takes_context:
                     shapes = [keras.tree.map_structure(lambda spec: spec.shape, specs)]
-                kind.build((state.units,), *shapes)
+                kind.build(state.shape, *shapes)
             _build_inside(kind, specs, at_once)
 
     def for_batch(
@@ -266,7 +266,7 @@ class OwnedStates:
                 Defaults to 0.
 
         Returns:
-            A tensor `(batch_size, units)` for each state.
+            A tensor `(batch_size, *shape)` for each state.
         """
         states = list(explicit or [None] * len(self.kinds))
         pairs = list(zip(self.kinds, states, strict=True))
@@ -311,8 +311,8 @@ class OwnedStates:
             context: As in `for_batch()`.
 
         Returns:
-            For each state a tensor `(batch_size, units)`, or `(batch_size, timesteps,
-            units)` if the state differs between timesteps.
+            For each state a tensor `(batch_size, *shape)`, or `(batch_size, timesteps,
+            *shape)` if the state differs between timesteps.
         """
         states = list(states)
         for index, (_, kind) in enumerate(self):
@@ -338,9 +338,9 @@ class OwnedStates:
         state = self.layout.states[index]
         return with_shape(
             kind.call(batch_size, training=training, context=context),
-            (batch_size, state.units),
+            (batch_size, *state.shape),
             "Argument `context` must have one row for each sequence of the batch, so "
-            f"that {state.name} is (batch, {state.units}).",
+            f"that {state.name} is {shape_text((None, *state.shape))}.",
         )
 
     def preview(self, index: int, batch_size: int) -> Any:
@@ -378,9 +378,10 @@ class OwnedStates:
                 states[index],
                 f"states[{index}]",
                 dtype,
-                (state.units,),
-                (None, state.units),
+                variable.shape,
+                (None, *variable.shape),
             )
-            assignments.append((variable, array if array.ndim == 1 else array.mean(0)))
+            is_batch = array.ndim > len(variable.shape)
+            assignments.append((variable, array.mean(0) if is_batch else array))
         for variable, value in assignments:
             variable.assign(value)

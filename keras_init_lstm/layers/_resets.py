@@ -68,7 +68,7 @@ def with_resets(
     Args:
         layer: A recurrent layer of this package.
         sequences: A tensor `(batch, timesteps, ...)`.
-        states: The states before the first timestep, each `(batch, units)`.
+        states: The states before the first timestep, each `(batch, *shape)`.
         mask: The mask of the call, or `None`.
         reset_mask: Boolean tensor `(batch, timesteps)` or `(batch,)`.
         states_after_reset: As in `InPlaceOfMask`.
@@ -86,10 +86,10 @@ def with_resets(
     )
     if len(reset_mask.shape) == 1:
         first = first_timestep(layer)
-        resets = [s if len(s.shape) == 2 else s[:, first] for s in states_after_reset]
+        pairs = zip(states_after_reset, states, strict=True)
+        resets = [s[:, first] if _has_time_axis(s, state) else s for s, state in pairs]
         pairs = zip(resets, states, strict=True)
-        mask_of_rows = reset_mask[:, None]
-        return [ops.where(mask_of_rows, reset, state) for reset, state in pairs], mask
+        return [_where_rows(reset_mask, reset, state) for reset, state in pairs], mask
     if layer.go_backwards:
         # A sequence that begins at timestep t ends there when it is read backwards, so
         # the reset belongs to timestep t - 1.
@@ -121,7 +121,8 @@ def loop_with_resets(
     if mask is not None:
         inputs.append(mask[:, :, None] if len(mask.shape) == 2 else mask)
         states.append(_output_before_first(layer, initial_state))
-    by_timestep = [k for k, s in enumerate(states_after_reset) if len(s.shape) == 3]
+    pairs = zip(states_after_reset, states, strict=False)
+    by_timestep = [k for k, pair in enumerate(pairs) if _has_time_axis(*pair)]
     inputs += [states_after_reset[k] for k in by_timestep]
     kwargs = {"training": training} if takes_training(layer.cell) else {}
 
@@ -131,21 +132,21 @@ def loop_with_resets(
         for k in reversed(by_timestep):
             after_reset[k] = others.pop()
         pairs = zip(after_reset, carried, strict=False)
-        states = [ops.where(resets, reset, state) for reset, state in pairs]
+        states = [_where_rows(resets, reset, state) for reset, state in pairs]
         nested = keras.tree.pack_sequence_as(initial_state, states)
         output, new_states = layer.cell(x, nested, **kwargs)
         new_states = keras.tree.flatten(new_states)
         if mask is None:
             return output, new_states
         unmasked = ops.cast(others[0], "bool")
-        last_output = ops.where(
+        last_output = _where_rows(
             resets, _output_before_first(layer, nested), carried[count]
         )
         pairs = zip(new_states, states, strict=True)
-        states = [ops.where(unmasked, new, old) for new, old in pairs]
-        last_output = ops.where(unmasked, output, last_output)
+        states = [_where_rows(unmasked, new, old) for new, old in pairs]
+        last_output = _where_rows(unmasked, output, last_output)
         if layer.zero_output_for_mask:
-            output = ops.where(unmasked, output, ops.zeros_like(output))
+            output = _where_rows(unmasked, output, ops.zeros_like(output))
         else:
             output = last_output
         return output, [*states, last_output]
@@ -171,5 +172,23 @@ def _output_before_first(layer: keras.layers.RNN, states: Any) -> Any:
     h = keras.tree.flatten(states[-1] if is_stacked else states)[0]
     if backend.shows_initial_state and not layer.unroll:
         return h
-    size = getattr(layer.cell, "output_size", None) or h.shape[1]
-    return ops.zeros((ops.shape(h)[0], size), h.dtype)
+    size = getattr(layer.cell, "output_size", None)
+    shape = h.shape[1:] if size is None else (size,)
+    return ops.zeros((ops.shape(h)[0], *shape), h.dtype)
+
+
+def _has_time_axis(state_after_reset: Any, state: Any) -> bool:
+    """Whether a state after a reset is given for each timestep."""
+    return len(state_after_reset.shape) > len(state.shape)
+
+
+def _where_rows(rows: Any, new: Any, old: Any) -> Any:
+    """Returns `new (batch, ...)` in the rows where a mask is True, else `old`.
+
+    Args:
+        rows: Boolean tensor `(batch,)` or `(batch, 1)`.
+        new: A tensor `(batch, ...)`.
+        old: A tensor of the same shape.
+    """
+    missing = len(new.shape) - len(rows.shape)
+    return ops.where(rows[(..., *[None] * missing)], new, old)

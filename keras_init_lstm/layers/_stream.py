@@ -25,11 +25,11 @@ class CarriedState:
     `keras.Variable`, but NumPy and Keras convert it to its `value`.
 
     Args:
-        state: The name and the size of the state.
+        state: The name and the shape of the state.
         batch_size: The number of sequences of the stream.
         dtype: The dtype of the variable.
         preview: Function that takes a batch size and returns the initial state that
-            fresh rows show, a tensor `(batch_size, units)`.
+            fresh rows show, a tensor `(batch_size, *shape)`.
     """
 
     trainable = False
@@ -42,7 +42,7 @@ class CarriedState:
         preview: Callable[[int], Any],
     ) -> None:
         self.name = state.name
-        self.shape = (batch_size, state.units)
+        self.shape = (batch_size, *state.shape)
         self.dtype = dtype
         self._preview = preview
         self._variable = backend.Variable(
@@ -55,7 +55,7 @@ class CarriedState:
         )
         self._fresh = backend.Variable(
             "ones",
-            shape=(batch_size, 1),
+            shape=(batch_size, *[1] * len(state.shape)),
             dtype="bool",
             trainable=False,
             name="fresh",
@@ -69,13 +69,13 @@ class CarriedState:
 
     @property
     def value(self) -> Any:
-        """The state that the next call starts from, a tensor `(batch, units)`."""
+        """The state that the next call starts from, a tensor `(batch, *shape)`."""
         return self.or_else(self._preview(self.shape[0]))
 
     @property
     def fresh(self) -> np.ndarray:
         """Whether the next call starts each row from the initial state: `(batch,)`."""
-        return np.array(ops.convert_to_numpy(self._fresh.value))[:, 0]
+        return np.array(ops.convert_to_numpy(self._fresh.value)).reshape(-1)
 
     def or_else(self, initial: Any) -> Any:
         """Returns the carried state, with `initial` in the fresh rows."""
@@ -83,7 +83,7 @@ class CarriedState:
         return ops.where(self._fresh.value, ops.cast(initial, carried.dtype), carried)
 
     def assign(self, value: Any, fresh_rows: Any = False) -> None:
-        """Sets the state to `value (batch, units)`, and which rows are fresh."""
+        """Sets the state to `value (batch, *shape)`, and which rows are fresh."""
         if backend.only_traces(value) and not in_stateless_scope():
             warnings.warn(
                 "A stateful layer is traced, and not run, so its stream is not "
@@ -106,7 +106,7 @@ class CarriedState:
         """Makes all rows fresh, or the given rows.
 
         Args:
-            rows: Boolean tensor `(batch, 1)`, `True` for the rows to reset. Defaults to
+            rows: Boolean array `(batch,)`, `True` for the rows to reset. Defaults to
                 `None`, all rows.
         """
         if rows is None:
@@ -114,13 +114,17 @@ class CarriedState:
             # value that can't be read.
             self.assign(np.zeros(self.shape, "float32"), True)
         else:
-            fresh = ops.logical_or(self._fresh.value, rows)
+            fresh = ops.logical_or(self._fresh.value, self._like_fresh(rows))
             self.assign(self._variable.value, fresh)
 
     def assign_rows(self, value: Any, rows: Any) -> None:
-        """Sets the rows where `rows`, booleans `(batch, 1)`, is True."""
+        """Sets the rows where `rows`, a boolean array `(batch,)`, is True."""
+        rows = self._like_fresh(rows)
         fresh = ops.logical_and(self._fresh.value, ops.logical_not(rows))
         self.assign(ops.where(rows, value, self._variable.value), fresh)
+
+    def _like_fresh(self, rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(self._fresh.shape)
 
     def numpy(self) -> np.ndarray:
         """Returns the value as an array."""
@@ -234,7 +238,7 @@ class Stream:
         """Returns states and rows as `reset()` takes them, and the batch size.
 
         Args:
-            states: Arrays `(batch, units)` or `None`, nested as the layout is. With
+            states: Arrays `(batch, *shape)` or `None`, nested as the layout is. With
                 `rows`, an array has one row for each row that is reset.
             rows: Integers or booleans `(batch,)`, if the stream has begun; or `None`
                 for all.
@@ -255,17 +259,18 @@ class Stream:
         values: list[Any] = [None] * len(arrays)
         for index, array in enumerate(arrays):
             if array is not None:
-                values[index] = np.zeros((self.batch_size, array.shape[1]), array.dtype)
+                shape = (self.batch_size, *array.shape[1:])
+                values[index] = np.zeros(shape, array.dtype)
                 values[index][chosen] = array
-        return values, chosen[:, None], self.batch_size
+        return values, chosen, self.batch_size
 
     def reset(self, states: Sequence[Any] | None = None, rows: Any = None) -> None:
         """Resets the stream to `states`, or to the initial states.
 
         Args:
-            states: For each state an array `(batch, units)`, or `None` for the initial
+            states: For each state an array `(batch, *shape)`, or `None` for the initial
                 state. Defaults to `None`, the initial states.
-            rows: The rows to reset, booleans `(batch, 1)`. Defaults to `None`, all.
+            rows: The rows to reset, booleans `(batch,)`. Defaults to `None`, all.
         """
         backend.check_present(self.variables)
         values = states or [None] * len(self.states)
@@ -283,7 +288,8 @@ class Stream:
         backend.check_present(self.variables)
         with self.lock:
             for carried, array in zip(self.states, arrays, strict=True):
-                fresh = np.isnan(array).all(axis=1, keepdims=True)
+                axes = tuple(range(1, array.ndim))
+                fresh = np.isnan(array).all(axis=axes, keepdims=True)
                 carried.assign(np.where(fresh, 0, array), fresh)
 
 
@@ -356,7 +362,7 @@ def states_as_arrays(
 
     Args:
         layout: The states of the layer's cell.
-        states: Arrays `(batch, units)` or `None`, nested as the layout is.
+        states: Arrays `(batch, *shape)` or `None`, nested as the layout is.
         batch_size: The batch size of the stream, `None` if it has not begun.
         dtype: The dtype in which the arrays must be finite.
 
@@ -367,7 +373,7 @@ def states_as_arrays(
     for index, state in enumerate(layout.states):
         if arrays[index] is not None:
             arrays[index] = array = array_of_shape(
-                arrays[index], f"states[{index}]", dtype, (batch_size, state.units)
+                arrays[index], f"states[{index}]", dtype, (batch_size, *state.shape)
             )
             batch_size = len(array)
     return arrays, batch_size

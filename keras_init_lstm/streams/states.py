@@ -236,11 +236,7 @@ def _states_of(layer: keras.layers.RNN) -> list[Any]:
 
 
 def _named_states(path: str, layer: keras.layers.RNN) -> list[tuple[str, Any]]:
-    names, states = StateLayout.of(layer).names, _states_of(layer)
-    if len(names) != len(states):
-        # A `ConvLSTM1D` of Keras has two states, but only one in its `state_size`.
-        names = tuple(f"state{index}" for index in range(len(states)))
-    pairs = zip(names, states, strict=True)
+    pairs = zip(StateLayout.of(layer).names, _states_of(layer), strict=True)
     return [(f"{path}/{name}", state) for name, state in pairs]
 
 

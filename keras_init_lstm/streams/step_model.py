@@ -191,7 +191,6 @@ class _StepBuilder:
                 f"The layer {layer.name} is {reason}, and can't carry its last states "
                 "to the next call: a model with it can't be a stream"
             )
-        check_states(layer)
         self.layers.append(layer)
         # Create a new layer: Keras fixes the number of a layer's outputs at its first
         # call, and this one returns its states.
@@ -239,15 +238,6 @@ class _StepBuilder:
         owner = owner or object()
         numbered = (f"{name}_{k}" if k else name for k in itertools.count())
         return next(n for n in numbered if self._names.setdefault(n, owner) is owner)
-
-
-def check_states(layer: keras.layers.RNN) -> None:
-    """Raises a `ValueError` if the states of a layer are not `(batch, units)`."""
-    if any(state.units < 1 for state in StateLayout.of(layer).states):
-        raise ValueError(
-            f"The layer {layer.name} (of class {type(layer).__name__}) does not tell "
-            "the shapes of its states in `state_size`. They must be (batch, units)"
-        )
 
 
 def _with_first_timestep(reset_mask: Any, rows: Any) -> Any:

@@ -88,7 +88,7 @@ class StreamStore:
         self._rows: collections.OrderedDict[Id, int] = collections.OrderedDict()
         self._free: list[int] = []
         self._tables = [
-            np.zeros((0, state.shape[1]), writable_dtype(state))
+            np.zeros((0, *state.shape[1:]), writable_dtype(state))
             for state in self._states
         ]
         self._fresh = np.zeros(0, bool)
@@ -192,7 +192,7 @@ class StreamStore:
                 f"Received: {path}, which can't be read: {error}"
             ) from error
         count = arrays.get("fresh", np.zeros(0)).shape
-        shapes = {state.name: (*count, state.shape[1]) for state in self._states}
+        shapes = {state.name: (*count, *state.shape[1:]) for state in self._states}
         shapes |= {"ids": (), "fresh": count}
         found = {name: array.shape for name, array in arrays.items()}
         if found != shapes:
@@ -302,7 +302,7 @@ class StreamStore:
             self._free = list(range(size + more - 1, size - 1, -1))
             self._fresh = np.append(self._fresh, np.zeros(more, bool))
             self._tables = [
-                np.concatenate([table, np.zeros((more, table.shape[1]), table.dtype)])
+                np.concatenate([table, np.zeros((more, *table.shape[1:]), table.dtype)])
                 for table in self._tables
             ]
         return self._free.pop()
@@ -310,7 +310,7 @@ class StreamStore:
 
 def _rows_of_table(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns rows of a table, with zeros for -1."""
-    states = np.zeros((len(rows), table.shape[1]), table.dtype)
+    states = np.zeros((len(rows), *table.shape[1:]), table.dtype)
     is_known = rows >= 0
     states[is_known] = table[rows[is_known]]
     return states

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_init_lstm import Fixed, InitStateGRU, InitStateLSTM, InitStateRNN
+from keras_init_lstm.initial_states.layout import StateLayout
 from oracles import assert_same
 from strategies import entries, values
 
@@ -60,3 +61,33 @@ class TestLayout:
             for index, name in enumerate(names)
             for state in (["h0", "c0"] if name == "LSTM" else ["h0"])
         )
+
+
+class TestLayoutOfConvLSTM:
+    @given(
+        st.integers(1, 3),
+        st.sampled_from(["channels_last", "channels_first"]),
+        st.sampled_from(["valid", "same"]),
+        st.sampled_from([{}, {"strides": 2}, {"dilation_rate": 2}]),
+    )
+    def test_the_space_follows_from_the_convolution(
+        self, rank, data_format, padding, kwargs
+    ):
+        kwargs = {"padding": padding, "data_format": data_format, **kwargs}
+        layer = getattr(keras.layers, f"ConvLSTM{rank}D")(
+            4, 2, return_state=True, **kwargs
+        )
+        space = (5, 6, 7)[:rank]
+        channels_first = data_format == "channels_first"
+        shape = (2, 3, 1, *space) if channels_first else (2, 3, *space, 1)
+        _, *wanted = layer.compute_output_shape(shape)
+        unknown = StateLayout.of(layer)
+        assert unknown.names == ("h0", "c0")
+        assert unknown.state_size == [4, 4]
+        assert [state.shape.count(None) for state in unknown.states] == [rank] * 2
+        layouts = [StateLayout.of(layer, shape)]
+        layer.build(shape)
+        layouts.append(StateLayout.of(layer))
+        for layout in layouts:
+            assert [(2, *state.shape) for state in layout.states] == wanted
+            assert [state.units for state in layout.states] == [4, 4]

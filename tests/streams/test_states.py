@@ -138,7 +138,7 @@ class TestGetAndSetStates:
             (
                 lambda **kwargs: layers.ConvLSTM1D(2, 2, **kwargs),
                 (BATCH, 2, 3, 1),
-                ["state0", "state1"],
+                ["h0", "c0"],
             ),
             (
                 lambda **kwargs: layers.RNN(
