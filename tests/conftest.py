@@ -25,7 +25,9 @@ NEEDED = {
         "tensorflow",
         "tf2onnx",
     ),
-    "loops/test_fused.py": ("tensorflow",),
+    "loops/test_derivatives.py": ("tensorflow",),
+    "loops/test_sizes.py": ("tensorflow",),
+    "loops/test_when_fused.py": ("tensorflow",),
     "integration/test_hammered.py": ("tensorflow",),
     "keras2/test_keras2.py": ("tensorflow", "tf_keras"),
     "test_plots.py": ("matplotlib",),
@@ -107,3 +109,17 @@ def fused_adds_one(monkeypatch):
 
     real = fused.run_loop
     monkeypatch.setattr(fused, "run_loop", run_loop)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """A list with an entry for each call or trace of the fused loop."""
+    from keras_init_lstm.loops import tensorflow as fused
+
+    def run_loop(cell, call):
+        calls.append(call.sequences.shape)
+        return real(cell, call)
+
+    real, calls = fused.run_loop, []
+    monkeypatch.setattr(fused, "run_loop", run_loop)
+    return calls

@@ -414,8 +414,6 @@ class TestElsewhereInKeras:
     @pytest.mark.parametrize("sizes", [(None, None), (BATCH, 15)])
     @pytest.mark.tensorflow
     def test_in_a_graph(self, options, use_fused, masked, sizes):
-        if options and use_fused is True:
-            pytest.skip("a compiled loop within a compiled one is tested in test_fused")
         layer = lstm(use_fused=use_fused, zero_output_for_mask=False)
         x, reset_mask = normal(BATCH, 15, FEATURES), np.tile(RESET, 3)
         mask = np.random.default_rng(0).random(reset_mask.shape) < 0.6
