@@ -1,6 +1,6 @@
 """Resets, reads and restores the streams of all layers of a model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ from keras import ops
 from keras_init_lstm._checks import array_of_shape, check_layer, described, shape_of
 from keras_init_lstm._files import as_written
 from keras_init_lstm._keras import layers_within
+from keras_init_lstm._types import Shape
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._stream import CarriedState, rows_as_mask
@@ -147,14 +148,12 @@ def set_states(model: keras.layers.Layer, states: Mapping[str, Any]) -> None:
     layers = _recurrent_layers(model)
     states_of_layers = [_named_states(path, layer) for path, layer in layers.items()]
     names = {name for named in states_of_layers for name, _ in named}
-    if not isinstance(states, Mapping) or set(states) != names:
-        raise ValueError(
-            "Argument `states` must be a dictionary with an array for each of "
-            f"{sorted(names)}. Received: "
-            f"{sorted(states) if isinstance(states, Mapping) else described(states)}"
-        )
+    check_names(states, names)
     arrays = [
-        [_checked(states[name], name, state) for name, state in named]
+        [
+            checked_state(states[name], name, tuple(state.shape), _dtype_of(state))
+            for name, state in named
+        ]
         for named in states_of_layers
     ]
     for layer, values in zip(layers.values(), arrays, strict=True):
@@ -244,14 +243,37 @@ def _carried(state: Any) -> np.ndarray:
     return as_written(state.carried() if isinstance(state, CarriedState) else state)
 
 
-def _checked(value: Any, name: str, state: Any) -> np.ndarray:
-    """Returns a given state as an array, with NaN in the rows to reset."""
-    shape, array, fresh = tuple(state.shape), value, None
+def check_names(states: Any, names: Collection[str]) -> None:
+    """Raises a `ValueError` unless `states` is a dictionary with these names."""
+    if not isinstance(states, Mapping) or set(states) != set(names):
+        given = sorted(states) if isinstance(states, Mapping) else described(states)
+        raise ValueError(
+            "Argument `states` must be a dictionary with an array for each of "
+            f"{sorted(names)}. Received: {given}"
+        )
+
+
+def _dtype_of(state: Any) -> str:
+    return keras.backend.standardize_dtype(state.dtype)
+
+
+def checked_state(value: Any, name: str, shape: Shape, dtype: str) -> np.ndarray:
+    """Returns a given state as an array, with NaN in the rows to reset.
+
+    Args:
+        value: Anything.
+        name: The name of the state, for errors.
+        shape: The shape `(batch, ...)` of the state.
+        dtype: The dtype in which the other rows must be finite.
+
+    Raises:
+        ValueError: If `value` has another shape, or is not finite.
+    """
+    array, fresh = value, None
     if shape_of(value) == shape and np.asarray(value).dtype.kind == "f":
         array = np.array(value)
         fresh = np.isnan(array).all(axis=tuple(range(1, len(shape))))
         array[fresh] = 0
-    dtype = keras.backend.standardize_dtype(state.dtype)
     array = array_of_shape(array, f"states[{name!r}]", dtype, shape)
     if fresh is not None:
         array[fresh] = np.nan

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_init_lstm._copies import inner_layers, inputs_and_outputs
-from keras_init_lstm._keras import run_through
+from keras_init_lstm._keras import layers_within, run_through
 from keras_init_lstm.adoption import counterpart_of
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import hand_over_weights, unbuilt
@@ -18,7 +18,7 @@ from keras_init_lstm.streams.stateful import (
     as_stateless,
     check_reads_forwards,
 )
-from keras_init_lstm.streams.states import path_within
+from keras_init_lstm.streams.states import by_paths, path_within
 
 
 def with_states_as_inputs(
@@ -84,6 +84,20 @@ class StepModel(NamedTuple):
     model: keras.Model
     layers: list[keras.layers.RNN]
     copied: keras.Model
+
+    @property
+    def state_names(self) -> list[str]:
+        """The names of the states in `get_states()`, such as `"lstm/h0"`, in order."""
+        # `set_states()` numbers equal paths in the order of `layers_within()`.
+        within = [x for x in layers_within(self.copied) if x in self.layers]
+        paths = {
+            id(layer): path for path, layer in by_paths(self.copied, within).items()
+        }
+        return [
+            f"{paths[id(layer)]}/{name}"
+            for layer in self.layers
+            for name in StateLayout.of(layer).names
+        ]
 
     def outputs_of_model(self, outputs: Sequence[Any]) -> Any:
         """Returns the outputs of the original model, in its structure."""

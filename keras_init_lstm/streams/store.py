@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import json
 import os
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from keras_init_lstm._checks import check_positive_integer, check_shape, described
+from keras_init_lstm._checks import check_positive_integer, check_shape
 from keras_init_lstm._files import writable_dtype, write_whole
 from keras_init_lstm.backend import backend
+from keras_init_lstm.streams._table import Id, StreamTable, checked_ids, is_one_id
+from keras_init_lstm.streams.states import check_names, checked_state
 from keras_init_lstm.streams.step_model import make_step_model
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Id: TypeAlias = int | str
 
 # Batch sizes are rounded up to a multiple of this number.
 _BATCH_MULTIPLE = 16
@@ -37,6 +37,10 @@ class StreamStore:
     these streams by one chunk. The outputs of a stream do not depend on the other
     streams. Several threads may call a store: the calls run one after another.
 
+    A store is also a mapping from IDs to states: `store["pump 7"]` reads the states of
+    a stream, `store["pump 7"] = states` sets them, and `del store["pump 7"]` forgets
+    the stream.
+
     Args:
         model: A Sequential or Functional model, built, with recurrent layers of this
             package, or an `LSTM`, `GRU`, `SimpleRNN` or `RNN` of Keras, stateful or
@@ -45,16 +49,17 @@ class StreamStore:
             least recently used streams are forgotten. Defaults to `None`, no limit.
 
     Call arguments:
-        ids: List of different integers or strings, one for each row. A new ID starts
-            from the initial states that the layers own.
+        ids: List of different integers or strings, one for each row; or a single one.
+            A new ID starts from the initial states that the layers own.
         x: The inputs of the model, with one row for each ID: an array, or a list of
-            arrays for a model with several inputs.
+            arrays for a model with several inputs. For a single ID, which is no list,
+            `x` and `context` have no batch axis, such as `(timesteps, features)`.
         context: The last inputs of the model, if they are the context of `Conditional`
             states; `x` then has only the other inputs. It is used for new and reset
             streams. Defaults to `None`.
 
     Returns:
-        The outputs of the model, as arrays.
+        The outputs of the model, as arrays. For a single ID they have no batch axis.
 
     Raises:
         ValueError: If `model` is not as above, or can't be a stream (see
@@ -68,11 +73,14 @@ class StreamStore:
     >>> model = keras.Sequential([keras.Input((None, 3)), lstm])
     >>> store = keras_init_lstm.streams.StreamStore(model, max_streams=1000)
     >>> outputs = store(["pump 1", "pump 7"], np.ones((2, 1, 3)))
-    >>> outputs = store(["pump 7"], np.ones((1, 5, 3)))
-    >>> outputs.shape, len(store), "pump 1" in store
-    ((1, 4), 2, True)
-    >>> bool(np.allclose(outputs, model(np.ones((1, 6, 3))), atol=1e-6))
+    >>> output = store("pump 7", np.ones((5, 3)))
+    >>> output.shape, len(store), "pump 1" in store
+    ((4,), 2, True)
+    >>> bool(np.allclose(output, model(np.ones((1, 6, 3)))[0], atol=1e-6))
     True
+    >>> store["pump 8"] = store["pump 7"]
+    >>> list(store)
+    ['pump 1', 'pump 7', 'pump 8']
     """
 
     def __init__(self, model: keras.Model, max_streams: int | None = None) -> None:
@@ -84,71 +92,111 @@ class StreamStore:
         self._given, self._states = inputs[:count], inputs[count + 1 :]
         self.max_streams = max_streams
         self._lock = threading.RLock()
-        # The row of each ID in the tables, in the order of last use.
-        self._rows: collections.OrderedDict[Id, int] = collections.OrderedDict()
-        self._free: list[int] = []
-        self._tables = [
-            np.zeros((0, *state.shape[1:]), writable_dtype(state))
-            for state in self._states
-        ]
-        self._fresh = np.zeros(0, bool)
+        self._table = StreamTable(
+            [
+                np.zeros((0, *state.shape[1:]), writable_dtype(state))
+                for state in self._states
+            ]
+        )
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
     def __contains__(self, stream_id: object) -> bool:
-        return stream_id in self._rows
+        return stream_id in self._table
 
     def __iter__(self) -> Iterator[Id]:
         """Iterates over the IDs, from the least recently used one."""
         with self._lock:
-            return iter(list(self._rows))
+            return iter(list(self._table))
 
-    def __call__(self, ids: Iterable[Id], x: Any, context: Any = None) -> Any:
-        ids = self._checked(ids)
-        if self.max_streams is not None and len(ids) > self.max_streams:
-            raise ValueError(
-                f"Argument `ids` must have at most max_streams={self.max_streams} "
-                f"entries. Received: {len(ids)} IDs"
-            )
-        given = self._inputs(ids, x, context)
+    def __getitem__(self, ids: Id | Iterable[Id]) -> dict[str, np.ndarray]:
+        """Returns the states of one stream, or of several.
+
+        Args:
+            ids: The ID of a stream, or a list of IDs.
+
+        Returns:
+            A dictionary with an array `(units,)` for each state, or for a list of IDs
+            `(count, units)`. The keys are the keys of `get_states()`, such as
+            `"lstm/h0"`. The states of a reset stream are NaN.
+
+        Raises:
+            KeyError: If an ID is unknown.
+        """
         with self._lock:
-            rows = np.array([self._rows.get(stream_id, -1) for stream_id in ids])
-            is_known = rows >= 0
-            reset_mask = ~is_known
-            reset_mask[is_known] = self._fresh[rows[is_known]]
-            states = [_rows_of_table(table, rows) for table in self._tables]
-            results = self._run([*given, reset_mask, *states])
-            split = len(results) - len(states)
-            self._keep(ids, results[split:])
-        return self._step_model.outputs_of_model(results)
+            checked = self._known(ids, KeyError)
+            fresh, states = self._table.read(checked)
+        for state in states:
+            state[fresh] = np.nan
+        if is_one_id(ids):
+            states = [state[0] for state in states]
+        return dict(zip(self._step_model.state_names, states, strict=True))
 
-    def reset(self, ids: Iterable[Id]) -> None:
+    def __setitem__(self, ids: Id | Iterable[Id], states: Mapping[str, Any]) -> None:
+        """Sets the states of one stream, or of several, which may be new.
+
+        Args:
+            ids: The ID of a stream, or a list of IDs.
+            states: A dictionary as the one that `store[ids]` returns, such as from
+                `estimate_initial_state()`. For a single ID, the arrays may also be
+                `(1, units)`. A stream whose states are all NaN is reset.
+
+        Raises:
+            ValueError: If `ids` are not different integers or strings, or are more
+                than `max_streams`; or if `states` has other keys, or an array of
+                another shape or that is not finite. All streams are then unchanged.
+        """
+        checked = self._writable(ids)
+        arrays, fresh = self._checked_states(states, len(checked), is_one_id(ids))
+        with self._lock:
+            self._write(checked, arrays, fresh)
+
+    def __delitem__(self, ids: Id | Iterable[Id]) -> None:
+        """Removes streams, as `forget()`.
+
+        Raises:
+            KeyError: If an ID is unknown. All streams are then unchanged.
+        """
+        with self._lock:
+            self._table.remove(self._known(ids, KeyError))
+
+    def __call__(self, ids: Id | Iterable[Id], x: Any, context: Any = None) -> Any:
+        checked = self._writable(ids)
+        given = self._inputs(checked, x, context, is_one_id(ids))
+        with self._lock:
+            fresh, states = self._table.read(checked)
+            results = self._run([*given, fresh, *states])
+            split = len(results) - len(states)
+            self._write(checked, results[split:])
+        outputs = results[:split]
+        if is_one_id(ids):
+            outputs = [output[0] for output in outputs]
+        return self._step_model.outputs_of_model(outputs)
+
+    def reset(self, ids: Id | Iterable[Id]) -> None:
         """Resets streams to their initial states.
 
         Args:
-            ids: The IDs of the streams.
+            ids: The ID of a stream, or a list of IDs.
 
         Raises:
             ValueError: If an ID is unknown or repeated. All streams are then unchanged.
         """
         with self._lock:
-            self._fresh[self._rows_of(ids)] = True
+            self._table.reset(self._known(ids, ValueError))
 
-    def forget(self, ids: Iterable[Id]) -> None:
+    def forget(self, ids: Id | Iterable[Id]) -> None:
         """Removes streams. A later call with such an ID starts a new stream.
 
         Args:
-            ids: The IDs of the streams.
+            ids: The ID of a stream, or a list of IDs.
 
         Raises:
             ValueError: If an ID is unknown or repeated. All streams are then unchanged.
         """
         with self._lock:
-            ids = self._checked(ids)
-            self._free += self._rows_of(ids)
-            for stream_id in ids:
-                del self._rows[stream_id]
+            self._table.remove(self._known(ids, ValueError))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves all streams to an `.npz` file, completely or not at all.
@@ -159,13 +207,11 @@ class StreamStore:
             path: The path of the file. An existing file is replaced.
         """
         with self._lock:
-            rows = list(self._rows.values())
-            arrays: dict[str, Any] = {
-                state.name: table[rows]
-                for state, table in zip(self._states, self._tables, strict=True)
-            }
-            arrays |= {"ids": json.dumps(list(self._rows)), "fresh": self._fresh[rows]}
-        write_whole(Path(path), **arrays)
+            ids = list(self._table)
+            fresh, states = self._table.read(ids)
+        names = [state.name for state in self._states]
+        arrays: dict[str, Any] = dict(zip(names, states, strict=True))
+        write_whole(Path(path), **arrays, ids=json.dumps(ids), fresh=fresh)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Replaces all streams by the streams in a file that `save()` wrote.
@@ -185,7 +231,7 @@ class StreamStore:
             with np.load(path) as file:
                 arrays = dict(file)
             ids = json.loads(str(arrays.get("ids", "[]")))
-            ids = self._checked(ids) if ids else []
+            ids = checked_ids(ids) if ids else []
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 "Argument `path` must be a file that `save()` wrote. "
@@ -212,41 +258,32 @@ class StreamStore:
                 f"Received: a file with {len(ids)} streams"
             )
         with self._lock:
-            self._rows = collections.OrderedDict(zip(ids, range(len(ids)), strict=True))
-            self._free = []
-            self._fresh = arrays["fresh"]
-            self._tables = [
-                arrays[state.name].astype(table.dtype)
-                for state, table in zip(self._states, self._tables, strict=True)
-            ]
+            states = [arrays[state.name] for state in self._states]
+            self._table.replace(ids, states, arrays["fresh"])
         return self
 
-    def _checked(self, ids: Any) -> list[Id]:
-        is_list = isinstance(ids, Iterable) and not isinstance(ids, (str, bytes))
-        # JSON cannot serialise NumPy scalars.
-        checked = [
-            value.item() if isinstance(value, (np.integer, np.str_)) else value
-            for value in (ids if is_list else ())
-        ]
-        are_valid = all(type(value) in (int, str) for value in checked)
-        if not checked or not are_valid or len(set(checked)) != len(checked):
+    def _writable(self, ids: Any) -> list[Id]:
+        checked = checked_ids(ids)
+        if self.max_streams is not None and len(checked) > self.max_streams:
             raise ValueError(
-                "Argument `ids` must be a list of integers or strings, not empty, and "
-                f"without duplicates. Received: ids={described(ids)}"
+                f"Argument `ids` must have at most max_streams={self.max_streams} "
+                f"entries. Received: {len(checked)} IDs"
             )
         return checked
 
-    def _rows_of(self, ids: Any) -> list[int]:
-        ids = self._checked(ids)
-        unknown = [stream_id for stream_id in ids if stream_id not in self._rows]
+    def _known(self, ids: Any, error: type[Exception]) -> list[Id]:
+        checked = checked_ids(ids)
+        unknown = [stream_id for stream_id in checked if stream_id not in self._table]
         if unknown:
-            raise ValueError(
+            raise error(
                 "Argument `ids` must be IDs of existing streams. "
                 f"Received: {unknown}, which are unknown"
             )
-        return [self._rows[stream_id] for stream_id in ids]
+        return checked
 
-    def _inputs(self, ids: list[Id], x: Any, context: Any) -> list[np.ndarray]:
+    def _inputs(
+        self, ids: list[Id], x: Any, context: Any, is_one: bool
+    ) -> list[np.ndarray]:
         expected = self._given
         several = len(expected) > 1 and (context is None or len(expected) > 2)
         leaves = keras.tree.flatten(x) if several else [x]
@@ -258,14 +295,40 @@ class StreamStore:
                 f"{len(expected)} inputs of the model. Received: {len(leaves)} arrays"
             )
         arrays = [keras.ops.convert_to_numpy(leaf) for leaf in leaves]
+        rows = f"one row for each of the {len(ids)} IDs"
+        batch: tuple[int, ...] = (len(ids),)
+        if is_one:
+            rows, batch = "no batch axis, because `ids` is a single ID", ()
         for array, tensor in zip(arrays, expected, strict=True):
             check_shape(
                 array,
-                (len(ids), *tensor.shape[1:]),
-                f"Argument `x` must have one row for each of the {len(ids)} IDs, for "
-                f"the input {tensor.name} of shape {tensor.shape}.",
+                (*batch, *tensor.shape[1:]),
+                f"Argument `x` must have {rows}, for the input {tensor.name} of shape "
+                f"{tensor.shape}.",
             )
-        return arrays
+        return [array[None] for array in arrays] if is_one else arrays
+
+    def _checked_states(
+        self, states: Any, count: int, is_one: bool
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Returns states as arrays `(count, ...)`, and which streams are fresh."""
+        names = self._step_model.state_names
+        check_names(states, names)
+        arrays = []
+        for name, state in zip(names, self._states, strict=True):
+            shape, value = (count, *state.shape[1:]), states[name]
+            with contextlib.suppress(ValueError):  # Lists of different lengths.
+                if is_one and np.ndim(value) == len(shape) - 1:
+                    value = np.expand_dims(value, 0)
+            arrays.append(checked_state(value, name, shape, writable_dtype(state)))
+        are_nan = [np.isnan(array.reshape(count, -1)).all(axis=1) for array in arrays]
+        number = np.sum(are_nan, axis=0)
+        if (number % len(arrays)).any():
+            raise ValueError(
+                "Argument `states` must have NaN in all states of a stream, to reset "
+                "it, or in none. Received: NaN in some states of a stream"
+            )
+        return arrays, number == len(arrays)
 
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         count = len(inputs[0])
@@ -281,36 +344,9 @@ class StreamStore:
         outputs = keras.tree.flatten(model.predict_on_batch(inputs))
         return [output[:count] for output in outputs]
 
-    def _keep(self, ids: list[Id], states: list[np.ndarray]) -> None:
-        for stream_id in ids:
-            if stream_id not in self._rows:
-                self._rows[stream_id] = self._free_row()
-            self._rows.move_to_end(stream_id)
-        rows = [self._rows[stream_id] for stream_id in ids]
-        self._fresh[rows] = False
-        for table, state in zip(self._tables, states, strict=True):
-            table[rows] = state
-        while self.max_streams is not None and len(self._rows) > self.max_streams:
-            _, row = self._rows.popitem(last=False)
-            self._free.append(row)
-
-    def _free_row(self) -> int:
-        if not self._free:
-            # Double the tables: they are then rarely copied.
-            size = len(self._fresh)
-            more = max(64, size)
-            self._free = list(range(size + more - 1, size - 1, -1))
-            self._fresh = np.append(self._fresh, np.zeros(more, bool))
-            self._tables = [
-                np.concatenate([table, np.zeros((more, *table.shape[1:]), table.dtype)])
-                for table in self._tables
-            ]
-        return self._free.pop()
-
-
-def _rows_of_table(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns rows of a table, with zeros for -1."""
-    states = np.zeros((len(rows), *table.shape[1:]), table.dtype)
-    is_known = rows >= 0
-    states[is_known] = table[rows[is_known]]
-    return states
+    def _write(
+        self, ids: list[Id], states: list[np.ndarray], fresh: Any = False
+    ) -> None:
+        self._table.write(ids, states, fresh)
+        if self.max_streams is not None:
+            self._table.keep_last_used(self.max_streams)

@@ -11,7 +11,7 @@ from keras import layers
 
 from backends import BACKEND
 from keras_init_lstm import Conditional, InitStateGRU, InitStateLSTM
-from keras_init_lstm.streams import StreamStore
+from keras_init_lstm.streams import StreamStore, as_stateful, get_states, set_states
 from models import FEATURES, STREAM_KINDS, UNITS, layer_of, normal, with_weights
 from oracles import assert_same, flat, to_numpy
 from strategies import at_most
@@ -49,13 +49,24 @@ class Interleaved(RuleBasedStateMachine):
         self.read = {}
         self.calls = 0
 
-    @rule(ids=several, timesteps=st.integers(1, 2), apart=st.booleans())
-    def call(self, ids, timesteps, apart):
+    @rule(
+        ids=several,
+        timesteps=st.integers(1, 2),
+        how=st.sampled_from(["a list of inputs", "a context", "one ID"]),
+    )
+    def call(self, ids, timesteps, how):
         self.calls += 1
+        ids = ids[:1] if how == "one ID" else ids
         x = normal(len(ids), timesteps, FEATURES, seed=self.calls)
         # Only a new or reset stream uses its context.
         context = normal(len(ids), CONTEXT, seed=self.calls)
-        got = self.store(ids, x, context) if apart else self.store(ids, [x, context])
+        if how == "a list of inputs":
+            got = self.store(ids, [x, context])
+        elif how == "a context":
+            got = self.store(ids, x, context)
+        else:
+            got = self.store(ids[0], x[0], context[0])
+            got = {name: output[None] for name, output in got.items()}
         for row, one in enumerate(ids):
             if one not in self.read and one in self.alone:
                 self.alone.forget([one])
@@ -71,8 +82,29 @@ class Interleaved(RuleBasedStateMachine):
             assert_same(got["last"][mine], want["last"], 1e-5)
             chunk_outputs = to_numpy(want["all"])[:, len(before) :]
             assert_same(got["all"][mine], chunk_outputs, 1e-5)
+        self.forget_the_oldest()
+
+    def forget_the_oldest(self):
         while self.max_streams and len(self.read) > self.max_streams:
             del self.read[next(iter(self.read))]
+
+    @rule(ids=several, others=several, as_list=st.booleans())
+    def copy_states(self, ids, others, as_list):
+        pairs = list(zip(ids, others, strict=False))
+        if not as_list:
+            pairs = pairs[:1]
+        ids, others = ([pair[side] for pair in pairs] for side in (0, 1))
+        if all(one in self.read for one in ids):
+            read = [self.read[one] for one in ids]
+            for store in (self.store, self.alone):
+                if as_list:
+                    store[others] = store[ids]
+                else:
+                    store[others[0]] = store[ids[0]]
+            for other, timesteps_and_context in zip(others, read, strict=True):
+                self.read.pop(other, None)
+                self.read[other] = timesteps_and_context
+            self.forget_the_oldest()
 
     @rule(ids=several)
     def reset(self, ids):
@@ -83,11 +115,18 @@ class Interleaved(RuleBasedStateMachine):
         for one in ids:
             self.read[one] = np.zeros((0, FEATURES), "float32"), None
 
-    @rule(ids=several)
-    def forget(self, ids):
+    @rule(ids=several, by_del=st.booleans())
+    def forget(self, ids, by_del):
         if self.raises_for_unknown(self.store.forget, ids):
-            return
-        self.store.forget(ids)
+            with pytest.raises(KeyError, match="unknown"):
+                del self.store[ids]
+            with pytest.raises(KeyError, match="unknown"):
+                self.store[ids]
+        elif by_del:
+            del self.store[ids if len(ids) > 1 else ids[0]]
+        else:
+            self.store.forget(ids if len(ids) > 1 else ids[0])
+        ids = [one for one in ids if one in self.read and one not in self.store]
         for one in ids:
             del self.read[one]
 
@@ -141,6 +180,85 @@ class TestStreamStore:
         for one, outputs in got.items():
             want = flat(model(x[one : one + 1, : len(outputs)]))[0][0]
             assert_same(np.stack(outputs), want, 1e-5)
+
+    def test_states_have_the_names_and_values_of_a_stateful_copy(self):
+        model = with_weights(
+            keras.Sequential(
+                [
+                    keras.Input((None, FEATURES)),
+                    InitStateLSTM(
+                        UNITS,
+                        initial_state="trainable",
+                        return_sequences=True,
+                        name="a",
+                    ),
+                    InitStateGRU(UNITS, name="b"),
+                ]
+            )
+        )
+        store, stream = StreamStore(model), as_stateful(model, 2)
+        x = normal(2, 5, FEATURES)
+        store(["p", "q"], x[:, :3])
+        stream(x[:, :3])
+        carried = get_states(stream)
+        assert list(store["p"]) == ["a/h0", "a/c0", "b/h0"]
+        for row, one in enumerate(["p", "q"]):
+            assert_same(
+                list(store[one].values()), [carried[k][row] for k in carried], 1e-5
+            )
+        assert_same(
+            list(store[["q", "p"]].values()), [v[::-1] for v in carried.values()], 1e-5
+        )
+        set_states(stream, store[["q", "p"]])
+        assert_same(stream(x[::-1, 3:]), store(["q", "p"], x[::-1, 3:]), 1e-5)
+        # A list of one ID and a single ID take the states of a batch of one.
+        states = {name: normal(1, *v.shape[1:]) for name, v in carried.items()}
+        store["new"], store[["list"]] = states, states
+        assert_same(list(store["new"].values()), [v[0] for v in states.values()])
+        assert_same(list(store[["list"]].values()), list(states.values()))
+        store.reset("p")
+        assert all(np.isnan(state).all() for state in store["p"].values())
+        store["new"] = store["p"]
+        assert_same(store("new", x[0]), model(x[:1])[0], 1e-5)
+
+    @pytest.mark.parametrize(
+        ("states", "message"),
+        [
+            (None, r"`states` must be a dictionary .* \['lstm/c0', 'lstm/h0'\]"),
+            ({"lstm/h0": np.ones(2)}, "`states` must be a dictionary"),
+            ({"h0": np.ones(2), "c0": np.ones(2)}, "`states` must be a dictionary"),
+            ({"lstm/h0": np.ones(2), "lstm/c0": np.ones(3)}, r"`states\['lstm/c0'\]`"),
+            ({"lstm/h0": np.ones((2, 2)), "lstm/c0": np.ones(2)}, r"\['lstm/h0'\]`"),
+            ({"lstm/h0": [[1], [1, 2]], "lstm/c0": np.ones(2)}, r"\['lstm/h0'\]`"),
+            ({"lstm/h0": np.ones(2), "lstm/c0": [1, np.inf]}, r"\['lstm/c0'\]`"),
+            ({"lstm/h0": np.ones(2), "lstm/c0": [1, np.nan]}, r"\['lstm/c0'\]`"),
+            ({"lstm/h0": np.ones(2), "lstm/c0": [np.nan] * 2}, "NaN in some states"),
+        ],
+    )
+    def test_invalid_states_change_nothing(self, states, message):
+        model = keras.Sequential(
+            [keras.Input((None, 1)), InitStateLSTM(2, name="lstm")]
+        )
+        store = StreamStore(model, max_streams=1)
+        store("old", np.ones((3, 1)))
+        before = store["old"]
+        for one in ("old", "new"):
+            with pytest.raises(ValueError, match=message):
+                store[one] = states
+        with pytest.raises(ValueError, match="at most max_streams=1"):
+            store[["old", "new"]] = states
+        assert list(store) == ["old"]
+        assert_same(store["old"], before)
+
+    def test_a_single_id_has_no_batch_axis(self):
+        model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(2)])
+        store = StreamStore(model)
+        with pytest.raises(ValueError, match="`x` must have no batch axis, because"):
+            store("pump", np.ones((1, 3, 1)))
+        with pytest.raises(ValueError, match="`x` must have one row for each of the 1"):
+            store(["pump"], np.ones((3, 1)))
+        assert len(store) == 0
+        assert_same(store(7, np.ones((3, 1))), model(np.ones((1, 3, 1)))[0], 1e-6)
 
     def test_grows_and_reuses_forgotten_rows(self):
         model = keras.Sequential([keras.Input((None, 1)), InitStateGRU(2)])
@@ -253,12 +371,19 @@ class TestStreamStore:
         assert_same(np.stack([np.concatenate(rows) for rows in got]), model(x), 1e-5)
 
     @pytest.mark.parametrize(
-        "ids", ["ab", [], [1, 1], [1.0], [True], [None], [("a", 1)], [b"a"], None, 5]
+        "ids", [[], [1, 1], [1.0], [True], [None], [("a", 1)], [b"a"], None, 5.0, b"a"]
     )
     def test_invalid_ids(self, ids):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
-        with pytest.raises(ValueError, match="`ids` must be a list of integers or"):
-            StreamStore(model)(ids, np.zeros((1, 1, 1)))
+        store, message = StreamStore(model), "`ids` must be an integer or a string, or"
+        for use in (
+            lambda: store(ids, np.zeros((1, 1, 1))),
+            lambda: store[ids],
+            lambda: store.__setitem__(ids, {}),
+            lambda: store.__delitem__(ids),
+        ):
+            with pytest.raises(ValueError, match=message):
+                use()
 
     def test_more_ids_than_streams(self):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
