@@ -75,7 +75,7 @@ def short_sequences(count, mode):
         for length in lengths_of_functions(count)
     ]
     layer = built_layer(FEATURES, UNITS)
-    packed, mask, reset_mask = pack(sequences, ROW)
+    packed, mask, reset_mask = pack(sequences, timesteps=ROW)
     padded = np.zeros((len(sequences), ROW, FEATURES), "float32")
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence

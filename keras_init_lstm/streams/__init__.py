@@ -1,6 +1,6 @@
 """Models that carry their states from call to call."""
 
-from keras_init_lstm.streams.packing import pack
+from keras_init_lstm.streams.packing import pack, unpack
 from keras_init_lstm.streams.stateful import as_stateful, as_stateless
 from keras_init_lstm.streams.states import (
     ResetStates,
@@ -20,5 +20,6 @@ __all__ = [
     "pack",
     "reset_states",
     "set_states",
+    "unpack",
     "with_states_as_inputs",
 ]

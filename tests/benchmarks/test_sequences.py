@@ -45,7 +45,7 @@ def test_runs_have_equal_results_and_their_times_are_in_the_table(monkeypatch):
     padded = to_numpy(outputs[sequences.PADDED])
     rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
     assert_same(np.concatenate(rows), alone, 1e-5)
-    _, mask, _ = pack([np.zeros(length) for length in lengths], sequences.ROW)
+    _, mask, _ = pack([np.zeros(length) for length in lengths], timesteps=sequences.ROW)
     assert_same(to_numpy(outputs[sequences.PACKED])[mask], alone, 1e-5)
     assert filled[sequences.PADDED] == pytest.approx(sum(lengths) / padded[..., 0].size)
     text = sequences.table({"machine": {}, "filled": filled, "cases": {"x": case}})
