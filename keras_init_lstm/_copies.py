@@ -233,7 +233,8 @@ def build_from_config(layer: keras.layers.Layer, config: Any) -> None:
     """
     if config and builds_itself(layer):
         layer.build_from_config(config)
-    if config and "input_shape" in config:
+    # A Functional model has no input shape here: its constructor builds its layers.
+    if config and config.get("input_shape"):
         build_inside(layer, layer, specs_of_shapes(config["input_shape"]))
 
 

@@ -159,16 +159,36 @@ def encoder(units=UNITS, **kwargs):
     return layers.Dense(units, bias_initializer="random_normal", **kwargs)
 
 
+def encoder_of(sizes, seed=None, features=CONTEXT.shape[1]):
+    """An encoder that returns a tensor for each state."""
+    context = keras.Input((features,))
+    initializers = [
+        keras.initializers.RandomUniform(-1, 1, seed=seed and seed + index)
+        for index in range(len(sizes))
+    ]
+    outputs = [
+        layers.Dense(size, kernel_initializer=initializer)(context)
+        for size, initializer in zip(sizes, initializers, strict=True)
+    ]
+    return keras.Model(context, outputs)
+
+
 # One layer of each kind, and its layer of Keras.
 
-KINDS = [*INITIAL_STATES, "conditional"]
+KINDS = [*INITIAL_STATES, "conditional", "conditional of all states"]
 
 
 def ours(name, kind="trainable", **kwargs):
     """An `InitStateLSTM` or `InitStateGRU` with an initial state of `KINDS`."""
-    start = Conditional(encoder()) if kind == "conditional" else INITIAL_STATES[kind]
-    if name == "GRU" and isinstance(start, list):
-        start = start[:1]
+    sizes = state_size(name, UNITS)
+    if kind in INITIAL_STATES:
+        start = INITIAL_STATES[kind]
+    elif kind == "conditional":
+        start = Conditional(encoder())
+    else:
+        start = Conditional(encoder_of(sizes), all_states=True)
+    if isinstance(start, list):
+        start = start[: len(sizes)]
     cls = getattr(keras_init_lstm, f"InitState{name}")
     return cls(UNITS, initial_state=start, **kwargs)
 

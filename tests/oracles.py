@@ -101,21 +101,29 @@ def owned_values(layer):
     ]
 
 
-def encoded(entry, context):
-    """The initial state of a `Conditional` whose encoder is a `Dense` layer."""
-    kernel, *bias = flat(entry.encoder.weights)
+def dense_of(layer, index):
+    """The `Dense` layer that computes a `Conditional` state."""
+    entry = layer.initial_state[index]
+    if not entry.all_states:
+        return entry.encoder
+    return entry.encoder.layers[1:][index - layer.initial_state.index(entry)]
+
+
+def encoded(dense, context):
+    """The outputs of a `Dense` layer."""
+    kernel, *bias = flat(dense.weights)
     state = context @ kernel + sum(bias)
-    tanh = entry.encoder.activation is keras.activations.tanh
+    tanh = dense.activation is keras.activations.tanh
     return np.tanh(state) if tanh else state
 
 
 def tiled_states(layer, batch, context=None):
     """The owned initial states, tiled to arrays `(batch, units)`."""
     states = [
-        encoded(entry, context)
+        encoded(dense_of(layer, index), context)
         if entry is not None and entry.takes_context
-        else np.tile(value, (batch, 1))
-        for entry, value in zip(layer.initial_state, owned_values(layer), strict=True)
+        else np.tile(owned_values(layer)[index], (batch, 1))
+        for index, entry in enumerate(layer.initial_state)
     ]
     return nested(layer, states)
 

@@ -136,8 +136,14 @@ def initial_states(state_size, kinds=KINDS):
     nested = st.tuples(*(initial_states(size, kinds) for size in state_size))
     nested = nested.filter(lambda given: not may_be_one_entry(given))
     either = st.one_of(nested, nested.map(list))
-    if len(set(keras.tree.flatten(state_size))) == 1:
-        either |= entries(keras.tree.flatten(state_size)[0], kinds)
+    units = keras.tree.flatten(state_size)
+    if len(set(units)) == 1:
+        either |= entries(units[0], kinds)
+    if "conditional" in kinds:
+        encoders = st.builds(
+            models.encoder_of, st.just(units), seeds, st.just(CONTEXT_FEATURES)
+        )
+        either |= encoders.map(lambda encoder: Conditional(encoder, all_states=True))
     return either
 
 

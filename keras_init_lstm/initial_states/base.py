@@ -53,6 +53,10 @@ class InitialState(keras.layers.Layer):
         over_time: Whether the context has a time axis, `(batch, timesteps, ...)`.
             `build()` and `call()` then get the context of one timestep: `call()` of the
             timestep that is read first. `by_timestep()` gets the whole context.
+        all_states: Whether one object computes all the states that it is passed for,
+            of a layer or of a cell. `build()` then gets a list of shapes, one for each
+            state, `units` is a tuple, and `call()`, `by_timestep()` and `preview()`
+            return a list of tensors.
 
     Example:
     >>> @keras.saving.register_keras_serializable()
@@ -70,7 +74,8 @@ class InitialState(keras.layers.Layer):
 
     takes_context: bool = False
     over_time: bool = False
-    units: int
+    all_states: bool = False
+    units: Any
     value: keras.Variable
     stddev: keras.Variable
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -122,9 +127,12 @@ class InitialState(keras.layers.Layer):
     def check(self, units: int) -> None:
         """Raises a `ValueError` if the constructor's arguments do not fit `units`."""
 
-    def build(self, state_shape: tuple[int]) -> None:
+    def build(self, state_shape: Any) -> None:
         """Creates the variables. `state_shape` is `(units,)`."""
-        (self.units,) = state_shape
+        if self.all_states:
+            self.units = tuple(units for (units,) in state_shape)
+        else:
+            (self.units,) = state_shape
 
     def get_build_config(self) -> None:
         return None  # The recurrent layer builds its kinds, also when it is loaded.
@@ -178,6 +186,8 @@ class InitialState(keras.layers.Layer):
         Returns:
             A tensor `(batch_size, units)`.
         """
+        if self.takes_context and self.all_states:
+            return [ops.full((batch_size, units), np.nan) for units in self.units]
         if self.takes_context:
             return ops.full((batch_size, self.units), np.nan)
         value = getattr(self, "value", None)

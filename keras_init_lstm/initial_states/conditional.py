@@ -14,6 +14,7 @@ from keras_init_lstm._copies import (
     builds_itself,
     copy_layer,
     hand_over,
+    specs_of_shapes,
 )
 from keras_init_lstm._keras import infers_shapes
 from keras_init_lstm._types import LayerArguments
@@ -44,18 +45,34 @@ class Conditional(InitialState):
     have not been called since the last reset. It must be finite at every call: a NaN
     that is not used still makes the gradient of the encoder NaN.
 
+    An encoder that reads the past of a sequence, such as `LSTM(units,
+    return_state=True)`, computes all the states of the layer at once: its last states
+    are the initial states. The implicit mask of a padded past (from `Masking`, or from
+    `Embedding(mask_zero=True)`) reaches it. To pass a mask yourself, use a Functional
+    model of two inputs as the encoder, and the context `[past, mask]`.
+
     Args:
         encoder: Keras layer or model that maps the context, `(batch, ...)` or a
             structure of such tensors, to `(batch, units)`. Each state gets its own
-            copy, with the weights: `layer.initial_state[0].encoder`.
+            copy, with the weights: `layer.initial_state[0].encoder`. Or an encoder that
+            returns all the states; see `all_states`.
         over_time: Boolean, whether the context has a time axis. The encoder then gets
             the context of one timestep. Defaults to `False`.
+        all_states: Boolean, whether the encoder returns one tensor for each state of
+            the layer (of an LSTM, h and c), nested in any way. The states then share
+            one copy of it: `layer.h0.encoder` and `layer.c0.encoder` are the same
+            object. Only the states of a recurrent encoder are used, and not its output.
+            In a list of entries for stacked cells, the states are those of one cell.
+            Defaults to `None`: `True` for a recurrent layer with `return_state=True`,
+            for a `Sequential` model that ends with one, and for a Functional model with
+            several outputs.
         **kwargs: Base layer arguments: `name` and `trainable`.
 
     Raises:
-        ValueError: If `encoder` is not a layer of Keras, or if `over_time` is not a
-            boolean. When the layer is built or called, if `encoder` does not map the
-            context to `(batch, units)`.
+        ValueError: If `encoder` is not a layer of Keras, or if `over_time` or
+            `all_states` is not one of the values above. When the layer is built or
+            called, if `encoder` does not map the context to `(batch, units)`, or to one
+            such tensor for each state.
 
     Example:
     >>> conditional = keras_init_lstm.Conditional(keras.layers.Embedding(100, 4))
@@ -66,15 +83,24 @@ class Conditional(InitialState):
     >>> h, c = layer.get_initial_state(3, context=customers)
     >>> bool(keras.ops.all(h[0] == h[2]))
     True
+
+    The initial state of a forecast is the last state of an encoder of the past:
+
+    >>> encoder = keras.layers.LSTM(4, return_state=True)
+    >>> past, future = np.ones((3, 20, 8)), np.zeros((3, 10, 8))
+    >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state=Conditional(encoder))
+    >>> tuple(layer(future, context=past).shape)
+    (3, 4)
     """
 
     takes_context = True
-    _set_once = frozenset({"encoder", "over_time"})
+    _set_once = frozenset({"encoder", "over_time", "all_states"})
 
     def __init__(
         self,
         encoder: keras.layers.Layer,
         over_time: bool = False,
+        all_states: bool | None = None,
         **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
@@ -84,10 +110,13 @@ class Conditional(InitialState):
                 f"Received: encoder={described(encoder)}"
             )
         one_of(over_time, "over_time", (False, True))
+        one_of(all_states, "all_states", (None, False, True))
         self.encoder = encoder
+        if all_states is None:
+            all_states = _returns_states(encoder)
         # On TensorFlow, assigning the value that the class attribute has does nothing,
-        # and `__setattr__()` would not find `over_time` in `vars(self)` later.
-        self.__dict__["over_time"] = over_time
+        # and `__setattr__()` would not find the attribute in `vars(self)` later.
+        self.__dict__.update(over_time=over_time, all_states=all_states)
 
     def copy(self, **kwargs: Any) -> Self:
         copied = super().copy(**kwargs)
@@ -109,7 +138,7 @@ class Conditional(InitialState):
         if self.encoder.built:
             hand_over(self.encoder, other.encoder)
 
-    def build(self, state_shape: tuple[int], context_shape: Any = None) -> None:
+    def build(self, state_shape: Any, context_shape: Any = None) -> None:
         super().build(state_shape)
         if builds_itself(self.encoder) and not self.encoder.built:
             self.encoder.build(context_shape)
@@ -117,15 +146,13 @@ class Conditional(InitialState):
             output_shape = self.encoder.compute_output_shape(context_shape)
         except NotImplementedError:
             return  # `call()` checks the output of a layer that can't infer its shape.
-        self._check_output(output_shape)
+        self._states_of(specs_of_shapes(output_shape))
 
     def call(self, batch_size: Any, training: bool = False, context: Any = None) -> Any:
         kwargs = {}
         if "training" in inspect.signature(self.encoder.call).parameters:
             kwargs["training"] = training
-        state = self.encoder(context, **kwargs)
-        self._check_output(getattr(state, "shape", None), batch_size)
-        return state
+        return self._states_of(self.encoder(context, **kwargs), batch_size)
 
     def by_timestep(
         self,
@@ -141,8 +168,37 @@ class Conditional(InitialState):
             lambda leaf: ops.reshape(leaf, (folded_batch_size, *leaf.shape[2:])),
             context,
         )
-        states = self.call(folded_batch_size, training, folded)
-        return ops.reshape(states, (batch_size, timesteps, self.units))
+        return keras.tree.map_structure(
+            lambda state: ops.reshape(state, (batch_size, timesteps, state.shape[-1])),
+            self.call(folded_batch_size, training, folded),
+        )
+
+    def _states_of(self, outputs: Any, batch_size: Any = None) -> Any:
+        """Returns the states among the outputs of the encoder, a list or one tensor.
+
+        Raises:
+            ValueError: If they are not of shape `(batch_size, units)`.
+        """
+        knows_batch_size = isinstance(batch_size, int) and not infers_shapes()
+        rows = batch_size if knows_batch_size else None
+        if self.all_states:
+            states = keras.tree.flatten(outputs)[_outputs_before_states(self.encoder) :]
+            expected = [(rows, units) for units in self.units]
+            text = f"{len(expected)} tensors, one for each state of the layer"
+        else:
+            states, expected = [outputs], [(rows, self.units)]
+            text = "a tensor"
+        if len(states) != len(expected) or not all(map(_has_shape, states, expected)):
+            hint = ""
+            if keras.tree.is_nested(outputs) and not self.all_states:
+                hint = " For an encoder of all the states, pass `all_states=True`."
+            raise ValueError(
+                f"The `encoder` of Conditional must map the `context` to {text}, of "
+                f"shape {', '.join(map(shape_text, expected))}: one row for each "
+                f"sequence.{hint} Received: {_shapes_text(outputs)} from "
+                f"{self.encoder.name}"
+            )
+        return states if self.all_states else outputs
 
     def _missing(self, name: str) -> str:
         if name == "units":
@@ -152,26 +208,13 @@ class Conditional(InitialState):
             "computed from the context. See the weights of its `encoder`"
         )
 
-    def _check_output(self, shape: Any, batch_size: Any = None) -> None:
-        knows_batch_size = isinstance(batch_size, int) and not infers_shapes()
-        expected = (batch_size if knows_batch_size else None, self.units)
-        try:
-            is_valid = fits(tuple(shape), expected)
-        except TypeError:  # The encoder returned a structure.
-            is_valid = False
-        if not is_valid:
-            raise ValueError(
-                "The `encoder` of Conditional must map the `context` to a tensor of "
-                f"shape {shape_text(expected)}, one row for each sequence. "
-                f"Received: an output of shape {shape} of {self.encoder.name}"
-            )
-
     def get_config(self) -> dict[str, Any]:
         encoder = keras.saving.serialize_keras_object(self.encoder)
         return {
             **super().get_config(),
             "encoder": encoder,
             "over_time": self.over_time,
+            "all_states": self.all_states,
         }
 
     @classmethod
@@ -184,3 +227,45 @@ class Conditional(InitialState):
             )
             build_from_config(encoder, shapes)
         return super().from_config({**config, "encoder": encoder})
+
+
+def _last_layer(encoder: Any) -> Any:
+    """Returns the layer that makes the outputs of an encoder."""
+    while isinstance(encoder, keras.Sequential) and encoder.layers:
+        encoder = encoder.layers[-1]
+    return encoder
+
+
+def _is_recurrent(layer: Any) -> bool:
+    return isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+
+
+def _returns_states(encoder: keras.layers.Layer) -> bool:
+    """Whether an encoder returns several states, as far as its class tells."""
+    last = _last_layer(encoder)
+    if _is_recurrent(last):
+        return bool(last.return_state)
+    return isinstance(last, keras.Function) and len(last.outputs) > 1
+
+
+def _outputs_before_states(encoder: keras.layers.Layer) -> int:
+    """Returns how many outputs of an encoder come before its states."""
+    last = _last_layer(encoder)
+    if not (_is_recurrent(last) and last.return_state):
+        return 0
+    # Without a merge mode, a Bidirectional returns one output for each direction.
+    return 1 if getattr(last, "merge_mode", "concat") else 2
+
+
+def _has_shape(tensor: Any, expected: tuple[int | None, ...]) -> bool:
+    try:
+        return fits(tuple(tensor.shape), expected)
+    except (AttributeError, TypeError):  # A structure of tensors.
+        return False
+
+
+def _shapes_text(outputs: Any) -> str:
+    shapes = [getattr(x, "shape", None) for x in keras.tree.flatten(outputs)]
+    if not keras.tree.is_nested(outputs):
+        return f"an output of shape {shapes[0]}"
+    return f"outputs of shapes {shapes}"

@@ -1,6 +1,7 @@
 """How the states of a cell are named, sized and nested."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,13 +108,32 @@ class StateLayout:
             ValueError: If the entries are nested differently, or if numbers in a list
                 could be meant for the states or for the units.
         """
+        entries = self._entries(nested, argument, one_for_all)
+        return [entry for entry, states in entries for _ in states]
+
+    def shared_entries(
+        self, nested: Any, argument: str
+    ) -> list[tuple[Any, tuple[State, ...]]]:
+        """Returns each entry with the states that it is used for.
+
+        Args:
+            nested: Entries as in `unpack()`, with `one_for_all=True`.
+            argument: The name of the argument, for errors.
+        """
+        return self._entries(nested, argument, one_for_all=True)
+
+    def _entries(
+        self, nested: Any, argument: str, one_for_all: bool
+    ) -> list[tuple[Any, tuple[State, ...]]]:
+        remaining = iter(self.states)
 
         def entries(sizes: Any, given: Any) -> list[Any]:
             if not isinstance(sizes, list):
-                return [given]
+                return [(given, (next(remaining),))]
             is_list = isinstance(given, (list, tuple))
             if not is_list and (given is None or one_for_all or len(sizes) == 1):
-                return [given] * len(keras.tree.flatten(sizes))
+                count = len(keras.tree.flatten(sizes))
+                return [(given, tuple(itertools.islice(remaining, count)))]
             if not is_list or len(given) != len(sizes):
                 raise ValueError(self._not_one_each(nested, argument, one_for_all))
             if one_for_all and len(sizes) > 1 and _are_also_units(given, sizes):

@@ -1,7 +1,8 @@
 """The initial states of one layer, and their values for a batch."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -94,25 +95,61 @@ def kinds_of(
     Raises:
         ValueError: If an entry is invalid, or does not fit the units of its state.
     """
-    entries = layout.unpack(initial_state, "initial_state", one_for_all=True)
     kinds: list[InitialState | None] = []
-    for state, entry in zip(layout.states, entries, strict=True):
+    for entry, states in layout.shared_entries(initial_state, "initial_state"):
         try:
             kind = kind_of(entry)
-            if kind is not None:
-                # The copy of a built encoder has variables, and their paths must
-                # differ between the states.
-                with keras.name_scope(state.name):
-                    kind = kind.copy(name=state.name, dtype=dtype)
-                kind.check(state.units)
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Argument `initial_state`, for {state.name}: {error}"
-            ) from error
-        if kind is not None and not trainable:
-            kind.trainable = False
-        kinds.append(kind)
+            raise _for_states(states, error) from error
+        if kind is not None and kind.all_states:
+            kinds += [_copy_for(states, kind, dtype, trainable)] * len(states)
+        else:
+            kinds += [_copy_for([s], kind, dtype, trainable) for s in states]
     return kinds
+
+
+def _copy_for(
+    states: Sequence[State], kind: InitialState | None, dtype: Any, trainable: bool
+) -> InitialState | None:
+    """Returns a copy of `kind` that computes the given states of a layer."""
+    if kind is None:
+        return None
+    name = "_".join(state.name for state in states)
+    try:
+        # The copy of a built encoder has variables, and their paths must differ
+        # between the states.
+        with keras.name_scope(name):
+            kind = kind.copy(name=name, dtype=dtype)
+        for state in states:
+            kind.check(state.units)
+    except (TypeError, ValueError) as error:
+        raise _for_states(states, error) from error
+    if not trainable:
+        kind.trainable = False
+    return kind
+
+
+def _for_states(states: Sequence[State], error: Exception) -> ValueError:
+    names = " and ".join(state.name for state in states)
+    return ValueError(f"Argument `initial_state`, for {names}: {error}")
+
+
+def as_argument(layout: StateLayout, kinds: Sequence[Any]) -> list[Any] | InitialState:
+    """Nests one entry for each state as the argument `initial_state` of a layer.
+
+    A kind that computes all states of a cell stands once, in the place of their list.
+    """
+
+    def once(nested: Any) -> Any:
+        if not isinstance(nested, list):
+            return nested
+        first, *others = keras.tree.flatten(nested)
+        if getattr(first, "all_states", False) and all(x is first for x in others):
+            return first
+        return [once(entry) for entry in nested]
+
+    nested: list[Any] | InitialState = once(layout.pack(kinds))
+    return nested
 
 
 def _without_time_axis(context: Any) -> Any:
@@ -142,7 +179,8 @@ class OwnedStates:
     Args:
         layout: The states of the layer's cell.
         kinds: For each state an `InitialState`, or `None` for the initial state of the
-            cell: zeros, unless the cell has a custom `get_initial_state()`.
+            cell: zeros, unless the cell has a custom `get_initial_state()`. A kind with
+            `all_states` stands in the place of each of its states.
         states_of_cell: Function that takes a batch size and returns the initial states
             of the cell, one for each state.
     """
@@ -151,8 +189,13 @@ class OwnedStates:
     kinds: Sequence[InitialState | None]
     states_of_cell: Callable[[Any], Sequence[Any]]
 
-    def __iter__(self) -> Iterator[tuple[State, InitialState | None]]:
-        return zip(self.layout.states, self.kinds, strict=True)
+    @functools.cached_property
+    def groups(self) -> list[tuple[InitialState | None, list[int]]]:
+        """Each kind once, with the indices of its states."""
+        indices: dict[int, list[int]] = {}
+        for index, kind in enumerate(self.kinds):
+            indices.setdefault(id(kind), []).append(index)
+        return [(self.kinds[group[0]], group) for group in indices.values()]
 
     @property
     def takes_context(self) -> bool:
@@ -232,17 +275,20 @@ class OwnedStates:
                 that can only be built by an eager call are left to the next call.
                 Defaults to `False`.
         """
-        for state, kind in self:
+        for kind, indices in self.groups:
             if kind is None or (kind.takes_context and context is None):
                 continue
             specs = _without_time_axis(context) if kind.over_time else context
             if kind.built and not at_once:
                 continue
             if not kind.built:
-                shapes = []
+                shapes = [self.layout.states[index].shape for index in indices]
+                of_context = []
                 if kind.takes_context:
-                    shapes = [keras.tree.map_structure(lambda spec: spec.shape, specs)]
-                kind.build(state.shape, *shapes)
+                    of_context = [
+                        keras.tree.map_structure(lambda spec: spec.shape, specs)
+                    ]
+                kind.build(shapes if kind.all_states else shapes[0], *of_context)
             _build_inside(kind, specs, at_once)
 
     def for_batch(
@@ -269,18 +315,15 @@ class OwnedStates:
             A tensor `(batch_size, *shape)` for each state.
         """
         states = list(explicit or [None] * len(self.kinds))
-        pairs = list(zip(self.kinds, states, strict=True))
-        if any(kind is None and state is None for kind, state in pairs):
-            # One call of the cell returns all of its states.
-            states_of_cell = self.states_of_cell(batch_size)
         # Call the encoders first: they may raise an error for the context, and nothing
         # must be drawn before that.
-        for index in sorted(range(len(pairs)), key=self._may_draw):
-            kind, state = pairs[index]
-            if state is not None:
+        for kind, indices in sorted(self.groups, key=_may_draw):
+            if all(states[index] is not None for index in indices):
                 continue
             if kind is None:
-                states[index] = states_of_cell[index]
+                # One call of the cell returns all of its states.
+                of_cell = self.states_of_cell(batch_size)
+                computed = [of_cell[index] for index in indices]
             else:
                 first_context = context
                 if kind.over_time:
@@ -288,9 +331,11 @@ class OwnedStates:
                         lambda leaf: ops.convert_to_tensor(leaf)[:, first_timestep],
                         context,
                     )
-                states[index] = self._call_kind(
-                    index, batch_size, training, first_context
+                computed = self._call_kind(
+                    kind, indices, batch_size, training, first_context
                 )
+            for index, state in zip(indices, computed, strict=True):
+                states[index] = state if states[index] is None else states[index]
         return states
 
     def for_resets(
@@ -315,40 +360,51 @@ class OwnedStates:
             *shape)` if the state differs between timesteps.
         """
         states = list(states)
-        for index, (_, kind) in enumerate(self):
+        for kind, indices in self.groups:
             if kind is not None:
                 kwargs = {"context": context} if kind.takes_context else {}
                 by_timestep: Any = kind.by_timestep(
                     batch_size, timesteps, training=training, **kwargs
                 )
                 if by_timestep is not None:
-                    states[index] = by_timestep
+                    computed = by_timestep if kind.all_states else [by_timestep]
+                    for index, state in zip(indices, computed, strict=True):
+                        states[index] = state
         return states
 
-    def _may_draw(self, index: int) -> bool:
-        kind = self.kinds[index]
-        return kind is not None and not kind.takes_context
-
     def _call_kind(
-        self, index: int, batch_size: Any, training: bool, context: Any
-    ) -> Any:
-        kind: Any = self.kinds[index]
+        self,
+        kind: Any,
+        indices: Sequence[int],
+        batch_size: Any,
+        training: bool,
+        context: Any,
+    ) -> list[Any]:
+        kwargs = {"context": context} if kind.takes_context else {}
+        computed = kind.call(batch_size, training=training, **kwargs)
+        states = list(computed) if kind.all_states else [computed]
         if not kind.takes_context:
-            return kind.call(batch_size, training=training)
-        state = self.layout.states[index]
-        return with_shape(
-            kind.call(batch_size, training=training, context=context),
-            (batch_size, *state.shape),
-            "Argument `context` must have one row for each sequence of the batch, so "
-            f"that {state.name} is {shape_text((None, *state.shape))}.",
-        )
+            return states
+        of_layout = [self.layout.states[index] for index in indices]
+        return [
+            with_shape(
+                tensor,
+                (batch_size, *state.shape),
+                "Argument `context` must have one row for each sequence of the batch, "
+                f"so that {state.name} is {shape_text((None, *state.shape))}.",
+            )
+            for tensor, state in zip(states, of_layout, strict=True)
+        ]
 
     def preview(self, index: int, batch_size: int) -> Any:
         """Returns the initial state that state `index` of a stream shows when fresh."""
         kind = self.kinds[index]
         if kind is None:
             return self.states_of_cell(batch_size)[index]
-        return kind.preview(batch_size)
+        preview = kind.preview(batch_size)
+        if not kind.all_states:
+            return preview
+        return preview[next(g for k, g in self.groups if k is kind).index(index)]
 
     def assign(self, states: Sequence[Any], dtype: str) -> None:
         """Overwrites the owned values.
@@ -362,7 +418,8 @@ class OwnedStates:
                 no value to overwrite. No value is then changed.
         """
         assignments = []
-        for index, (state, kind) in enumerate(self):
+        pairs = zip(self.layout.states, self.kinds, strict=True)
+        for index, (state, kind) in enumerate(pairs):
             if states[index] is None:
                 continue
             variable = getattr(kind, "value", None)
@@ -385,3 +442,8 @@ class OwnedStates:
             assignments.append((variable, array.mean(0) if is_batch else array))
         for variable, value in assignments:
             variable.assign(value)
+
+
+def _may_draw(group: tuple[InitialState | None, list[int]]) -> bool:
+    kind, _ = group
+    return kind is not None and not kind.takes_context

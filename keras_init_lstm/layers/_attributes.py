@@ -7,6 +7,7 @@ import keras
 from keras_init_lstm._checks import described
 from keras_init_lstm._keras import forget_layer
 from keras_init_lstm.initial_states.layout import StateLayout
+from keras_init_lstm.initial_states.owned import as_argument
 
 
 def replace_attribute(layer: Any, name: str, value: Any) -> bool:
@@ -65,7 +66,7 @@ def _replace_initial_state(layer: Any, name: str, value: Any) -> None:
     if name != "initial_state":
         kinds = list(layer.initial_state)
         kinds[layer.state_names.index(name)] = value
-        value = layer._layout.pack(kinds)
+        value = as_argument(layer._layout, kinds)
     layer._make_owned_states(value)
 
 
@@ -73,7 +74,7 @@ def _replace_cell(layer: Any, cell: Any) -> None:
     # The constructor checks the cell and reads its `state_size`.
     rnn = keras.layers.RNN(cell, name=layer.name)
     layout, kinds, replaced = StateLayout.of(rnn), layer.initial_state, layer.cell
-    initial_state = layer._layout.pack(kinds) if any(kinds) else None
+    initial_state = as_argument(layer._layout, kinds) if any(kinds) else None
     is_built = _is_partly_built(layer)
     if not is_built:
         # Raise before anything changes.

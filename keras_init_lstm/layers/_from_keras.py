@@ -6,6 +6,7 @@ import keras
 
 from keras_init_lstm._checks import described
 from keras_init_lstm._copies import arguments_of, copy_layer, hand_over
+from keras_init_lstm.initial_states.owned import as_argument
 from keras_init_lstm.layers._loop import bit_identical_arguments
 
 # The methods that determine the outputs of a layer.
@@ -74,7 +75,7 @@ def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
     if "cell" in arguments:
         arguments["cell"] = copy_layer(layer.cell)
     if _owns_states(layer):
-        arguments["initial_state"] = layer._layout.pack(layer.initial_state)
+        arguments["initial_state"] = as_argument(layer._layout, layer.initial_state)
     return cls(**{**arguments, **kwargs})
 
 

@@ -27,6 +27,7 @@ from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.initial_states.owned import (
     OwnedStates,
+    as_argument,
     kinds_of,
     refuse_initial_state,
 )
@@ -208,17 +209,19 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             )
         layout = StateLayout.of(self)
         kinds = self._kinds_of(layout, initial_state)
-        for state, kind in getattr(self, "_owned", ()):
-            super().__delattr__(state.name)
-            if kind is not None:
-                forget_layer(self, kind)
+        if hasattr(self, "_owned"):
+            for name in self.state_names:
+                super().__delattr__(name)
+            for kind, _ in self._owned.groups:
+                if kind is not None:
+                    forget_layer(self, kind)
         self._layout = layout
-        self._owned = OwnedStates(layout, kinds, self._states_of_cell)
+        self._owned: OwnedStates = OwnedStates(layout, kinds, self._states_of_cell)
         self._stream = Stream(self._owned)
         # Set them as the attributes `h0`, `c0` too: Keras and TensorFlow name the
         # entries of their files after attributes.
-        for state, kind in self._owned:
-            super().__setattr__(state.name, kind)
+        for name, kind in zip(layout.names, kinds, strict=True):
+            super().__setattr__(name, kind)
 
     def _kinds_of(
         self, layout: StateLayout, initial_state: InitialStateArgument
@@ -583,11 +586,12 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         self._owned.assign(arrays, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        entries = [
-            kind and keras.saving.serialize_keras_object(kind)
-            for kind in self._owned.kinds
-        ]
-        initial_state = self._layout.pack(entries) if any(entries) else None
+        initial_state = None
+        if any(self._owned.kinds):
+            initial_state = keras.tree.map_structure(
+                lambda kind: kind and keras.saving.serialize_keras_object(kind),
+                as_argument(self._layout, self._owned.kinds),
+            )
         return {
             **super().get_config(),
             **arguments_of_loop(self),

@@ -328,12 +328,13 @@ for folder in map(pathlib.Path, sys.argv[1:]):
             keras.utils.clear_session()  # PyTorch needs the same paths.
             x = keras.Input(SHAPE[1:], BATCH)
             layer = ours("LSTM", kind, stateful=stateful)
-            if kind != "conditional":
+            if not layer.takes_context:
                 return with_weights(keras.Model(x, layer(x)))
             context = keras.Input(CONTEXT.shape[1:], BATCH)
             return with_weights(keras.Model([x, context], layer(x, context=context)))
 
-        model, given = new(), [X, CONTEXT] if kind == "conditional" else X
+        model = new()
+        given = [X, CONTEXT] if kind.startswith("conditional") else X
         first, names = flat(model(given)), [weight.path for weight in model.weights]
         assert [name.split("/")[1] for name in names[3:]] == sorted(
             (name.split("/")[1] for name in names[3:]), reverse=True

@@ -156,7 +156,7 @@ class TestTheRule:
 
         def start_at(row, timestep):
             at = context[row, timestep]
-            return [encoded(entry, at) for entry in layer.initial_state]
+            return [encoded(entry.encoder, at) for entry in layer.initial_state]
 
         first = [
             np.stack(
