@@ -16,7 +16,6 @@ from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
-from keras_init_lstm.streams.states import by_paths
 from keras_init_lstm.streams.step_model import make_step_model
 
 __all__ = ["estimate_initial_state", "train_only_initial_state"]
@@ -120,7 +119,7 @@ def estimate_initial_state(
     loss: Any = "mse",
     steps: int = 300,
     learning_rate: float = 0.05,
-) -> Any:
+) -> dict[str, np.ndarray]:
     """Returns the initial state of each sequence that best explains its data.
 
     The weights stay frozen. A trained model can then continue a new series from its
@@ -140,9 +139,12 @@ def estimate_initial_state(
             zero along half a cosine. Defaults to 0.05.
 
     Returns:
-        For a layer, the states for `initial_state=`: a list of arrays `(batch, units)`,
-        nested as the cell's `state_size`. For a model, a dictionary of such arrays for
-        `set_states(as_stateful(model, batch), ...)`.
+        A dictionary with an array `(batch, units)` for each state. Its keys are the
+        keys of `get_states()`, such as `"lstm/h0"`. `set_states(as_stateful(model,
+        batch), states)` takes it, and so does `store[ids] = states` of a
+        `StreamStore(model)`. For a layer of this package, so do `layer(x,
+        initial_state=states)` and `assign_initial_state(states, reduction="mean")`. A
+        layer of Keras takes `list(states.values())`.
 
     Raises:
         ValueError: If `layer_or_model` is none of these, is not built, or can't be a
@@ -180,7 +182,6 @@ def estimate_initial_state(
             )
     inputs = list(map(ops.convert_to_numpy, keras.tree.flatten(x)))
     y = keras.tree.map_structure(ops.convert_to_numpy, y)
-    names = None
     if not isinstance(layer_or_model, keras.layers.RNN):
         if not isinstance(layer_or_model, keras.Model):
             raise ValueError(
@@ -189,7 +190,7 @@ def estimate_initial_state(
             )
         estimator, names = _estimator_of_model(layer_or_model, batch_size)
     elif layer_or_model.built:
-        estimator = _estimator_of_layer(layer_or_model, batch_size)
+        estimator, names = _estimator_of_layer(layer_or_model, batch_size)
     else:
         raise ValueError(
             "Argument `layer_or_model` must be built: call it once. "
@@ -205,8 +206,6 @@ def estimate_initial_state(
     for _ in range(steps):
         estimator.train_on_batch(given, y)
     estimates = [np.array(ops.convert_to_numpy(state)) for state in estimator.states]
-    if names is None:
-        return StateLayout.of(layer_or_model).pack(estimates)
     return dict(zip(names, estimates, strict=True))
 
 
@@ -267,7 +266,7 @@ def _first_estimates(layer: Any, batch_size: int) -> list[Any]:
     return [ops.nan_to_num(ops.cast(p, layer.variable_dtype)) for p in previews]
 
 
-def _estimator_of_layer(layer: Any, batch_size: int) -> _Estimator:
+def _estimator_of_layer(layer: Any, batch_size: int) -> tuple[_Estimator, list[str]]:
     frozen = unbuilt(layer, stateful=False, return_state=False)
     frozen.build_from_config(layer.get_build_config())
     hand_over(layer.cell, frozen.cell)
@@ -276,12 +275,13 @@ def _estimator_of_layer(layer: Any, batch_size: int) -> _Estimator:
     def call(inputs: Any, states: Any) -> Any:
         return frozen(inputs, initial_state=layout.pack(states))
 
-    return _Estimator(call, [layer], batch_size)
+    names = [f"{layer.name}/{name}" for name in layout.names]
+    return _Estimator(call, [layer], batch_size), names
 
 
 def _estimator_of_model(model: Any, batch_size: int) -> tuple[_Estimator, list[str]]:
     step_model = make_step_model(model)
-    layers, copied = step_model.layers, step_model.copied
+    layers = step_model.layers
     if not layers:
         raise ValueError(
             "Argument `layer_or_model` must have a recurrent layer. "
@@ -292,12 +292,4 @@ def _estimator_of_model(model: Any, batch_size: int) -> tuple[_Estimator, list[s
         outputs = step_model.model([*keras.tree.flatten(inputs), *states])
         return step_model.outputs_of_model(outputs)
 
-    # `set_states()` numbers equal paths in the order of `layers_within()`.
-    recurrent = by_paths(copied, [x for x in layers_within(copied) if x in layers])
-    paths = {id(layer): path for path, layer in recurrent.items()}
-    names = [
-        f"{paths[id(layer)]}/{name}"
-        for layer in layers
-        for name in StateLayout.of(layer).names
-    ]
-    return _Estimator(call, layers, batch_size), names
+    return _Estimator(call, layers, batch_size), step_model.state_names

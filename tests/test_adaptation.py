@@ -15,7 +15,7 @@ from keras_init_lstm import (
     Sampled,
 )
 from keras_init_lstm.adaptation import estimate_initial_state, train_only_initial_state
-from keras_init_lstm.streams import as_stateful, set_states
+from keras_init_lstm.streams import StreamStore, as_stateful, get_states, set_states
 from models import BATCH, FEATURES, TIMESTEPS, UNITS, X, normal, with_weights
 from oracles import assert_same, flat, to_numpy
 
@@ -119,7 +119,8 @@ class TestEstimateInitialState:
         true = [normal(3, UNITS, seed=k) / 2 for k in range(len(layer.state_size))]
         y = to_numpy(layer(x, initial_state=true))
         weights = layer.get_weights()
-        found = estimate_initial_state(layer, x, y, steps=400, learning_rate=0.1)
+        estimate = estimate_initial_state(layer, x, y, steps=400, learning_rate=0.1)
+        found = list(estimate.values())
         assert np.abs(to_numpy(layer(x, initial_state=found)) - y).max() < 1e-2
         for got, want in zip(found, true, strict=True):
             assert got.shape == want.shape
@@ -146,7 +147,32 @@ class TestEstimateInitialState:
         assert list(found) == list(true)
         set_states(stream, found)
         owned = np.square(to_numpy(model(x)) - y).mean()
-        assert np.square(to_numpy(stream(x)) - y).mean() < owned / 20
+        want = to_numpy(stream(x))
+        assert np.square(want - y).mean() < owned / 20
+        store, ids = StreamStore(model), list(range(BATCH))
+        store[ids] = found
+        assert_same(store(ids, x), want, 1e-5)
+        store["one"] = estimate_initial_state(model, x[:1], y[:1], steps=1)
+
+    @pytest.mark.parametrize("in_a_model", [False, True])
+    def test_an_estimate_of_a_layer_is_taken_wherever_states_are(self, in_a_model):
+        layer = InitStateLSTM(UNITS, initial_state="trainable", name="lstm")
+        if in_a_model:
+            keras.Sequential([keras.Input(batch_shape=X.shape), layer], name="model")
+        layer(X)
+        found = estimate_initial_state(layer, X, np.ones((BATCH, UNITS)), steps=3)
+        assert list(found) == ["lstm/h0", "lstm/c0"]
+        states = list(found.values())
+        want = layer(X, initial_state=states)
+        assert_same(layer(X, initial_state=found), want)
+        stream = InitStateLSTM.from_keras(layer, stateful=True)
+        stream.reset_states(found)
+        assert_same(stream(X), want, 1e-6)
+        set_states(stream, found)
+        assert_same(stream(X), want, 1e-6)
+        assert list(get_states(stream)) == list(found)
+        layer.assign_initial_state(found, reduction="mean")
+        assert_same([layer.h0.value, layer.c0.value], [s.mean(0) for s in states], 1e-6)
 
     def test_a_model_with_a_context(self):
         x, context = keras.Input((None, FEATURES)), keras.Input((3,))
@@ -166,7 +192,7 @@ class TestEstimateInitialState:
         context = normal(BATCH, TIMESTEPS, 3) if over_time else normal(BATCH, 3)
         y = to_numpy(layer(X, context=context))
         found = estimate_initial_state(layer, X, y, steps=50)
-        assert [state.shape for state in found] == [(BATCH, UNITS)] * 2
+        assert [state.shape for state in found.values()] == [(BATCH, UNITS)] * 2
         reached = np.square(to_numpy(layer(X, initial_state=found)) - y).mean()
         before = [np.zeros((BATCH, UNITS)), np.full((BATCH, UNITS), 0.5)]
         assert reached < np.square(to_numpy(layer(X, initial_state=before)) - y).mean()
@@ -176,7 +202,7 @@ class TestEstimateInitialState:
         x = normal(BATCH, 4, 3, 1)
         true = [normal(BATCH, 2, 2, seed=k) / 2 for k in range(2)]
         y = to_numpy(layer(x, initial_state=true))
-        found = estimate_initial_state(layer, x, y, steps=50)
+        found = list(estimate_initial_state(layer, x, y, steps=50).values())
         assert [state.shape for state in found] == [(BATCH, 2, 2)] * 2
         reached = np.square(to_numpy(layer(x, initial_state=found)) - y).mean()
         assert reached < np.square(to_numpy(layer(x)) - y).mean() / 20

@@ -74,7 +74,7 @@ class Adaptation:
         lstm, adapted = (m.get_layer(LAYER) for m in (base, model))
         adapted.cell.set_weights(lstm.cell.get_weights())
         adapted.assign_initial_state(
-            lstm.get_initial_state(1, context=np.array([UNKNOWN]))
+            lstm.get_initial_state(1, context=np.array([UNKNOWN])), reduction="mean"
         )
         model.layers[-1].set_weights(base.layers[-1].get_weights())
         if method != NOTHING:

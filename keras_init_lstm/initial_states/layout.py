@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -99,7 +99,9 @@ class StateLayout:
 
         Args:
             nested: The entries. `None` is used for all the states of a cell. A single
-                state needs no list.
+                state needs no list. Without `one_for_all`, also a dictionary with an
+                entry for each state, by names such as `"h0"`, or `"lstm/h0"` with any
+                path that is the same for all.
             argument: The name of the argument, for errors.
             one_for_all: Whether any entry that is not a list may be used for all the
                 states of a cell. Defaults to `False`.
@@ -108,6 +110,8 @@ class StateLayout:
             ValueError: If the entries are nested differently, or if numbers in a list
                 could be meant for the states or for the units.
         """
+        if isinstance(nested, Mapping) and not one_for_all:
+            return self._by_name(nested, argument)
         entries = self._entries(nested, argument, one_for_all)
         return [entry for entry, states in entries for _ in states]
 
@@ -150,6 +154,19 @@ class StateLayout:
             ]
 
         return entries(self.state_size, nested)
+
+    def _by_name(self, entries: Mapping[str, Any], argument: str) -> list[Any]:
+        """Returns the entries of a dictionary, in the order of the states."""
+        paths = {str(key).rpartition("/")[0] for key in entries}
+        path = f"{paths.pop()}/".lstrip("/") if len(paths) == 1 else ""
+        keys = [path + name for name in self.names]
+        if set(keys) != set(entries):
+            raise ValueError(
+                f"Argument `{argument}` must be a list, or a dictionary with an entry "
+                f"for each of {list(self.names)}. Received: a dictionary with the keys "
+                f"{sorted(map(str, entries))}"
+            )
+        return [entries[key] for key in keys]
 
     def tensors(
         self, nested: Any, batch_size: Any, at_run_time: bool = False

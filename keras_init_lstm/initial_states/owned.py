@@ -406,12 +406,16 @@ class OwnedStates:
             return preview
         return preview[next(g for k, g in self.groups if k is kind).index(index)]
 
-    def assign(self, states: Sequence[Any], dtype: str) -> None:
+    def assign(
+        self, states: Sequence[Any], dtype: str, reduction: str | None = None
+    ) -> None:
         """Overwrites the owned values.
 
         Args:
-            states: For each state an array `(units,)` or `(batch, units)`, or `None`.
+            states: For each state an array `(units,)`, with a `reduction` also
+                `(batch, units)`, or `None`.
             dtype: The dtype in which the arrays must be finite.
+            reduction: `"mean"`, to assign the mean over a batch; or `None`.
 
         Raises:
             ValueError: If an array has another shape or is not finite, or if there is
@@ -438,8 +442,16 @@ class OwnedStates:
                 variable.shape,
                 (None, *variable.shape),
             )
-            is_batch = array.ndim > len(variable.shape)
-            assignments.append((variable, array.mean(0) if is_batch else array))
+            if array.ndim > len(variable.shape):
+                if reduction is None:
+                    raise ValueError(
+                        f"Argument `states[{index}]` must be an array of shape "
+                        f"{shape_text(variable.shape)}. For the mean over a batch, "
+                        "pass `reduction='mean'`. Received: an array of shape "
+                        f"{array.shape}"
+                    )
+                array = array.mean(axis=0)
+            assignments.append((variable, array))
         for variable, value in assignments:
             variable.assign(value)
 

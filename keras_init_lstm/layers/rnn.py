@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import keras
@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_init_lstm._checks import (
     check_batch_size,
+    one_of,
     refuse_legacy,
     shape_of,
 )
@@ -69,6 +70,9 @@ InitialStateArgument: TypeAlias = (
     | None
 )
 
+# The states of one layer: nested as the cell's `state_size`, or by their names.
+States: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
 
 @keras.saving.register_keras_serializable(package="keras_init_lstm")
 class InitStateRNN(TakesContext, keras.layers.RNN):
@@ -113,8 +117,10 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         initial_state: Tensors `(batch, units)`, nested as the cell's `state_size`, or
             a single tensor if there is one state. They are used instead of the owned
             states, for this call; `None`, or `None` as an entry, keeps the owned state.
-            Pass `mask` too if there is one: Keras hands an implicit mask only to a
-            layer called with a single tensor.
+            Or a dictionary with a tensor for each state, named `"h0"` or, as in
+            `get_states()` and `estimate_initial_state()`, `"lstm/h0"`. Pass `mask` too
+            if there is one: Keras hands an implicit mask only to a layer called with a
+            single tensor.
         mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is skipped.
             Defaults to `None`.
         training: Python boolean, whether the layer is called in training mode.
@@ -465,14 +471,13 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         """Resets the stream to the owned initial state."""
         self._stream.reset()
 
-    def reset_states(
-        self, states: Sequence[Any] | None = None, rows: Any = None
-    ) -> None:
+    def reset_states(self, states: States | None = None, rows: Any = None) -> None:
         """Resets the stream to the owned initial state, or to the given states.
 
         Args:
             states: List of arrays `(batch, units)` (for an LSTM, h and c), nested as
-                the cell's `state_size`. The next call starts from them, even if it is
+                the cell's `state_size`; or a dictionary of them, as at a call. The next
+                call starts from them, even if it is
                 the first call. With `rows`, an array has one row for each row that is
                 reset. `None` as an entry, or for all, means the owned initial state.
                 Defaults to `None`.
@@ -560,30 +565,35 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         states = [ops.cast(state, self.compute_dtype) for state in states]
         return self._layout.pack(states)
 
-    def assign_initial_state(self, states: Sequence[Any]) -> None:
+    def assign_initial_state(
+        self, states: States, reduction: Literal["mean"] | None = None
+    ) -> None:
         """Overwrites the owned initial states.
 
         Args:
-            states: List of arrays (for an LSTM, h and c), nested as the cell's
-                `state_size`, each of shape `(units,)` or `(batch, units)`. Of a batch,
-                the mean is assigned: the last states of one layer can be the initial
-                state of another. `None` as an entry leaves that state unchanged. For a
-                `Sampled` state, the mean is overwritten.
+            states: List of arrays `(units,)` (for an LSTM, h and c), nested as the
+                cell's `state_size`; or a dictionary of them, as at a call. `None` as an
+                entry of the list leaves that state unchanged. For a `Sampled` state,
+                the mean is overwritten.
+            reduction: With `"mean"`, an array may also be `(batch, units)`, and its
+                mean over the batch is assigned. Defaults to `None`.
 
         Raises:
-            ValueError: If an array has another shape or is not finite, or if the layer
+            ValueError: If an array has another shape or is not finite, if the layer
                 owns no value for a state, as with `initial_state=None` or a
-                `Conditional`. Nothing is then changed.
+                `Conditional`, or if `reduction` is not as above. Nothing is then
+                changed.
 
         Example:
         >>> encoder = keras.layers.LSTM(4, return_state=True)
         >>> _, h, c = encoder(np.ones((8, 5, 3)))
         >>> decoder = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
-        >>> decoder.assign_initial_state([h, c])
+        >>> decoder.assign_initial_state([h, c], reduction="mean")
         """
+        one_of(reduction, "reduction", (None, "mean"))
         self._build_owned()
         arrays = self._layout.unpack(states, "states")
-        self._owned.assign(arrays, self.compute_dtype)
+        self._owned.assign(arrays, self.compute_dtype, reduction)
 
     def get_config(self) -> dict[str, Any]:
         initial_state = None

@@ -220,6 +220,8 @@ def by_paths(
 
 def path_within(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
     """Returns the path of a layer without the name of the model, which may change."""
+    if layer is model:
+        return str(layer.name)
     path: str = layer.path or layer.name
     return path.removeprefix(f"{model.name}/")
 

@@ -557,6 +557,7 @@ class TestInvalidArguments:
             Sampled,
             lambda given: Sampled(0.0, given),
             lambda given: layer.assign_initial_state([given, None]),
+            lambda given: layer.assign_initial_state({"h0": given, "c0": None}),
             lambda given: layer.reset_states([given, None]),
             lambda given: layer.reset_states(given),
             lambda given: layer(x, initial_state=given),

@@ -107,12 +107,22 @@ class TestAssign:
     @for_each_layer(("fixed", "sampled", "trainable"))
     def test_assigns_the_value_or_the_mean_over_the_batch(self, case, data):
         layer = case.layer()
+        reduction = data.draw(st.sampled_from([None, "mean"]))
         given = [
             data.draw(st.none() | arrays(units) | arrays(case.batch, units))
             for units in layer.state_units
         ]
         before = owned_values(layer)
-        layer.assign_initial_state(nested(layer, given))
+        states = nested(layer, given)
+        if data.draw(st.booleans()):
+            states = dict(zip(layer.state_names, given, strict=True))
+        if reduction is None and any(np.ndim(value) == 2 for value in given):
+            message = r"`states\[\d\]`.* pass `reduction='mean'`. Received: .* shape \("
+            with pytest.raises(ValueError, match=message):
+                layer.assign_initial_state(states)
+            assert_same(owned_values(layer), before)
+            return
+        layer.assign_initial_state(states, reduction)
         for got, value, old in zip(owned_values(layer), given, before, strict=True):
             if value is None:
                 want = old
@@ -121,6 +131,12 @@ class TestAssign:
             np.testing.assert_array_equal(got, np.asarray(want, got.dtype))
         want = case.call(case.reference(layer), initial_state=case.states(layer))
         case.assert_same(case.call(layer), want)
+
+    @pytest.mark.parametrize("reduction", ["sum", True, 0])
+    def test_an_invalid_reduction(self, reduction):
+        layer = InitStateLSTM(3, initial_state="trainable")
+        with pytest.raises(ValueError, match="`reduction` must be one of"):
+            layer.assign_initial_state([np.ones((2, 3)), None], reduction)
 
     def test_zeros_are_not_owned(self):
         layer = InitStateLSTM(3, initial_state=["trainable", None])

@@ -76,6 +76,37 @@ class TestTheOneRule:
             case.assert_same(got, case.call(reference, initial_state=states))
 
     @for_each_layer()
+    def test_explicit_states_by_their_names(self, case, data):
+        layer = case.layer(return_state=True)
+        given = [normal(case.batch, u, seed=k) for k, u in enumerate(layer.state_units)]
+        path = data.draw(st.sampled_from(["", "lstm/", "inner/lstm/"]))
+        named = {
+            f"{path}{name}": state
+            for name, state in zip(layer.state_names, given, strict=True)
+        }
+        # The order in the dictionary has no meaning.
+        named = {name: named[name] for name in data.draw(st.permutations(list(named)))}
+        want = case.call(layer, initial_state=nested(layer, given))
+        assert_same(case.call(layer, initial_state=named), want)
+        left_out = dict(list(named.items())[1:])
+        other_path = {**left_out, "a/b": given[0]}
+        for wrong in (left_out, {**named, "more": given[0]}, other_path, {}):
+            with pytest.raises(ValueError, match="`initial_state` must be a list, or"):
+                case.call(layer, initial_state=wrong)
+
+    def test_states_by_their_names_in_a_model(self, tmp_path):
+        inputs, h = keras.Input((None, FEATURES)), keras.Input((UNITS,))
+        layer = InitStateLSTM(UNITS, initial_state="trainable")
+        states = {"lstm/c0": h * 2, "lstm/h0": h}
+        model = keras.Model([inputs, h], layer(inputs, initial_state=states))
+        given = [X, normal(BATCH, UNITS)]
+        want = layer(X, initial_state=[given[1], given[1] * 2])
+        assert_same(model(given), want, 1e-6)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert_same(loaded(given), want, 1e-6)
+
+    @for_each_layer()
     def test_an_explicit_state_replaces_the_owned_state(self, case, data):
         layer = case.layer()
         owned = keras.tree.flatten(case.states(layer))
@@ -753,7 +784,7 @@ class TestCommonUses:
         want = reference_of(decoder)(X[:, ::-1], initial_state=[h, c])
         assert_same(got, want, tolerance=1e-6)
         other = InitStateLSTM(UNITS, initial_state="trainable")
-        other.assign_initial_state([h, c])
+        other.assign_initial_state([h, c], reduction="mean")
         tiled = [np.tile(np.mean(s, axis=0), (BATCH, 1)) for s in flat([h, c])]
         got = other(X)
         assert_same(got, reference_of(other)(X, initial_state=tiled), tolerance=1e-6)

@@ -109,6 +109,12 @@ class TestGetAndSetStates:
         new = normal(*SHAPE, seed=1)
         assert_same(other(new), model(new))
 
+    def test_of_a_layer_have_the_same_names_in_a_model(self):
+        layer = InitStateGRU(2, stateful=True, name="gru")
+        keras.Sequential([keras.Input((None, 1), batch_size=1), layer], name="model")
+        assert layer.path != layer.name
+        assert list(get_states(layer)) == ["gru/h0"]
+
     def test_of_a_layer_and_of_a_model_with_a_repeated_name(self):
         layer = InitStateLSTM(UNITS, stateful=True, name="lstm")
         layer(X)

@@ -74,7 +74,8 @@ print([name.upper() for name in layer.state_names], sum(layer.state_units))
 print([kind is not None and kind.trainable for kind in layer.initial_state])
 layer.h0.trainable = False
 h, c = layer.get_initial_state(batch_size=8, training=True)
-layer.assign_initial_state([h, c])
+layer.assign_initial_state([h, c], reduction="mean")
+layer.assign_initial_state({"h0": np.zeros(64), "c0": None})
 layer.reset_states([np.zeros((8, 64)), None])
 layer.reset_state()
 

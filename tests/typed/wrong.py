@@ -34,6 +34,7 @@ InitStateSimpleRNN(64, recurrent_activation="tanh")  # error
 InitStateRNN(keras.layers.GRUCell(4), inital_state="trainable")  # error
 layer = InitStateLSTM(64, initial_state="trainable")
 layer.assign_initial_state()  # error
+layer.assign_initial_state([None, None], reduction="sum")  # error
 layer.reset_states(state=None)  # error
 InitStateLSTM.from_keras(keras.layers.LSTM(4), initial_state="trainble")  # error
 with_initial_state(keras.Sequential(), "trainble")  # error
