@@ -120,6 +120,10 @@ class Backend:
             name: The name of the layer that runs Keras's loop.
         """
 
+    def cell_of_gru_is_faster(self, training: bool) -> bool:
+        """Whether to call the cell of a GRU, and not the GRU of Keras's backend."""
+        return False
+
     def traces_for_onnx(self) -> bool:
         """Whether a call is traced for an ONNX file."""
         # Only the call stack shows it: Keras exports with functions that trace for

@@ -32,6 +32,11 @@ class _Jax(Backend):
                 "its weights too: load the model again"
             )
 
+    def cell_of_gru_is_faster(self, training: bool) -> bool:
+        # On a CPU, XLA is slow to cut the gates out of products that were made before
+        # the loop. In training, the backward pass hides it.
+        return not training and jax.default_backend() == "cpu"
+
     def only_traces(self, value: Any) -> bool:
         # In the NNX mode of Keras, a trace reads and returns the variables.
         return isinstance(value, jax.core.Tracer) and not keras.config.is_nnx_enabled()

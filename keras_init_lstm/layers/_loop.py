@@ -6,6 +6,8 @@ import contextvars
 from collections.abc import Callable
 from typing import Any, Literal
 
+import keras
+
 from keras_init_lstm import loops
 from keras_init_lstm._checks import one_of
 from keras_init_lstm._copies import left_out_of_config
@@ -123,7 +125,8 @@ def run_loop(
         given = InPlaceOfMask.of(mask)
         if given.reset_mask is not None:
             return loop_with_resets(layer, sequences, initial_state, given, training)
-        token = _avoids_cudnn.set(_must_call_cell(layer))
+        must_call_cell = _must_call_cell(layer)
+        token = _avoids_cudnn.set(must_call_cell or _cell_is_faster(layer, training))
         try:
             return keras_loop(sequences, initial_state, given.mask, training=training)
         finally:
@@ -156,6 +159,15 @@ def _must_call_cell(layer: Any) -> bool:
             "use_cudnn=True"
         )
     return reason is not None
+
+
+def _cell_is_faster(layer: Any, training: bool) -> bool:
+    """Whether Keras's loop that calls the cell is preferred to its loop for the GRU.
+
+    `make bench` measures both.
+    """
+    is_gru = layer.keras_layer is keras.layers.GRU
+    return is_gru and layer.use_fused and backend.cell_of_gru_is_faster(training)
 
 
 def _check_inner_loop(layer: Any, keras_loop: Any) -> None:

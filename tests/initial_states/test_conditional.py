@@ -34,7 +34,7 @@ class TestEncoder:
             lambda: encoder(3),
             lambda: layers.RepeatVector(2),
             lambda: keras.Sequential([layers.Dense(4), layers.Reshape((2, 2))]),
-            lambda: layers.LSTM(UNITS, return_state=True),
+            lambda: layers.LSTM(UNITS, return_sequences=True),
         ],
     )
     def test_must_return_one_row_for_each_sequence(self, make):
