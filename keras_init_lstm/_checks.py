@@ -67,6 +67,8 @@ def check_batch_size(batch_size: Any) -> None:
         return
     if keras.ops.is_tensor(batch_size) and shape_of(batch_size) == ():
         return
+    if hasattr(batch_size, "__jax_array__"):
+        return  # An unknown dimension, in a function that JAX traces.
     raise ValueError(
         "Argument `batch_size` must be a non-negative integer, or a scalar integer "
         f"tensor. Received: batch_size={described(batch_size)}"

@@ -35,7 +35,7 @@ def taken_over(cls: Any, layer: Any, initial_state: Any = None, **kwargs: Any) -
     # The initial states of an unbuilt `layer` may be built and assigned to.
     taken._build_owned()
     if initial_state is None:
-        _hand_over_initial_states(layer, taken)
+        hand_over_initial_states(layer, taken)
     taken._continue_from(layer.states)
     return taken
 
@@ -82,14 +82,14 @@ def unbuilt(layer: Any, cls: Any = None, **kwargs: Any) -> Any:
 def hand_over_weights(source: Any, target: Any) -> None:
     """Copies the weights and the `trainable` flags to a built recurrent layer."""
     hand_over(source.cell, target.cell)
-    _hand_over_initial_states(source, target)
+    hand_over_initial_states(source, target)
 
 
-def _hand_over_initial_states(source: Any, target: Any) -> None:
-    """Copies the owned states that are built, if `source` owns any."""
+def hand_over_initial_states(source: Any, target: Any) -> None:
+    """Copies the owned states that are built, and that both layers own."""
     if _owns_states(source):
         for old, new in zip(source.initial_state, target.initial_state, strict=True):
-            if old is not None and old.built:
+            if old is not None and old.built and new is not None:
                 hand_over(old, new)
 
 

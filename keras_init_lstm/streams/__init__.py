@@ -1,5 +1,6 @@
 """Models that carry their states from call to call."""
 
+from keras_init_lstm.streams.encoder_decoder import as_encoder_and_decoder
 from keras_init_lstm.streams.packing import pack, unpack
 from keras_init_lstm.streams.stateful import as_stateful, as_stateless
 from keras_init_lstm.streams.states import (
@@ -14,6 +15,7 @@ from keras_init_lstm.streams.store import StreamStore
 __all__ = [
     "ResetStates",
     "StreamStore",
+    "as_encoder_and_decoder",
     "as_stateful",
     "as_stateless",
     "get_states",

@@ -87,6 +87,11 @@ def check_reads_forwards(model: Any) -> None:
     _check(model, stateful=True)
 
 
+def check_steps_forwards(layer: Any) -> None:
+    """Raises a `ValueError` if a layer, or one inside it, reads the future."""
+    _check(layer, stateful=True)
+
+
 def _copied(
     model: Any,
     batch_size: int | None,

@@ -14,6 +14,7 @@ from keras_init_lstm.adoption import counterpart_of
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import hand_over_weights, unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.streams._sources import arguments_of_call
 from keras_init_lstm.streams.stateful import (
     as_stateless,
     check_reads_forwards,
@@ -119,22 +120,32 @@ def make_step_model(model: keras.Model, has_reset_mask: bool = False) -> StepMod
         ValueError: If `model` is not as above, or can't be a stream.
     """
     check_reads_forwards(model)
-    builder = _StepBuilder(as_stateless(model), has_reset_mask)
+    builder = StepBuilder(as_stateless(model), has_reset_mask)
     return StepModel(builder.build(), builder.layers, builder.model)
 
 
-class _StepBuilder:
+class StepBuilder:
     """Calls the layers of a model on symbolic tensors, each with its states as inputs.
+
+    What depends on sources alone is computed as in the model, and is not a part of the
+    stream.
 
     Args:
         model: A stateless Sequential or Functional model.
-        has_reset_mask: As in `make_step_model()`.
+        has_reset_mask: As in `make_step_model()`. Defaults to `False`.
+        are_sources: For each input of `model`, whether it is a source. Defaults to
+            `None`, no sources.
 
     Attributes:
-        layers: The recurrent layers that have been called, in order.
+        layers: The recurrent layers of the stream that have been called, in order.
     """
 
-    def __init__(self, model: Any, has_reset_mask: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        has_reset_mask: bool = False,
+        are_sources: Sequence[bool] | None = None,
+    ) -> None:
         self.model = model
         self.layers: list[keras.layers.RNN] = []
         self._states: list[Any] = []
@@ -145,13 +156,28 @@ class _StepBuilder:
         # may give the `id()` of a deleted tensor to another one.
         self._masks: dict[int, tuple[Any, Any]] = {}
         given, _ = inputs_and_outputs(model)
-        self._inputs = keras.tree.map_structure(_like, given)
-        for tensor in keras.tree.flatten(self._inputs):
-            self._unique(tensor.name)
+        self._sources: list[Any] = []
+        self._targets: list[Any] = []
+        leaves = keras.tree.flatten(given)
+        made = [
+            self._make_input(tensor, is_source)
+            for tensor, is_source in zip(
+                leaves, are_sources or [False] * len(leaves), strict=True
+            )
+        ]
+        self._inputs = keras.tree.pack_sequence_as(given, made)
+        # The tensors that depend on targets, by their `id()`.
+        self._stepped = {id(tensor): tensor for tensor in self._targets}
         self._reset_mask = None
         if has_reset_mask:
             name = self._unique("reset_mask")
             self._reset_mask = keras.Input((), dtype="bool", name=name)
+
+    def _make_input(self, tensor: Any, is_source: bool) -> Any:
+        inputs = self._sources if is_source else self._targets
+        inputs.append(_like(tensor))
+        self._unique(tensor.name)
+        return inputs[-1]
 
     def build(self) -> keras.Model:
         """Returns the model with its states as inputs and outputs."""
@@ -184,33 +210,55 @@ class _StepBuilder:
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if inner_layers(operation) is not None and isinstance(operation, keras.Model):
             return self._call_model(operation, args[0], **kwargs)
-        if isinstance(operation, keras.layers.RNN):
-            outputs = self._call_recurrent(operation, *args, **kwargs)
+        is_stepped = any(map(self._is_stepped, keras.tree.flatten((args, kwargs))))
+        if not is_stepped:
+            outputs = self._call_once(operation, *args, **kwargs)
+        elif isinstance(operation, keras.layers.RNN):
+            given = arguments_of_call(args[1:], kwargs)
+            outputs = self._call_recurrent(operation, args[0], given)
         else:
-            # The layers of nested models become layers of one model, and need different
-            # names.
-            operation.name = self._unique(operation.name, operation)
-            outputs = operation(*args, **kwargs)
+            args, kwargs = keras.tree.map_structure(self._in_step, (args, kwargs))
+            outputs = self._call_stepwise(operation, *args, **kwargs)
+        if is_stepped:
+            self._stepped |= {id(x): x for x in keras.tree.flatten(outputs)}
         if getattr(operation, "supports_masking", False):
             self._pass_masks_on(operation, args[0], outputs)
         return outputs
 
-    def _call_recurrent(
-        self, layer: Any, sequences: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        called_twice = layer in self.layers
-        if called_twice or args or kwargs.get("initial_state") is not None:
-            reason = "called twice" if called_twice else "given its initial state"
+    def _is_stepped(self, tensor: Any) -> bool:
+        return id(tensor) in self._stepped
+
+    def _in_step(self, argument: Any) -> Any:
+        """Returns what an operation of the stream is called with for an argument."""
+        return argument
+
+    def _call_once(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls an operation that depends on sources alone."""
+        # The layers of nested models become layers of one model, and need different
+        # names.
+        operation.name = self._unique(operation.name, operation)
+        return operation(*args, **kwargs)
+
+    def _call_stepwise(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls an operation of the stream that has no states."""
+        return self._call_once(operation, *args, **kwargs)
+
+    def _call_recurrent(self, layer: Any, sequences: Any, given: dict[str, Any]) -> Any:
+        """Calls a copy of a recurrent layer with states as inputs.
+
+        Args:
+            layer: The layer.
+            sequences: Its input sequences.
+            given: The other arguments of its call.
+        """
+        if layer in self.layers:
             raise ValueError(
-                f"The layer {layer.name} is {reason}, and can't carry its last states "
-                "to the next call: a model with it can't be a stream"
+                f"The layer {layer.name} is called twice, and can't carry its last "
+                "states to the next call: a model with it can't be a stream"
             )
-        self.layers.append(layer)
         # Create a new layer: Keras fixes the number of a layer's outputs at its first
         # call, and this one returns its states.
-        cls = None if self._reset_mask is None else counterpart_of(layer)
-        name = self._unique(layer.name)
-        new_layer = unbuilt(layer, cls, return_state=True, name=name)
+        new_layer = self._unbuilt(layer, given)
         layout = StateLayout.of(layer)
         _, *specs = keras.tree.flatten(new_layer.compute_output_spec(sequences))
         path = path_within(self.model, layer).replace("/", "_")
@@ -220,15 +268,13 @@ class _StepBuilder:
             for spec, name in zip(specs, names, strict=True)
         ]
         # Keras passes an implicit mask only to a layer called with a single tensor.
-        if kwargs.get("mask") is None:
-            kwargs["mask"] = self._mask_of(sequences)
-        if self._reset_mask is not None:
-            reset_mask = kwargs.get("reset_mask")
-            kwargs["reset_mask"] = _with_first_timestep(reset_mask, self._reset_mask)
-        outputs, *new_states = keras.tree.flatten(
-            new_layer(sequences, initial_state=layout.pack(states), **kwargs)
-        )
+        mask = self._mask_of(sequences)
+        if mask is not None and "initial_state" not in given:
+            given = {"mask": mask, **given}
+        given = self._arguments_of_step(layer, states, given)
+        outputs, *new_states = keras.tree.flatten(new_layer(sequences, **given))
         hand_over_weights(layer, new_layer)
+        self.layers.append(layer)
         self._states += states
         self._new_states += [
             keras.layers.Identity(name=self._unique(f"{name}_out"))(state)
@@ -236,12 +282,42 @@ class _StepBuilder:
         ]
         return [outputs, *new_states] if layer.return_state else outputs
 
+    def _unbuilt(self, layer: Any, given: dict[str, Any]) -> Any:
+        cls = None if self._reset_mask is None else counterpart_of(layer)
+        return unbuilt(layer, cls, return_state=True, name=self._unique(layer.name))
+
+    def _arguments_of_step(
+        self, layer: Any, states: list[Any], given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the arguments with which the copy of a recurrent layer is called.
+
+        Args:
+            layer: The layer.
+            states: The inputs for its states.
+            given: The arguments with which the model calls the layer.
+        """
+        if "initial_state" in given:
+            raise ValueError(
+                f"The layer {layer.name} is given its initial state, and can't carry "
+                "its last states to the next call: a model with it can't be a stream. "
+                "`as_encoder_and_decoder(model)` returns two models: one computes the "
+                "initial state, and one has the states as inputs and outputs"
+            )
+        arguments = {**given, "initial_state": StateLayout.of(layer).pack(states)}
+        if self._reset_mask is not None:
+            reset_mask = given.get("reset_mask")
+            reset_mask = _with_first_timestep(reset_mask, self._reset_mask)
+            arguments["reset_mask"] = reset_mask
+        return arguments
+
     def _pass_masks_on(self, layer: Any, inputs: Any, outputs: Any) -> None:
         masks = keras.tree.map_structure(self._mask_of, inputs)
         computed = keras.tree.flatten(layer.compute_mask(inputs, masks))
         for tensor, mask in zip(keras.tree.flatten(outputs), computed, strict=False):
             if mask is not None:
                 self._masks[id(tensor)] = tensor, mask
+                if self._is_stepped(tensor):
+                    self._stepped[id(mask)] = mask
 
     def _mask_of(self, tensor: Any) -> Any:
         _, mask = self._masks.get(id(tensor), (None, None))

@@ -18,7 +18,12 @@ from keras import layers
 
 import keras_init_lstm
 from backends import RELEASE, in_a_fresh_process, tf
-from exports import on_onnx, on_openvino
+from exports import (
+    assert_decodes_the_same_tokens,
+    on_onnx,
+    on_openvino,
+    translator,
+)
 from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm.streams import with_states_as_inputs
 from models import (
@@ -555,6 +560,19 @@ def test_onnx_of_a_model_with_states_as_inputs(tmp_path):
     call = on_onnx(path)
     for timesteps in (1, 6):
         assert_same(in_chunks(call, series, states, timesteps), want, CLOSE)
+
+
+@pytest.mark.parametrize("cls", [layers.LSTM, InitStateLSTM])
+def test_onnx_decodes_the_same_tokens(cls, tmp_path):
+    halves = translator(lambda **kwargs: cls(UNITS, return_sequences=True, **kwargs))
+    exported = []
+    for half in halves:
+        specs = [keras.InputSpec(shape=x.shape, dtype=x.dtype) for x in half.inputs]
+        signature = specs if len(specs) == 1 else [specs]
+        (tmp_path / half.name).mkdir()
+        path = onnx_file(half, tmp_path / half.name, input_signature=signature)
+        exported.append(on_onnx(path))
+    assert_decodes_the_same_tokens(halves, exported)
 
 
 @pytest.mark.skipif(RELEASE < (3, 13), reason="Keras writes none before 3.13")

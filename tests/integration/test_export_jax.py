@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from backends import BACKEND
-from exports import on_onnx
+from exports import assert_decodes_the_same_tokens, on_onnx, translator
 from keras_init_lstm import InitStateGRU, InitStateLSTM, Sampled
 from keras_init_lstm.streams import with_states_as_inputs
 from models import BATCH, CONTEXT, FEATURES, UNITS, model_of_several_kinds, normal
@@ -86,6 +86,19 @@ def test_states_as_inputs(write, tmp_path):
         output, *states = call(x, *states)
         outputs.append(output)
     assert_same(np.concatenate(outputs, 1), want, CLOSE)
+
+
+@pytest.mark.parametrize("write", EXPORTS)
+def test_decodes_the_same_tokens(write, tmp_path):
+    layer = {"units": UNITS, "return_sequences": True}
+    halves = translator(lambda **kwargs: InitStateLSTM(**layer, **kwargs))
+    exported = []
+    for half in halves:
+        specs = [keras.InputSpec(shape=x.shape, dtype=x.dtype) for x in half.inputs]
+        signature = specs if len(specs) == 1 else [specs]
+        (tmp_path / half.name).mkdir()
+        exported.append(write(half, tmp_path / half.name, input_signature=signature))
+    assert_decodes_the_same_tokens(halves, exported)
 
 
 @needs_tensorflow

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from backends import BACKEND, RELEASE
-from exports import on_onnx, on_openvino
+from exports import (
+    SOURCES,
+    assert_decodes_the_same_tokens,
+    on_onnx,
+    on_openvino,
+    translator,
+)
 from keras_init_lstm import (
     InitStateGRU,
     InitStateLSTM,
@@ -259,3 +265,33 @@ def test_states_as_inputs(form, timesteps, tmp_path):
     initial_state = [np.tile(row, (BATCH, 1)) for row in normal(2, UNITS)]
     want = dense(reference(X, initial_state=initial_state))
     assert_same(np.concatenate(outputs, 1), want, CLOSE)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_decodes_the_same_tokens(form, tmp_path):
+    layer = {"units": UNITS, "return_sequences": True}
+    halves = translator(lambda **kwargs: InitStateLSTM(**layer, **kwargs))
+    exported_halves = []
+    for half in halves:
+        # PyTorch's tracer needs the lengths of the sources and of a step.
+        rows, length = SOURCES.shape
+        shapes = [
+            (rows, *(size or length for size in x.shape[1:])) for x in half.inputs
+        ]
+        if half is halves[1]:
+            shapes[0] = (rows, 1)
+        specs = [
+            keras.InputSpec(shape=shape, dtype=x.dtype)
+            for shape, x in zip(shapes, half.inputs, strict=True)
+        ]
+        (tmp_path / half.name).mkdir()
+        signature = specs if len(specs) == 1 else [specs]
+        folder = tmp_path / half.name
+        exported_halves.append(exported(half, folder, form, input_signature=signature))
+    if form == "torch":
+        exported_halves = [as_arrays(call) for call in exported_halves]
+    assert_decodes_the_same_tokens(halves, exported_halves)
+
+
+def as_arrays(call):
+    return lambda *xs: [tensor.detach().numpy() for tensor in call(*xs)]

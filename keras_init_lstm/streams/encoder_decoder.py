@@ -1,0 +1,342 @@
+"""Encoder-decoders as two models: what is computed once, and one timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import ops
+
+from keras_init_lstm.initial_states.layout import StateLayout
+from keras_init_lstm.layers._call import specs_of
+from keras_init_lstm.layers._from_keras import hand_over_initial_states, unbuilt
+from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.streams._sources import sources_of
+from keras_init_lstm.streams._timesteps import time_axes
+from keras_init_lstm.streams.stateful import as_stateless, check_steps_forwards
+from keras_init_lstm.streams.step_model import StepBuilder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def as_encoder_and_decoder(
+    model: keras.Model, sources: Iterable[str] | None = None
+) -> tuple[keras.Model, keras.Model]:
+    """Splits a sequence-to-sequence model, to decode one timestep at a time.
+
+    The model is trained on whole target sequences. To decode, the encoder runs once for
+    a batch of sources. Then the decoder runs for each timestep, or chunk of timesteps,
+    with its states as inputs and outputs. Step by step it computes the outputs that
+    `model` computes for the whole target sequence.
+
+    The inputs of the model are either sources or targets. Everything that depends on
+    sources alone belongs to the encoder, and may read them in any way. Sources are
+    found: an input is a source if an initial state of a recurrent layer is computed
+    from it, by `initial_state=` or as the context of a `Conditional`, or the value of
+    an attention layer whose query is computed from another input.
+
+    Args:
+        model: A Functional model, built, with recurrent layers of this package or of
+            Keras, in nested models too. It is left unchanged.
+        sources: List of the names of the inputs that are sources. Defaults to `None`:
+            they are found.
+
+    Returns:
+        A tuple of two Functional models with the weights of `model`.
+
+        The encoder has the sources as inputs. Its outputs are a list: first the
+        constants of the decoder, such as the encoder's outputs that an attention layer
+        reads, and their masks. Then the initial states `(batch, units)` of all
+        recurrent layers of the decoder, in the order in which they are called. (As
+        Keras does, a model with a single output returns it without a list.)
+
+        The decoder has as inputs the targets, with any number of timesteps, and then
+        the outputs of the encoder. Its outputs are the outputs of `model`, and then the
+        new states. For a layer `lstm`, they are named `lstm_h0` and `lstm_h0_out`. If
+        the first timestep of a chunk is masked, a layer outputs zeros for it, as a
+        layer of Keras does, and not the outputs of the timestep before.
+
+        A layer that `model` calls with sources and with targets, such as an embedding,
+        is shared by the two models.
+
+    Raises:
+        ValueError: If `model` is not as above; if it has no source or no target, or
+            `sources` are not names of its inputs; or if the decoder can't read the
+            targets timestep by timestep. This is so for `Bidirectional`,
+            `go_backwards=True`, a layer that is called twice, an initial state that is
+            computed from a target, and a layer that computes a timestep from others,
+            such as `Conv1D` or attention between the outputs of the decoder.
+
+    Example:
+    >>> source, target = keras.Input((None, 3)), keras.Input((None, 2))
+    >>> _, h, c = keras.layers.LSTM(4, return_state=True)(source)
+    >>> lstm = keras.layers.LSTM(4, return_sequences=True)
+    >>> outputs = keras.layers.Dense(2)(lstm(target, initial_state=[h, c]))
+    >>> model = keras.Model([source, target], outputs)
+    >>> encoder, decoder = keras_init_lstm.streams.as_encoder_and_decoder(model)
+    >>> x, y = np.ones((1, 7, 3)), np.ones((1, 5, 2))
+    >>> states = encoder.predict(x, verbose=0)
+    >>> for t in range(5):
+    ...     inputs = [y[:, t : t + 1], *states]
+    ...     prediction, *states = decoder.predict(inputs, verbose=0)
+    >>> bool(np.allclose(prediction, model([x, y])[:, -1:], atol=1e-6))
+    True
+    """
+    copied = as_stateless(model)
+    are_sources = sources_of(copied, sources)
+    if all(are_sources) or not any(are_sources):
+        names = [tensor.name for tensor in model.inputs]
+        hint = "; for a model without sources use `with_states_as_inputs()`"
+        raise ValueError(
+            "Argument `model` must have a source, from which an initial state is "
+            "computed, and a target, from which none is. `sources` names the sources "
+            f"if they are not found{'' if any(are_sources) else hint}. Received: the "
+            f"inputs {names}, of which {'all' if all(are_sources) else 'none'} are "
+            "sources"
+        )
+    return _Splitter(copied, are_sources=are_sources).split()
+
+
+class _Splitter(StepBuilder):
+    """Builds a model of what depends on sources alone, and a model of the rest."""
+
+    def __init__(self, model: Any, are_sources: list[bool]) -> None:
+        # The input that stands for a tensor of the encoder in the decoder, by the
+        # `id()` of the tensor.
+        self._constants: dict[int, Any] = {}
+        self._constant_inputs: list[Any] = []
+        self._encoded: list[Any] = []
+        self._initial_states: list[Any] = []
+        # The time axis of a tensor, by its `id()`.
+        self._axes: dict[int, int] = {}
+        self._origins: dict[int, str] = {}
+        super().__init__(model, are_sources=are_sources)
+
+    def _make_input(self, tensor: Any, is_source: bool) -> Any:
+        made = super()._make_input(tensor, is_source)
+        if is_source:
+            self._origins[id(made)] = made.name
+        elif len(made.shape) > 1:
+            batch_size, _, *sizes = made.shape
+            made = keras.Input(
+                batch_shape=(batch_size, None, *sizes),
+                dtype=made.dtype,
+                name=made.name,
+            )
+            self._targets[-1] = made
+            self._axes[id(made)] = 1
+        return made
+
+    def split(self) -> tuple[keras.Model, keras.Model]:
+        """Returns the encoder and the decoder."""
+        outputs = self._call_model(self.model, self._inputs)
+        outputs = list(map(self._in_step, keras.tree.flatten(outputs)))
+        encoder = keras.Model(
+            self._sources[0] if len(self._sources) == 1 else self._sources,
+            [*self._encoded, *self._initial_states],
+            name=f"{self.model.name}_encoder",
+        )
+        decoder = keras.Model(
+            [*self._targets, *self._constant_inputs, *self._states],
+            [*outputs, *self._new_states],
+            name=f"{self.model.name}_decoder",
+        )
+        return encoder, decoder
+
+    def _call_once(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = super()._call_once(operation, *args, **kwargs)
+        for tensor in keras.tree.flatten(outputs):
+            self._origins[id(tensor)] = operation.name
+        return outputs
+
+    def _call_stepwise(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(operation, keras.layers.Layer):
+            check_steps_forwards(operation)
+        if type(operation) is keras.layers.TimeDistributed:
+            operation = _without_wrapper(operation)
+            kwargs = {}  # The mask, which `TimeDistributed` takes.
+        axes = time_axes(operation, args, kwargs, self._axis_of)
+        outputs = super()._call_stepwise(operation, *args, **kwargs)
+        pairs = zip(keras.tree.flatten(outputs), axes, strict=False)
+        self._axes |= {id(tensor): axis for tensor, axis in pairs}
+        return outputs
+
+    def _call_recurrent(self, layer: Any, sequences: Any, given: dict[str, Any]) -> Any:
+        check_steps_forwards(layer)
+        if self._axis_of(sequences) != 1:
+            raise ValueError(
+                f"The layer {layer.name} (of class {type(layer).__name__}) can't read "
+                "the targets timestep by timestep, because its input sequences don't "
+                "have their timesteps on axis 1"
+            )
+        outputs = super()._call_recurrent(layer, sequences, given)
+        if layer.return_sequences:
+            self._axes[id(keras.tree.flatten(outputs)[0])] = 1
+        return outputs
+
+    def _unbuilt(self, layer: Any, given: dict[str, Any]) -> Any:
+        arguments: dict[str, Any] = {
+            "unroll": False
+        }  # The number of timesteps is unknown.
+        if isinstance(layer, InitStateRNN) and "reset_mask" not in given:
+            # The encoder has the owned states.
+            arguments["initial_state"] = None
+        name = self._unique(layer.name)
+        return unbuilt(layer, return_state=True, name=name, **arguments)
+
+    def _arguments_of_step(
+        self, layer: Any, states: list[Any], given: dict[str, Any]
+    ) -> dict[str, Any]:
+        layout = StateLayout.of(layer)
+        explicit = layout.unpack(given.get("initial_state"), "initial_state")
+        context = given.get("context")
+        if any(map(self._is_stepped, keras.tree.flatten([explicit, context]))):
+            raise ValueError(
+                f"The layer {layer.name} is given an initial state or a context that "
+                "is computed from a target, which is read timestep by timestep. "
+                "Argument `sources` must name the inputs that are read as a whole"
+            )
+        if any(state is None for state in explicit):
+            owned = self._owned_states(layer, context)
+            pairs = zip(explicit, owned, strict=True)
+            explicit = [own if state is None else state for state, own in pairs]
+        for state, tensor in zip(states, explicit, strict=True):
+            self._initial_states.append(_named(tensor, state.name))
+        # Only a reset needs a context in the decoder.
+        left_out = {"initial_state"} | (
+            {"context"} if "reset_mask" not in given else set()
+        )
+        given = {name: given[name] for name in given.keys() - left_out}
+        given = keras.tree.map_structure(self._in_step, given)
+        return {**given, "initial_state": layout.pack(states)}
+
+    def _owned_states(self, layer: Any, context: Any) -> list[Any]:
+        owner = InitialStates(
+            unbuilt(layer), name=self._unique(f"{layer.name}_initial_states")
+        )
+        arguments = {} if context is None else {"context": context}
+        states = keras.tree.flatten(owner(self._sources[0], **arguments))
+        hand_over_initial_states(layer, owner.layer)
+        return states
+
+    def _axis_of(self, tensor: Any) -> int | None:
+        return self._axes.get(id(tensor))
+
+    def _in_step(self, argument: Any) -> Any:
+        tensor = argument
+        if not isinstance(tensor, keras.KerasTensor) or self._is_stepped(tensor):
+            return tensor
+        if id(tensor) not in self._constants:
+            name = self._origins[id(tensor)]
+            constant = self._constant(tensor, f"{name}_output")
+            mask = self._mask_of(tensor)
+            if mask is not None:
+                mask = self._constant(mask, f"{name}_mask")
+                layer = WithMask(name=self._unique(f"{name}_with_mask"))
+                constant = layer([constant, mask])
+                self._masks[id(constant)] = constant, mask
+            self._constants[id(tensor)] = constant
+            # The new tensors are of the decoder already.
+            self._constants |= {id(x): x for x in (constant, mask) if x is not None}
+        return self._constants[id(tensor)]
+
+    def _constant(self, tensor: Any, name: str) -> Any:
+        """Adds an output of the encoder, and returns the input of the decoder."""
+        name = self._unique(name)
+        self._encoded.append(_named(tensor, name))
+        self._constant_inputs.append(
+            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+        )
+        return self._constant_inputs[-1]
+
+
+def _without_wrapper(layer: keras.layers.TimeDistributed) -> keras.layers.Layer:
+    """Returns the `Dense` layer in a `TimeDistributed`, which reads timesteps too.
+
+    In a graph with an unknown number of timesteps, `TimeDistributed` of Keras 3.15
+    returns as many timesteps as the batch has rows.
+    """
+    if type(layer.layer) is not keras.layers.Dense:
+        return layer
+    layer.layer.name = layer.name
+    return layer.layer
+
+
+def _named(tensor: Any, name: str) -> Any:
+    dtype = tensor.dtype if keras.backend.is_float_dtype(tensor.dtype) else None
+    return keras.layers.Identity(name=name, dtype=dtype)(tensor)
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class WithMask(keras.layers.Layer):
+    """Attaches a mask to a tensor, for the layers that read implicit masks.
+
+    Call arguments:
+        inputs: A list of a tensor `(batch, timesteps, ...)` and its mask, a boolean
+            tensor `(batch, timesteps)`.
+
+    Example:
+    >>> from keras_init_lstm.streams.encoder_decoder import WithMask
+    >>> x, mask = np.ones((1, 2, 3)), np.array([[True, False]])
+    >>> keras.layers.LSTM(4)(WithMask()([x, mask])).shape == (1, 4)
+    True
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[0] + 0  # The mask belongs to another tensor than the input.
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        return inputs[1]
+
+
+@keras.saving.register_keras_serializable(package="keras_init_lstm")
+class InitialStates(keras.layers.Layer):
+    """Computes the initial states that a recurrent layer owns, for each row of a batch.
+
+    Args:
+        layer: The recurrent layer, of which only the initial states are built.
+
+    Call arguments:
+        rows: Any tensor `(batch, ...)`.
+        context: The context of the layer. Defaults to `None`.
+
+    Example:
+    >>> from keras_init_lstm.streams.encoder_decoder import InitialStates
+    >>> states = InitialStates(keras_init_lstm.InitStateLSTM(4, initial_state=0.5))
+    >>> [tuple(state.shape) for state in states(np.ones((2, 5, 3)))]
+    [(2, 4), (2, 4)]
+    """
+
+    def __init__(self, layer: keras.layers.RNN, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.layer = layer
+
+    def __call__(self, rows: Any, context: Any = None, **kwargs: Any) -> Any:
+        if context is not None:
+            kwargs["context"] = context
+        if isinstance(self.layer, InitStateRNN):
+            # Keras would pass only the shapes of the context, and no dtypes.
+            self.layer._build_owned(specs_of(context), at_once=True)
+        return super().__call__(rows, **kwargs)
+
+    def build(self, *shapes: Any) -> None:
+        pass  # Unlike Keras, leave the cell of the layer unbuilt.
+
+    def call(self, rows: Any, context: Any = None) -> Any:
+        arguments = {} if context is None else {"context": context}
+        return self.layer.get_initial_state(ops.shape(rows)[0], **arguments)
+
+    def get_config(self) -> dict[str, Any]:
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        layer = keras.saving.deserialize_keras_object(config["layer"])
+        return cls(**{**config, "layer": layer})
