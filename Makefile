@@ -44,7 +44,8 @@ hammer: .venv/ready
 
 # What takes long, and what a change of the package seldom breaks.
 REST := notebooks tests/benchmarks tests/integration tests/callbacks/test_backup.py \
-  tests/loops/test_derivatives.py tests/loops/test_precision.py tests/test_documents.py
+  tests/loops/test_derivatives.py tests/loops/test_precision.py \
+  tests/loops/test_second_derivatives.py tests/test_documents.py
 
 # What a change of the package can break on TensorFlow, in some minutes.
 test: .venv/ready

@@ -1,5 +1,6 @@
 """The backend and the release of Keras on which the tests run."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,8 +22,63 @@ if BACKEND == "tensorflow":
 else:
     tf = None  # Whatever uses it is marked `tensorflow`, and is skipped.
 
-# Whether the backend has a fused loop.
-FUSES = BACKEND in ("tensorflow", "torch")
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What the fused loop of a backend runs.
+
+    Attributes:
+        activations: Pairs of an activation and a recurrent activation.
+        of_simple_rnn: More activations of a SimpleRNN.
+        drops: Whether it runs recurrent dropout, and a dropout mask for each gate.
+        resets_before: Whether it runs a GRU with `reset_after=False`.
+        reads_masked: Whether it reads masked timesteps, which then must be finite.
+        fewest_timesteps: With fewer, Keras's loop is preferred.
+    """
+
+    activations: tuple = (("tanh", "sigmoid"),)
+    of_simple_rnn: tuple = ()
+    drops: bool = False
+    resets_before: bool = False
+    reads_masked: bool = False
+    fewest_timesteps: int = 1
+
+    def activations_of(self, cell):
+        pairs = [(activation, "sigmoid") for activation in self.of_simple_rnn]
+        return [*self.activations, *(pairs if cell == "simple_rnn" else [])]
+
+    def runs(self, cell, activation="tanh", recurrent_activation="sigmoid"):
+        of_state, of_gates = zip(*self.activations_of(cell), strict=True)
+        runs_gates = cell == "simple_rnn" or recurrent_activation in of_gates
+        return activation in of_state and runs_gates
+
+    @property
+    def cells(self):
+        """The names of the cells, each with its options."""
+        cells = {name: (name, {}) for name in ("lstm", "gru", "simple_rnn")}
+        if self.resets_before:
+            cells["gru with reset before"] = ("gru", {"reset_after": False})
+        return cells
+
+
+LOOPS = {
+    "tensorflow": Loop(
+        activations=(
+            *[("tanh", "sigmoid")] * 4,  # Drawn more often than the others.
+            *[("relu", "sigmoid"), ("relu", "hard_sigmoid"), ("sigmoid", "relu")],
+            *[("hard_tanh", "softsign"), ("softsign", "hard_tanh")],
+            *[("silu", "tanh"), ("hard_sigmoid", "silu")],
+            *[("linear", "hard_tanh"), ("sigmoid", "linear")],
+        ),
+        drops=True,
+        resets_before=True,
+        reads_masked=True,
+        fewest_timesteps=8,
+    ),
+    "torch": Loop(of_simple_rnn=("relu",)),
+}
+LOOP = LOOPS.get(BACKEND)
+FUSES = LOOP is not None
 
 # JAX has float64 only with an option that changes other defaults too.
 WIDEST = "float32" if BACKEND == "jax" else "float64"

@@ -1,5 +1,7 @@
 """Batches, and what is computed from them, for the tests of the fused loops."""
 
+import keras
+
 from backends import tf
 from models import FEATURES, UNITS, normal
 from oracles import gradients, to_numpy
@@ -12,7 +14,7 @@ def batch(rows=4, timesteps=TIMESTEPS):
 
 
 def gradients_by_weights_and_inputs(layer, x, states=None, order=1, **kwargs):
-    x = tf.cast(x, layer.compute_dtype)
+    x = keras.ops.cast(x, layer.compute_dtype)
     watched = [x, *(w.value for w in layer.cell.weights)]
     kwargs |= {} if states is None else {"initial_state": states}
     return gradients(lambda: layer(x, **kwargs), watched, order)

@@ -16,6 +16,7 @@ ACTIVATIONS = {
     "softsign": lambda a: a / (1 + np.abs(a)),
     "silu": lambda a: a / (1 + np.exp(-a)),
     "elu": lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0))),
+    "linear": lambda a: a,
     None: lambda a: a,
 }
 # A few times the rounding of one operation: the sequences are short.
@@ -218,9 +219,11 @@ def numpy_lstm(case, layer, states):
 def gradients(call, watched, order=1):
     """Gradients of a loss of the outputs of `call`, up to the given order.
 
-    They are computed with the tape of TensorFlow; `watched` may be nested. The loss is
-    a sum of cubes, whose second derivatives are not constant.
+    They are computed by TensorFlow or PyTorch; `watched` may be nested. The loss is a
+    sum of cubes, whose second derivatives are not constant.
     """
+    if BACKEND == "torch":
+        return _gradients_of_torch(call, keras.tree.flatten(watched), order)
     with tf.GradientTape(persistent=order > 1) as tape:
         tape.watch(keras.tree.flatten(watched))
         loss = sum(tf.reduce_sum(o**3) for o in keras.tree.flatten(call()))
@@ -229,6 +232,25 @@ def gradients(call, watched, order=1):
             found += tape.gradient(loss, watched, unconnected_gradients="zero")
             loss = sum(tf.reduce_sum(d**2) for d in keras.tree.flatten(found))
     return found + tape.gradient(loss, watched, unconnected_gradients="zero")
+
+
+def _gradients_of_torch(call, watched, order):
+    import torch
+
+    for tensor in watched:
+        tensor.requires_grad_()
+    loss = sum((o**3).sum() for o in keras.tree.flatten(call()))
+    found = []
+    for number in range(order):
+        found += torch.autograd.grad(
+            loss,
+            watched,
+            create_graph=number + 1 < order,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        loss = sum((d**2).sum() for d in found)
+    return found
 
 
 class HandedItsStates(keras.layers.Layer):

@@ -11,21 +11,11 @@ from hypothesis import strategies as st
 
 import keras_init_lstm
 import models
-from backends import BACKEND, FUSES, WIDEST
+from backends import BACKEND, FUSES, LOOP, WIDEST
 from keras_init_lstm import Conditional, Fixed, Trainable
 from oracles import ACTIVATIONS, TOLERANCES, assert_same, flat, tiled_states
 
 DTYPES = ("mixed_bfloat16", "mixed_float16", *sorted({"float32", WIDEST}))
-# What the fused loop of the backend is for: an activation with one of the gates.
-ACTIVATIONS_OF_FUSED = [("tanh", "sigmoid")]
-if BACKEND == "tensorflow":
-    ACTIVATIONS_OF_FUSED = [
-        *ACTIVATIONS_OF_FUSED * 4,
-        *[("relu", "sigmoid"), ("relu", "hard_sigmoid"), ("sigmoid", "relu")],
-        *[("hard_tanh", "softsign"), ("softsign", "hard_tanh")],
-        *[("silu", "tanh"), ("hard_sigmoid", "silu")],
-        *[(None, "hard_tanh"), ("sigmoid", None)],
-    ]
 KINDS = ("zeros", "fixed", "sampled", "trainable")
 ALL_KINDS = (*KINDS, "conditional")
 # An LSTM is drawn more often than each of the other layers.
@@ -286,22 +276,19 @@ def cases(draw, kinds=KINDS, dtypes=DTYPES, dropout=True, layers=("LSTM",), **fi
         arguments["use_fused"] = is_fused
     if name == "GRU":
         arguments["reset_after"] = draw(st.booleans())
-        if BACKEND == "torch" and arguments.get("use_fused"):
-            # PyTorch has no kernel for the other one.
+        if arguments.get("use_fused") and not LOOP.resets_before:
             arguments["reset_after"] = True
     if name in ("GRU", "stacked") and BACKEND == "jax":
         # Without a bias, a GRU of Keras makes float32 of what has 16 bits.
         arguments["use_bias"] |= arguments["dtype"].startswith("mixed")
     if arguments.get("use_fused"):
-        pairs = ACTIVATIONS_OF_FUSED
-        if name == "SimpleRNN" and BACKEND == "torch":
-            pairs = [*pairs, ("relu", "sigmoid")]
-        pair = draw(st.sampled_from(pairs))
+        cell = "simple_rnn" if name == "SimpleRNN" else name
+        pair = draw(st.sampled_from(LOOP.activations_of(cell)))
         arguments |= dict(
             zip(("activation", "recurrent_activation"), pair, strict=True)
         )
         arguments["unroll"] = False
-        if BACKEND == "torch":
+        if not LOOP.drops:
             arguments["recurrent_dropout"] = 0
         elif name != "SimpleRNN":
             arguments["implementation"] = draw(st.sampled_from([1, 2]))

@@ -57,7 +57,7 @@ def without_grappler(layer):
 
 
 GRAPHS = {
-    "a function": (tf.function, True),
+    "a function": (lambda layer: tf.function(layer), True),
     "of any batch": (any_batch_size, True),
     "without its parts": (without_its_parts, True),
     "with a mask": (

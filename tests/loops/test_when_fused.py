@@ -4,14 +4,17 @@ import keras
 import numpy as np
 import pytest
 
-from backends import in_a_fresh_process, tf
+from backends import FUSES, LOOP, in_a_fresh_process, tf
 from keras_init_lstm import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
-from keras_init_lstm.loops import tensorflow as fused
+from keras_init_lstm.loops import _loop as loop
 from loop_cases import TIMESTEPS, batch, outcome
 from models import FEATURES, UNITS, normal
 from oracles import assert_same, reference_of, to_numpy
 
-pytestmark = pytest.mark.tensorflow
+if not FUSES:
+    pytest.skip("a backend without a fused loop", allow_module_level=True)
+
+TRAINING = {"training": True}
 
 
 class TestWhenItRuns:
@@ -27,6 +30,86 @@ class TestWhenItRuns:
         model.predict(batch(), verbose=0)
         assert len(taken) == 3
 
+    @pytest.mark.parametrize(
+        ("arguments", "timesteps", "kwargs", "expected"),
+        [
+            ({}, TIMESTEPS, {}, True),
+            ({"use_fused": False}, TIMESTEPS, {}, False),
+            ({"use_fused": True}, 1, {}, True),
+            ({}, 7, {}, LOOP.fewest_timesteps <= 7),
+            ({"unroll": True}, TIMESTEPS, {}, False),
+            ({"activation": "relu"}, TIMESTEPS, {}, LOOP.runs("lstm", "relu")),
+            ({"activation": "elu"}, TIMESTEPS, {}, False),
+            (
+                {"recurrent_activation": "hard_sigmoid"},
+                TIMESTEPS,
+                {},
+                LOOP.runs("lstm", recurrent_activation="hard_sigmoid"),
+            ),
+            ({"recurrent_activation": "gelu"}, TIMESTEPS, {}, False),
+            ({"implementation": 1}, TIMESTEPS, TRAINING, True),
+            (
+                {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
+                TIMESTEPS,
+                TRAINING,
+                LOOP.drops,
+            ),
+            ({"dtype": "mixed_bfloat16"}, TIMESTEPS, {}, False),
+            ({"dtype": "mixed_bfloat16", "use_fused": True}, TIMESTEPS, {}, True),
+            ({"dropout": 0.5}, TIMESTEPS, TRAINING, True),
+            ({"recurrent_dropout": 0.5}, TIMESTEPS, TRAINING, LOOP.drops),
+            (
+                {"dropout": 0.5, "recurrent_dropout": 0.5},
+                TIMESTEPS,
+                TRAINING,
+                LOOP.drops,
+            ),
+            ({"recurrent_dropout": 1.0}, TIMESTEPS, TRAINING, False),
+            ({"recurrent_dropout": 0.5}, TIMESTEPS, {}, True),
+            ({"autocast": False, "dtype": "float64"}, TIMESTEPS, {}, False),
+        ],
+        ids=str,
+    )
+    def test_in_an_eager_call(self, taken, arguments, timesteps, kwargs, expected):
+        InitStateLSTM(UNITS, **arguments)(batch(timesteps=timesteps), **kwargs)
+        assert bool(taken) == expected
+
+    @pytest.mark.parametrize(
+        ("make", "arguments", "kwargs", "expected"),
+        [
+            (InitStateGRU, {}, {}, True),
+            (InitStateGRU, {"reset_after": False}, {}, LOOP.resets_before),
+            (InitStateGRU, {"use_fused": False}, {}, False),
+            (
+                InitStateGRU,
+                {"recurrent_activation": "relu"},
+                {},
+                LOOP.runs("gru", recurrent_activation="relu"),
+            ),
+            (InitStateGRU, {"recurrent_activation": "elu"}, {}, False),
+            (InitStateGRU, {"recurrent_dropout": 0.5}, TRAINING, LOOP.drops),
+            (InitStateSimpleRNN, {}, {}, True),
+            (
+                InitStateSimpleRNN,
+                {"activation": "relu"},
+                {},
+                LOOP.runs("simple_rnn", "relu"),
+            ),
+            (InitStateSimpleRNN, {"activation": "elu"}, {}, False),
+            (InitStateSimpleRNN, {"dropout": 0.5}, TRAINING, True),
+            (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, TRAINING, LOOP.drops),
+            (InitStateSimpleRNN, {"recurrent_dropout": 1.0}, TRAINING, False),
+            (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, {}, True),
+        ],
+        ids=str,
+    )
+    def test_other_layers(self, taken, make, arguments, kwargs, expected):
+        make(UNITS, **arguments)(batch(), **kwargs)
+        assert bool(taken) == expected
+
+
+@pytest.mark.tensorflow
+class TestWhenItRunsInTensorFlow:
     @pytest.mark.parametrize("use_fused", ["auto", True])
     def test_in_several_steps_per_execution(self, taken, use_fused):
         x, y, found = batch(9), normal(9, UNITS), []
@@ -48,68 +131,6 @@ class TestWhenItRuns:
         assert_same(*found, tolerance=1e-6)
         assert len(taken) >= 3
 
-    @pytest.mark.parametrize(
-        ("arguments", "timesteps", "kwargs", "expected"),
-        [
-            ({}, TIMESTEPS, {}, True),
-            ({"use_fused": False}, TIMESTEPS, {}, False),
-            ({"use_fused": True}, 1, {}, True),
-            ({}, 7, {}, False),
-            ({"unroll": True}, TIMESTEPS, {}, False),
-            ({"activation": "relu"}, TIMESTEPS, {}, True),
-            ({"activation": "elu"}, TIMESTEPS, {}, False),
-            ({"recurrent_activation": "hard_sigmoid"}, TIMESTEPS, {}, True),
-            ({"recurrent_activation": "gelu"}, TIMESTEPS, {}, False),
-            ({"implementation": 1}, TIMESTEPS, {"training": True}, True),
-            (
-                {"implementation": 1, "dropout": 0.5, "use_cudnn": False},
-                TIMESTEPS,
-                {"training": True},
-                True,
-            ),
-            ({"dtype": "mixed_bfloat16"}, TIMESTEPS, {}, False),
-            ({"dtype": "mixed_bfloat16", "use_fused": True}, TIMESTEPS, {}, True),
-            ({"dropout": 0.5}, TIMESTEPS, {"training": True}, True),
-            ({"recurrent_dropout": 0.5}, TIMESTEPS, {"training": True}, True),
-            (
-                {"dropout": 0.5, "recurrent_dropout": 0.5},
-                TIMESTEPS,
-                {"training": True},
-                True,
-            ),
-            ({"recurrent_dropout": 1.0}, TIMESTEPS, {"training": True}, False),
-            ({"recurrent_dropout": 0.5}, TIMESTEPS, {}, True),
-            ({"autocast": False, "dtype": "float64"}, TIMESTEPS, {}, False),
-        ],
-        ids=str,
-    )
-    def test_in_an_eager_call(self, taken, arguments, timesteps, kwargs, expected):
-        InitStateLSTM(UNITS, **arguments)(batch(timesteps=timesteps), **kwargs)
-        assert bool(taken) == expected
-
-    @pytest.mark.parametrize(
-        ("make", "arguments", "kwargs", "expected"),
-        [
-            (InitStateGRU, {}, {}, True),
-            (InitStateGRU, {"reset_after": False}, {}, True),
-            (InitStateGRU, {"use_fused": False}, {}, False),
-            (InitStateGRU, {"recurrent_activation": "relu"}, {}, True),
-            (InitStateGRU, {"recurrent_activation": "elu"}, {}, False),
-            (InitStateGRU, {"recurrent_dropout": 0.5}, {"training": True}, True),
-            (InitStateSimpleRNN, {}, {}, True),
-            (InitStateSimpleRNN, {"activation": "relu"}, {}, True),
-            (InitStateSimpleRNN, {"activation": "elu"}, {}, False),
-            (InitStateSimpleRNN, {"dropout": 0.5}, {"training": True}, True),
-            (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, {"training": True}, True),
-            (InitStateSimpleRNN, {"recurrent_dropout": 1.0}, {"training": True}, False),
-            (InitStateSimpleRNN, {"recurrent_dropout": 0.5}, {}, True),
-        ],
-        ids=str,
-    )
-    def test_other_layers(self, taken, make, arguments, kwargs, expected):
-        make(UNITS, **arguments)(batch(), **kwargs)
-        assert bool(taken) == expected
-
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("timesteps", [None, TIMESTEPS])
     @pytest.mark.parametrize("use_fused", ["auto", True])
@@ -125,12 +146,12 @@ class TestWhenItRuns:
 
     def test_not_with_a_gpu(self, taken, monkeypatch):
         monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-        fused.available.cache_clear()
+        loop.available.cache_clear()
         try:
             InitStateLSTM(UNITS)(batch())
             assert not taken
         finally:
-            fused.available.cache_clear()
+            loop.available.cache_clear()
 
     def test_in_predict_under_a_strategy(self, taken):
         with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
@@ -144,6 +165,7 @@ class TestWhenItRuns:
         assert len(taken) == 2
 
 
+@pytest.mark.tensorflow
 def test_the_plain_loop_runs_without_private_names_of_tensorflow():
     script = """
 import sys
@@ -165,16 +187,16 @@ try:
 except ValueError as error:
     print("does not support a TensorFlow that" in str(error))
 """
-    for module in (
+    modules = (
         "tensorflow.python.eager.forwardprop_util",
         "tensorflow.python.framework.op_callbacks",
-    ):
-        assert in_a_fresh_process(script, module).split() == ["True", "True"]
+    )
+    assert in_a_fresh_process(script, *modules).split() == ["True", "True"]
 
 
 def relu(x):
     """Not what Keras has by this name."""
-    return tf.nn.relu(x) / 2
+    return keras.ops.relu(x) / 2
 
 
 class TestErrors:
@@ -219,6 +241,7 @@ class TestErrors:
             layer(batch(rows), training=True)
         model.fit(batch(), np.zeros((4, UNITS)), verbose=0)
 
+    @pytest.mark.tensorflow
     def test_use_cudnn_without_a_gpu_raises_as_in_lstm(self):
         got = outcome(lambda: InitStateLSTM(UNITS, use_cudnn=True)(batch()))
         assert got is outcome(lambda: keras.layers.LSTM(UNITS, use_cudnn=True)(batch()))
