@@ -31,7 +31,7 @@ README, GUIDE, MIGRATION = (
     DOCUMENTS[name] for name in ("README.md", "docs/guide.md", "MIGRATION.md")
 )
 # Functions that need a newer Keras than the oldest that `make versions` tests.
-SINCE = {"keras2.load_model": (3, 14)}
+SINCE = {"keras2.load_model": (3, 14), "OptimizerMap": (3, 15)}
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 PACKAGE = ROOT / "keras_init_lstm"
 MODULES = [

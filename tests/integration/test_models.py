@@ -11,7 +11,7 @@ from hypothesis import given
 from keras import layers
 
 from backends import BACKEND, in_a_fresh_process, tf
-from keras_init_lstm import InitStateLSTM, Trainable
+from keras_init_lstm import InitStateGRU, InitStateLSTM, Sampled, Trainable
 from keras_init_lstm.streams import ResetStates, reset_states
 from models import (
     ARCHITECTURES,
@@ -39,7 +39,7 @@ from models import (
     trained,
     with_weights,
 )
-from oracles import assert_same, flat, to_numpy
+from oracles import assert_same, flat, reference_of, to_numpy
 from strategies import LAYERS, at_most, cases
 
 
@@ -229,6 +229,113 @@ def by_jax(model, _new, given, _folder):
 
 
 WALKS = {"tensorflow": by_tensorflow, "torch": by_torch, "jax": by_jax}
+
+
+class TestOptimizers:
+    """What the guide says of Keras's optimizers."""
+
+    PATTERN = ".*/[hc]0/.*"
+
+    @staticmethod
+    def model():
+        """A model with learned initial states, of which none is zero."""
+        kinds = [Trainable("ones"), Sampled(0.5, 0.25, learned=True)]
+        layer = InitStateLSTM(UNITS, initial_state=kinds)
+        return keras.Sequential([keras.Input(X.shape[1:]), layer, layers.Dense(1)])
+
+    @pytest.mark.skipif(
+        not hasattr(keras.optimizers, "OptimizerMap"), reason="since Keras 3.15"
+    )
+    def test_initial_states_have_a_learning_rate_of_their_own(self):
+        sgd = keras.optimizers.SGD
+        by_path = keras.optimizers.OptimizerMap(sgd(0.125), {self.PATTERN: sgd(0.5)})
+        moved = []
+        for optimizer in (sgd(0.125), keras.optimizers.MultiOptimizer(by_path)):
+            keras.utils.set_random_seed(1)
+            model = self.model()
+            before = flat(model.trainable_variables)
+            model.compile(optimizer, "mse")
+            model.fit(X, np.ones((BATCH, 1)), batch_size=BATCH, verbose=0)
+            after = flat(model.trainable_variables)
+            moved.append([new - old for new, old in zip(after, before, strict=True)])
+        for variable, plain, mapped in zip(
+            model.trainable_variables, *moved, strict=True
+        ):
+            factor = 4 if variable.name in ("value", "mean", "stddev") else 1
+            assert plain.any()
+            assert_same(mapped, factor * plain, 1e-5)
+
+    @pytest.mark.parametrize("name", ["SGD", "AdamW"])
+    def test_weight_decay_leaves_initial_states_out(self, name):
+        variables = self.model().trainable_variables
+        optimizer = getattr(keras.optimizers, name)(1.0, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(
+            [v for v in variables if "/h0/" in v.path or "/c0/" in v.path]
+        )
+        before = flat(variables)
+        optimizer.apply([keras.ops.zeros_like(v.value) for v in variables], variables)
+        decayed = {
+            variable.name
+            for variable, old in zip(variables, before, strict=True)
+            if (to_numpy(variable) != old).any()
+        }
+        # The bias of the `Dense` is zero.
+        assert decayed == {"kernel", "recurrent_kernel", "bias"}
+        kept = [v.path.split("/", 2)[2] for v in variables if v.name not in decayed]
+        assert kept == ["h0/value", "c0/mean", "c0/stddev"]
+
+
+class TestBurnIn:
+    """The way of the guide: a burn-in before `stop_gradient`."""
+
+    @pytest.mark.parametrize("given", [False, True])
+    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
+    @pytest.mark.parametrize("use_fused", ["auto", False])
+    def test_gradients_are_of_the_later_timesteps(self, cls, use_fused, given):
+        burn_in = 2
+        layer = cls(
+            UNITS,
+            initial_state="trainable",
+            return_sequences=True,
+            return_state=True,
+            use_fused=use_fused,
+        )
+        count = len(layer.state_names)
+        x = keras.Input(X.shape[1:])
+        stored = [keras.Input((UNITS,)) for _ in range(count)]
+        kwargs = {"initial_state": stored} if given else {}
+        _, *states = layer(x[:, :burn_in], **kwargs)
+        states = [keras.ops.stop_gradient(state) for state in states]
+        outputs, *_ = layer(x[:, burn_in:], initial_state=states)
+        model = keras.Model([x, *stored] if given else x, outputs)
+        with_weights(layer.cell)
+        layer.assign_initial_state([normal(UNITS, seed=k) for k in range(count)])
+
+        states = list(normal(count, BATCH, UNITS)) if given else None
+        data = [X, *states] if given else X
+        whole, *_ = layer(X, initial_state=states)
+        assert_same(model(data), to_numpy(whole)[:, burn_in:], 1e-6)
+
+        # Keras's layer reads the later timesteps alone, from states that are constants.
+        constants = flat(layer(X[:, :burn_in], initial_state=states))[1:]
+        reference = reference_of(layer, return_sequences=True)
+        rest = keras.Input((X.shape[1] - burn_in, FEATURES))
+        inputs = [keras.Input((UNITS,)) for _ in range(count)]
+        later = keras.Model([rest, *inputs], reference(rest, initial_state=inputs))
+        before, owned = layer.cell.get_weights(), flat(layer.get_initial_state(1))
+        target = np.ones((BATCH, X.shape[1] - burn_in, UNITS))
+        for trained_model, given_data in (
+            (model, data),
+            (later, [X[:, burn_in:], *constants]),
+        ):
+            trained_model.compile(keras.optimizers.SGD(0.5), "mse")
+            trained_model.fit(given_data, target, batch_size=BATCH, verbose=0)
+        assert_same(layer.cell.get_weights(), reference.get_weights(), 1e-5)
+        assert all(
+            (new != old).any()
+            for new, old in zip(layer.cell.get_weights(), before, strict=True)
+        )
+        assert_same(layer.get_initial_state(1), owned)
 
 
 class TestFiles:
