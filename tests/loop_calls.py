@@ -127,6 +127,7 @@ def calls(draw):
         recurrent_activation=recurrent_activation,
         training=draw(st.booleans()),
         wants_outputs=draw(st.booleans()),
+        wants_states=draw(st.booleans()),
         **options,
     )
 

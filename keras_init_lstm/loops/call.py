@@ -73,6 +73,7 @@ class Call:
             with the recurrent kernel.
         training: Whether the layer is called in training mode.
         wants_outputs: Whether the outputs of all timesteps are wanted.
+        wants_states: Whether the last states are wanted.
         differentiable: Whether a gradient may be taken.
     """
 
@@ -93,6 +94,7 @@ class Call:
     reset_after: bool = True
     training: bool = False
     wants_outputs: bool = True
+    wants_states: bool = True
     differentiable: bool = True
 
     @property

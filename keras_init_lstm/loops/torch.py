@@ -10,13 +10,15 @@ second derivatives: PyTorch then raises a `RuntimeError` that says how to disabl
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
 from keras_init_lstm.backend.base import NotFusedError
 from keras_init_lstm.loops.call import Call
+from keras_init_lstm.loops.pieces import Pieces, split
 
 try:
     # The native kernels do not support most transforms of `torch.func`, and no public
@@ -36,68 +38,80 @@ _KERNELS = {
     ("simple_rnn", "relu"): "rnn_relu",
 }
 
+_PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter}
+
 # The sigmoid of a sum with this number is 1, and with its negative 0, in float16 too.
 _SATURATED = 1000.0
-
-# The factor by which the timesteps of a batch may grow if all its pieces are padded to
-# the longest piece.
-_MOST_PADDING = 2
 
 
 def check(call: Call) -> None:
     """Raises a `NotFusedError` with the reason if `run()` can't run the call."""
-    for reason, applies in _refusals(call):
-        if applies:
-            raise NotFusedError(reason)
+    for reason in _refusals(call):
+        raise NotFusedError(reason)
 
 
-def _refusals(call: Call) -> Iterator[tuple[str, bool]]:
-    """Yields each reason and whether it applies. The order matters."""
+def _refusals(call: Call) -> Iterator[str]:
+    """Yields the reasons why `run()` can't run the call. The order matters."""
     kernel = _KERNELS.get((call.cell, call.activation), "")
-    yield f"activation={call.activation}", not kernel
-    recurrent_activation = call.recurrent_activation
-    yield (
-        f"recurrent_activation={recurrent_activation}",
-        (recurrent_activation != "sigmoid"),
-    )
-    yield "recurrent_dropout", call.recurrent_dropout > 0
-    yield "dropout with implementation=1", call.drops_by_gate
+    if not kernel:
+        yield f"activation={call.activation}"
+    if call.recurrent_activation != "sigmoid":
+        yield f"recurrent_activation={call.recurrent_activation}"
+    if call.recurrent_dropout > 0:
+        yield "recurrent_dropout"
+    if call.drops_by_gate:
+        yield "dropout with implementation=1"
     # Both would unroll the native kernel, as they unroll Keras's loop. Test this first:
     # `torch.compile` can't trace the other tests.
-    yield "torch.compile and torch.export", torch.compiler.is_compiling()
-    yield "a PyTorch without its function", not hasattr(torch, kernel)
-    yield "reset_after=False", call.cell == "gru" and not call.reset_after
-    sequences = call.sequences
-    tensors = [sequences, *call.weights, *call.states, *call.states_after_reset]
-    plain_types = (torch.Tensor, torch.nn.Parameter)
-    yield "subclasses of tensors", any(type(t) not in plain_types for t in tensors)
-    # The native kernels don't check shapes, and would read other memory.
-    features, units = call.kernel.shape[0], call.recurrent_kernel.shape[0]
-    fit = sequences.dim() == 3 and sequences.shape[2] == features
-    yield "sequences that do not fit the kernel", not fit
-    state_shape = (sequences.shape[0], units)
-    shapes = (state_shape, (*sequences.shape[:2], units))
-    fit = all(state.shape in shapes for state in call.states_after_reset)
-    fit = fit and all(state.shape == state_shape for state in call.states)
-    yield "states that are not (batch, units)", not fit
-    device = sequences.device.type
-    yield f"the device {device}", device not in ("cpu", "cuda")
-    dtype = sequences.dtype
-    yield f"the dtype {dtype}", not dtype.is_floating_point
-    yield "tensors of several dtypes", any(t.dtype != dtype for t in tensors)
-    # Under autocast, oneDNN raises an error on a CPU without bfloat16.
-    yield "torch.autocast", torch.is_autocast_enabled(device)
-    yield "a PyTorch without its list of transformations", transformations is None
-    others = any(level.key().name != "Grad" for level in transformations())
-    yield "torch.func.vmap and torch.func.jvp", others
-    has_tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-    yield "forward-mode differentiation", has_tangents
+    if torch.compiler.is_compiling():
+        yield "torch.compile and torch.export"
+    if not hasattr(torch, kernel):
+        yield "a PyTorch without its function"
+    if call.cell == "gru" and not call.reset_after:
+        yield "reset_after=False"
+    yield from _refusals_of_tensors(call)
     if torch.jit.is_tracing():
         # The trace would depend on the values of the masks.
-        has_masks = call.mask is not None or call.reset_mask is not None
-        yield "a mask in torch.jit.trace or an export to ONNX", has_masks
-    else:
-        yield "an empty batch", not sequences.numel()
+        if call.mask is not None or call.reset_mask is not None:
+            yield "a mask in torch.jit.trace or an export to ONNX"
+    elif not call.sequences.numel():
+        yield "an empty batch"
+
+
+def _refusals_of_tensors(call: Call) -> Iterator[str]:
+    sequences = call.sequences
+    tensors = [sequences, *call.weights, *call.states, *call.states_after_reset]
+    masks = [m for m in (call.mask, call.reset_mask) if m is not None]
+    if not {type(tensor) for tensor in (*tensors, *masks)} <= _PLAIN_TYPES:
+        yield "subclasses of tensors"
+    # The native kernels don't check shapes, and would read other memory.
+    features, units = call.kernel.shape[0], call.recurrent_kernel.shape[0]
+    if sequences.dim() != 3 or sequences.shape[2] != features:
+        yield "sequences that do not fit the kernel"
+    batch, timesteps, _ = sequences.shape
+    shapes = ((batch, units), (batch, timesteps, units))
+    if any(state.shape != shapes[0] for state in call.states) or any(
+        state.shape not in shapes for state in call.states_after_reset
+    ):
+        yield "states that are not (batch, units)"
+    device, dtype = sequences.device.type, sequences.dtype
+    if device not in ("cpu", "cuda"):
+        yield f"the device {device}"
+    if len({tensor.device for tensor in tensors}) > 1:
+        yield "tensors on several devices"
+    if not dtype.is_floating_point:
+        yield f"the dtype {dtype}"
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        yield "tensors of several dtypes"
+    # Under autocast, oneDNN raises an error on a CPU without bfloat16.
+    if torch.is_autocast_enabled(device):
+        yield "torch.autocast"
+    if transformations is None:
+        yield "a PyTorch without its list of transformations"
+    if any(level.key().name != "Grad" for level in transformations()):
+        yield "torch.func.vmap and torch.func.jvp"
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        yield "forward-mode differentiation"
 
 
 def why_slower(call: Call) -> str | None:
@@ -124,7 +138,7 @@ def run(call: Call) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
         The outputs `(batch, timesteps, units)` or `None`, the last output `(batch,
         units)`, and the list of the last states, each `(batch, units)`.
     """
-    mask, reset_mask = call.mask, call.reset_mask
+    mask, reset_mask = _array(call.mask), _array(call.reset_mask)
     if mask is not None and mask.all():
         mask = None
     if reset_mask is not None and not reset_mask.any():
@@ -141,160 +155,77 @@ def _run_pieces(
 ) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
     """Runs the loop of a call with a mask or resets."""
     batch, timesteps, _ = call.sequences.shape
-    pieces = _rows(mask) if reset_mask is None else _pieces(mask, reset_mask)
-    states = _before_pieces(call, pieces, reset_mask)
+    pieces = split(
+        mask, reset_mask, call.kernel.numel() + call.recurrent_kernel.numel()
+    )
+    states = _before_pieces(call, pieces)
     # The last h is an output, but the kernel returns c after the padding. The h of relu
     # may become infinite there, and the gradients of weights NaN.
-    holds_c = call.cell == "lstm"
+    holds_c = call.cell == "lstm" and call.wants_states
     shows_padding = holds_c or call.activation == "relu"
     weights = _weights(call, shows_padding)
-    x = _timesteps(call.sequences, shows_padding).index_select(0, pieces.sources)
-    sizes = [longest * len(numbers) for numbers, longest in pieces.groups]
-    shown, last = [], []
-    for (numbers, longest), rows in zip(pieces.groups, x.split(sizes), strict=True):
-        in_group = states
-        if len(pieces.groups) > 1:
-            in_group = [state.index_select(0, numbers) for state in states]
-        rows = rows.view(longest, len(numbers), -1)
-        outputs, after = _native(call, rows, in_group, weights, False)
-        shown += [in_group[0], outputs.flatten(0, 1)]
+    x = _timesteps(call.sequences, shows_padding)
+    x = x.index_select(0, _index(pieces.sources, call))
+    sizes = [size for size, _ in pieces.groups]
+    states_of_groups = zip(*(state.split(sizes) for state in states), strict=True)
+    x_of_groups = x.split([size * longest for size, longest in pieces.groups])
+    outputs, last = [], []
+    for (size, longest), x, before in zip(
+        pieces.groups, x_of_groups, states_of_groups, strict=True
+    ):
+        x = x.view(longest, size, -1)
+        output, after = _native(call, x, before, weights, False)
+        outputs.append(output.flatten(0, 1))
         last.append(after[-1])
-    places = pieces.places.view(batch, timesteps)
-    shown = torch.cat(shown)
-    if call.wants_outputs:
-        outputs = shown.index_select(0, pieces.places).view(batch, timesteps, -1)
-        last_output = outputs[:, -1]
-    else:
-        outputs, last_output = None, shown.index_select(0, places[:, -1])
-    if not holds_c:
-        return outputs, last_output, [last_output]
-    last_c = torch.cat(last).index_select(0, pieces.last)
-    return outputs, last_output, [last_output, last_c]
+    if not pieces.reads_first:
+        outputs.append(states[0])
+    places = pieces.places.reshape(batch, timesteps)
+    if not call.wants_outputs:
+        places = places[:, -1:]
+    outputs = _joined(outputs).index_select(0, _index(places.ravel(), call))
+    outputs = outputs.view(*places.shape, -1)
+    last_output = outputs[:, -1]
+    last_states = [last_output]
+    if holds_c:
+        last_c = _joined(last).index_select(0, _index(pieces.last, call))
+        last_states.append(last_c)
+    return (outputs if call.wants_outputs else None), last_output, last_states
 
 
-class _Pieces(NamedTuple):
-    """The positions of the timesteps of a batch in groups of padded pieces.
-
-    A piece is the part of a row between two resets. The pieces of a group run together,
-    time first, as `(longest, pieces, features)`. All groups are concatenated, and the
-    batch is flattened to `batch * timesteps` timesteps.
-
-    Attributes:
-        begins: For each piece, the index of its first timestep in the batch.
-        groups: For each group, the numbers of its pieces, and the number of timesteps
-            to which they are padded.
-        sources: For each timestep of all groups, the index of the timestep of the batch
-            that is read, or `batch * timesteps` for padding.
-        places: For each timestep of the batch, the index of its output in the outputs
-            of all groups, if the states before the pieces of a group precede its
-            outputs.
-        last: For each row, the index of its last piece among the pieces of all groups.
-    """
-
-    begins: torch.Tensor
-    groups: Sequence[tuple[torch.Tensor, int]]
-    sources: torch.Tensor
-    places: torch.Tensor
-    last: torch.Tensor
-
-
-def _rows(mask: torch.Tensor) -> _Pieces:
-    """Returns the pieces of a batch without resets, in which each row is a piece.
-
-    `_pieces()` returns the same with three times as many operations, which would take
-    as long as the kernel for a small batch.
-    """
-    batch, timesteps = mask.shape
-    rows = torch.arange(batch, device=mask.device)
-    read = mask.cumsum(1)
-    longest = max(1, int(read[:, -1].max()))
-    places = (read * batch + rows[:, None]).flatten()
-    sources = rows.new_full((longest * batch,), mask.numel())
-    is_read = mask.flatten().nonzero()[:, 0]
-    sources[places[is_read] - batch] = is_read
-    return _Pieces(rows * timesteps, [(rows, longest)], sources, places, rows)
-
-
-def _pieces(mask: Any, reset_mask: torch.Tensor) -> _Pieces:
-    batch, timesteps = reset_mask.shape
-    count = batch * timesteps
-    begins = reset_mask.clone()
-    begins[:, 0] = True
-    begins = begins.flatten()
-    piece = begins.cumsum(0) - 1
-    begins = begins.nonzero()[:, 0]
-    if mask is None:
-        mask = torch.ones_like(piece, dtype=torch.bool)
-    mask = mask.flatten()
-    # For each timestep, count the read timesteps of its piece up to and including it.
-    read = mask.cumsum(0)
-    read = read - (read - mask.long())[begins][piece]
-    ends = torch.cat([begins[1:], begins.new_tensor([count])]) - 1
-    lengths = read[ends]
-    numbers = torch.arange(len(begins), device=begins.device)
-    groups = _groups(numbers, lengths, count)
-    # For each piece, the first index and the number of pieces of its group, and its
-    # column in the group.
-    offset, stride, column = (torch.empty_like(numbers) for _ in range(3))
-    place = source = 0
-    earlier = torch.empty_like(numbers)
-    for in_group, longest in groups:
-        size = len(in_group)
-        offset[in_group], stride[in_group] = place, size
-        column[in_group] = numbers[:size]
-        place += (longest + 1) * size
-        source += longest * size
-        # `places` counts the rows of states before each group, `sources` does not.
-        earlier[in_group] = place - source
-    places = (offset + column)[piece] + read * stride[piece]
-    sources = numbers.new_full((source,), count)
-    is_read = mask.nonzero()[:, 0]
-    sources[(places - earlier[piece])[is_read]] = is_read
-    position = torch.empty_like(numbers)
-    position[torch.cat([in_group for in_group, _ in groups])] = numbers
-    last = position[piece.view(batch, timesteps)[:, -1]]
-    return _Pieces(begins, groups, sources, places, last)
-
-
-def _groups(
-    numbers: torch.Tensor, lengths: torch.Tensor, count: int
-) -> list[tuple[torch.Tensor, int]]:
-    """Groups the pieces that are padded to the same length.
-
-    One long piece among many short ones would make a batch far larger than the original
-    batch. In this case, the lengths in a group differ by a factor of at most two.
-    """
-    longest = max(1, int(lengths.max()))
-    if len(lengths) * longest <= _MOST_PADDING * count:
-        return [(numbers, longest)]
-    groups = []
-    shorter = 0
-    while shorter < longest:
-        length = max(1, 2 * shorter)
-        chosen = lengths <= length
-        if shorter:
-            chosen &= lengths > shorter
-        in_group = numbers[chosen]
-        if len(in_group):
-            groups.append((in_group, max(1, int(lengths[chosen].max()))))
-        shorter = length
-    return groups
-
-
-def _before_pieces(call: Call, pieces: _Pieces, reset_mask: Any) -> list[torch.Tensor]:
+def _before_pieces(call: Call, pieces: Pieces) -> list[torch.Tensor]:
     """Returns the states before each piece, each `(pieces, units)`."""
-    if reset_mask is None:
+    if call.reset_mask is None and len(pieces.groups) == 1:
         return list(call.states)
-    row = pieces.begins // call.sequences.shape[1]
-    resets = reset_mask.flatten()[pieces.begins][:, None]
-    states = []
-    for state, reset_state in zip(call.states, call.states_after_reset, strict=True):
-        if reset_state.dim() == 2:
-            reset_state = reset_state.index_select(0, row)
-        else:
-            reset_state = reset_state.flatten(0, 1).index_select(0, pieces.begins)
-        states.append(torch.where(resets, reset_state, state.index_select(0, row)))
+    rows = _index(pieces.rows, call)
+    states = [state.index_select(0, rows) for state in call.states]
+    if call.reset_mask is None:
+        return states
+    begins = _index(pieces.resets.clip(0), call)
+    is_reset = _index(pieces.resets >= 0, call)[:, None]
+    for k, reset_state in enumerate(call.states_after_reset):
+        if reset_state is call.states[k]:
+            continue
+        by_timestep = reset_state.dim() == 3
+        reset_state = reset_state.flatten(0, 1) if by_timestep else reset_state
+        reset_state = reset_state.index_select(0, begins if by_timestep else rows)
+        states[k] = torch.where(is_reset, reset_state, states[k])
     return states
+
+
+def _array(mask: Any) -> Any:
+    """Returns a mask as an array of NumPy, or `None`."""
+    if mask is None:
+        return None
+    # Within `torch.func.grad`, a tensor has no memory that NumPy could read.
+    return np.array(mask.tolist()) if transformations() else mask.cpu().numpy()
+
+
+def _index(array: Any, call: Call) -> torch.Tensor:
+    return torch.from_numpy(array).to(call.sequences.device)
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
 def _timesteps(sequences: torch.Tensor, shows_padding: bool) -> torch.Tensor:

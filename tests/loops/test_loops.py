@@ -44,6 +44,16 @@ def with_nan_where_nothing_is_read(call):
     return call.replace(sequences=sequences, states_after_reset=after_reset)
 
 
+def wanted(run):
+    """The function `run` without last states that are not wanted."""
+
+    def results(call):
+        outputs, last_output, states = run(call)
+        return outputs, last_output, states if call.wants_states else []
+
+    return results
+
+
 @at_most(20)  # XLA compiles two programs for most examples.
 @given(calls(), st.sampled_from([1, 1, 2]))
 def test_results_and_gradients_equal_the_plain_loop(call, order):
@@ -54,12 +64,12 @@ def test_results_and_gradients_equal_the_plain_loop(call, order):
     exact = with_dtype(call, "float64")
     call = with_nan_where_nothing_is_read(call)
     loop.check(call)
-    outputs, *_ = results = loop.run(call)
+    outputs, *_ = results = wanted(loop.run)(call)
     assert (outputs is not None) == call.wants_outputs
     assert {keras.backend.standardize_dtype(t.dtype) for t in flat(results)} == {dtype}
-    assert_close(results, plain(exact), tolerance)
-    found = gradients(loop.run, call, order)
-    assert_close(found, gradients(plain, exact, order), 20 * tolerance)
+    assert_close(results, wanted(plain)(exact), tolerance)
+    found = gradients(wanted(loop.run), call, order)
+    assert_close(found, gradients(wanted(plain), exact, order), 20 * tolerance)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "hard_tanh"])

@@ -16,6 +16,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from keras_init_lstm.loops import pieces
 from keras_init_lstm.loops import torch as native
 from loop_calls import (
     CELLS,
@@ -30,19 +31,38 @@ from loop_calls import (
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_short_pieces_are_not_padded_to_a_long_one(cell):
+def test_pieces_of_similar_length_run_in_one_call(cell, monkeypatch):
+    # With calls for nothing: so small a batch would run in one call.
+    monkeypatch.setattr(pieces, "_PER_CALL", 0.0)
+    monkeypatch.setattr(pieces, "_PER_TIMESTEP", 0.0)
     resets = torch.zeros(6, 40, dtype=torch.bool)
     resets[:5] = True
     resets[4, 3:20] = False
     mask = torch.rand(resets.shape, generator=torch.Generator().manual_seed(0)) < 0.8
     call = make_call(cell, (6, 40, 2, 3), mask=mask, reset_mask=resets)
-    pieces = native._pieces(mask, resets)
-    assert len(pieces.groups) > 2
-    assert len(pieces.sources) <= native._MOST_PADDING * resets.numel()
+    assert len(pieces.split(mask.numpy(), resets.numpy(), 1.0).groups) > 2
     exact = with_dtype(call, "float64")
     assert_close(native.run(call), plain(exact), 2e-5)
     found = gradients(native.run, call)
     assert_close(found, gradients(plain, exact), 4e-4)
+
+
+def test_masks_within_torch_func_grad():
+    """There, NumPy can't read a mask that is computed from what is differentiated."""
+    call = make_call(sizes=(3, 5, 2, 4))
+    call.sequences[0, 1:3] = call.sequences[2] = 0.0
+
+    def objective(run):
+        def function(sequences):
+            mask = (sequences != 0).any(-1)
+            changed = call.replace(sequences=sequences, mask=mask)
+            if run is native.run:
+                native.check(changed)
+            return sum(t.square().sum() for t in flat(run(changed)))
+
+        return torch.func.grad(function)(call.sequences)
+
+    assert_close(objective(native.run), objective(plain), 1e-4)
 
 
 def test_relu_stays_finite_through_padding_of_any_length():
@@ -225,6 +245,8 @@ class Subclass(torch.Tensor):
         ({"sequences": torch.ones(3, 5, 2, device="meta")}, "the device meta"),
         ({"sequences": torch.ones(3, 5, 2, dtype=torch.int64)}, "dtype torch.int64"),
         ({"kernel": torch.ones(2, 16, dtype=torch.float64)}, "several dtypes"),
+        ({"kernel": torch.ones(2, 16, device="meta")}, "several devices"),
+        ({"mask": torch.ones(3, 5).as_subclass(Subclass)}, "subclasses"),
         ({"sequences": torch.ones(3, 0, 2)}, "an empty batch"),
         ({"activation": "relu"}, "activation=relu"),
         ({"recurrent_activation": "tanh"}, "recurrent_activation=tanh"),
