@@ -5,6 +5,7 @@ from collections.abc import Collection
 from types import CodeType
 from typing import Any
 
+import keras
 import torch
 
 from keras_init_lstm._keras import ReplacedVariable, exports_any_length
@@ -47,6 +48,11 @@ class _Variable(ReplacedVariable):
 
 class _Torch(Backend):
     Variable = _Variable
+
+    def as_tensor(self, value: Any) -> torch.Tensor:
+        # `keras.ops.convert_to_tensor()` takes as long as a kernel for a tiny batch.
+        value = value.value if isinstance(value, keras.Variable) else value
+        return value if isinstance(value, torch.Tensor) else super().as_tensor(value)
 
     def only_traces(self, value: Any) -> bool:
         if torch.compiler.is_dynamo_compiling():

@@ -1,6 +1,7 @@
 """How the states of a cell are named, sized and nested."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,7 +83,7 @@ class StateLayout:
         states = [State(name, (size,)) for name, size in zip(names, units, strict=True)]
         return cls(tuple(states), _nested_as_list(rnn.cell))
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the states, in order."""
         return tuple(state.name for state in self.states)
@@ -90,7 +91,13 @@ class StateLayout:
     def pack(self, entries: Sequence[Any]) -> list[Any]:
         """Nests one entry for each state as `state_size` is nested."""
         remaining = iter(entries)
-        return keras.tree.map_structure(lambda _: next(remaining), self.state_size)
+
+        def nested(sizes: Any) -> Any:
+            return (
+                list(map(nested, sizes)) if isinstance(sizes, list) else next(remaining)
+            )
+
+        return nested(self.state_size)
 
     def unpack(
         self, nested: Any, argument: str, one_for_all: bool = False
@@ -136,8 +143,7 @@ class StateLayout:
                 return [(given, (next(remaining),))]
             is_list = isinstance(given, (list, tuple))
             if not is_list and (given is None or one_for_all or len(sizes) == 1):
-                count = len(keras.tree.flatten(sizes))
-                return [(given, tuple(itertools.islice(remaining, count)))]
+                return [(given, tuple(itertools.islice(remaining, _count(sizes))))]
             if not is_list or len(given) != len(sizes):
                 raise ValueError(self._not_one_each(nested, argument, one_for_all))
             if one_for_all and len(sizes) > 1 and _are_also_units(given, sizes):
@@ -235,6 +241,11 @@ def _nested_as_list(cell: Any) -> list[Any]:
         return nested if len(nested) > 1 or len(nested[0]) > 1 else nested[0]
     sizes = cell.state_size
     return _as_lists(sizes) if isinstance(sizes, (list, tuple)) else [sizes]
+
+
+def _count(sizes: Any) -> int:
+    """Returns the number of states of a cell, from their nested sizes."""
+    return sum(map(_count, sizes)) if isinstance(sizes, list) else 1
 
 
 def _as_lists(sizes: Any) -> Any:

@@ -164,8 +164,9 @@ class _Wrapped:
 
 
 def _wrapped(argument: Any) -> Any:
-    leaves = keras.tree.flatten(argument)
-    if argument is None or any(isinstance(x, keras.KerasTensor) for x in leaves):
+    if argument is None or any(
+        isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(argument)
+    ):
         return argument
     return _Wrapped(argument)
 

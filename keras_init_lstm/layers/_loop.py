@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
+from keras import ops
 
 from keras_init_lstm import loops
 from keras_init_lstm._checks import one_of
@@ -92,6 +95,66 @@ def check_loop(
             raise _not_fused(reason) from reason
 
 
+def run_call(
+    layer: Any,
+    sequences: Any,
+    states: Sequence[Any],
+    mask: Any,
+    training: bool,
+    keras_call: Callable[..., Any],
+    keras_loop: Callable[..., Any],
+    inner_loop: Callable[..., Any],
+) -> Any:
+    """Runs the fused loop, or Keras's `call()`, whose interface it has.
+
+    Before and after the loop, Keras's `call()` converts and casts each tensor again,
+    which takes as long as a kernel for a small batch. Keras's `call()` must run if it
+    does more: it draws dropout masks, and hands the last states to a stream.
+
+    Args:
+        layer: A recurrent layer of this package.
+        sequences: As in the `call()` of Keras.
+        states: The `initial_state` of the `call()` of Keras.
+        mask: As in the `call()` of Keras; or `InPlaceOfMask`.
+        training: As in the `call()` of Keras.
+        keras_call: The `call()` of the layer's base class.
+        keras_loop: The `inner_loop()` of the layer's base class.
+        inner_loop: The function that calls `run_loop()`. A subclass may override it.
+    """
+    if _may_skip_keras_call(layer, keras_call, inner_loop):
+        dtype = sequences.dtype
+        in_dtype = [
+            state if state.dtype == dtype else ops.cast(state, layer.compute_dtype)
+            for state in states
+        ]
+        # If no fused loop can run, Keras's `call()` calls `run_loop()`.
+        with contextlib.suppress(NotFusedError):
+            last_output, outputs, last_states = _run_fused(
+                layer,
+                sequences,
+                in_dtype,
+                mask,
+                training,
+                keras_loop,
+                wants_states=layer.return_state,
+            )
+            output = outputs if layer.return_sequences else last_output
+            return (output, *last_states) if layer.return_state else output
+    return keras_call(sequences, initial_state=states, mask=mask, training=training)
+
+
+def _may_skip_keras_call(layer: Any, keras_call: Any, inner_loop: Any) -> bool:
+    cell = layer.cell
+    return (
+        getattr(layer, "use_fused", False)
+        and not layer.stateful
+        and not getattr(cell, "dropout", 0)
+        and not getattr(cell, "recurrent_dropout", 0)
+        and keras_call.__func__ is layer.keras_layer.call
+        and getattr(layer.inner_loop, "__func__", None) is inner_loop
+    )
+
+
 def run_loop(
     layer: Any,
     sequences: Any,
@@ -117,32 +180,52 @@ def run_loop(
         ValueError: If `use_fused=True` and no fused loop can run, or if
             `use_cudnn=True` and cuDNN would not compute the cell.
     """
-
-    def plain(
-        sequences: Any, initial_state: Any, mask: Any, training: bool = False
-    ) -> Any:
-        backend.check_length_is_traced(layer.name)
-        given = InPlaceOfMask.of(mask)
-        if given.reset_mask is not None:
-            return loop_with_resets(layer, sequences, initial_state, given, training)
-        must_call_cell = _must_call_cell(layer)
-        token = _avoids_cudnn.set(must_call_cell or _cell_is_faster(layer, training))
-        try:
-            return keras_loop(sequences, initial_state, given.mask, training=training)
-        finally:
-            _avoids_cudnn.reset(token)
-
     use_fused = getattr(layer, "use_fused", False)
     if use_fused:
         try:
-            _check_inner_loop(layer, keras_loop)
-            return loops.inner_loop(
-                layer, sequences, initial_state, mask, training, plain
+            return _run_fused(
+                layer, sequences, initial_state, mask, training, keras_loop
             )
         except NotFusedError as reason:
             if use_fused is True:
                 raise _not_fused(reason) from reason
-    return plain(sequences, initial_state, mask, training=training)
+    return _run_plain(layer, keras_loop, sequences, initial_state, mask, training)
+
+
+def _run_fused(
+    layer: Any,
+    sequences: Any,
+    states: Sequence[Any],
+    mask: Any,
+    training: bool,
+    keras_loop: Callable[..., Any],
+    wants_states: bool = True,
+) -> tuple[Any, Any, list[Any]]:
+    _check_inner_loop(layer, keras_loop)
+    plain = functools.partial(_run_plain, layer, keras_loop)
+    return loops.inner_loop(
+        layer, sequences, states, mask, training, plain, wants_states
+    )
+
+
+def _run_plain(
+    layer: Any,
+    keras_loop: Callable[..., Any],
+    sequences: Any,
+    initial_state: Any,
+    mask: Any,
+    training: bool = False,
+) -> Any:
+    backend.check_length_is_traced(layer.name)
+    given = InPlaceOfMask.of(mask)
+    if given.reset_mask is not None:
+        return loop_with_resets(layer, sequences, initial_state, given, training)
+    must_call_cell = _must_call_cell(layer)
+    token = _avoids_cudnn.set(must_call_cell or _cell_is_faster(layer, training))
+    try:
+        return keras_loop(sequences, initial_state, given.mask, training=training)
+    finally:
+        _avoids_cudnn.reset(token)
 
 
 def _must_call_cell(layer: Any) -> bool:

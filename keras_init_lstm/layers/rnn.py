@@ -47,6 +47,7 @@ from keras_init_lstm.layers._from_keras import taken_over
 from keras_init_lstm.layers._loop import (
     arguments_of_loop,
     check_loop,
+    run_call,
     run_loop,
 )
 from keras_init_lstm.layers._resets import (
@@ -405,11 +406,15 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
                     unwrapped(reset_mask),
                     states_after_reset,
                 )
-            return super().call(
+            return run_call(
+                self,
                 sequences,
-                initial_state=self._layout.pack(states),
-                mask=mask,
-                training=training,
+                self._layout.pack(states),
+                mask,
+                training,
+                super().call,
+                super().inner_loop,
+                InitStateRNN.inner_loop,
             )
 
     def _states_of_call(

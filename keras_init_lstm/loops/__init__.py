@@ -5,7 +5,7 @@ A backend's module gets a `Call` of plain tensors, and only runs a loop:
 - `check(call)` raises a `NotFusedError` if `run()` can't run the call;
 - `why_slower(call)` returns why Keras's loop is preferred, or `None`;
 - `run(call)` returns all outputs (`None` if they are not wanted), the last output and
-  the list of the last states;
+  the list of the last states (any list if they are not wanted);
 - `may_be_exported(call)` returns whether the traced graph may be written to a file. The
   file must then hold Keras's loop: `substitute()` puts Keras's loop into the graph, and
   lets the fused loop run in this process.
@@ -64,6 +64,7 @@ def inner_loop(
     mask: Any,
     training: bool,
     plain: Callable[..., Any],
+    wants_states: bool = True,
 ) -> tuple[Any, Any, list[Any]]:
     """Runs the loop of the backend, with the interface of Keras's `inner_loop`.
 
@@ -71,20 +72,22 @@ def inner_loop(
         layer: An `InitStateLSTM`, `InitStateGRU` or `InitStateSimpleRNN`. If its
             `use_fused` is not True, the loop runs only if it is known to be faster.
         sequences: A tensor `(batch, timesteps, features)`.
-        initial_state: The states, each `(batch, units)`, in a list or nested.
+        initial_state: A list of the states, each `(batch, units)`.
         mask: A tensor `(batch, timesteps)`, a list of it, `None`, or `InPlaceOfMask`.
         training: Python boolean.
         plain: Keras's own `inner_loop`, for a graph that may be exported.
+        wants_states: Whether the caller uses the last states. Defaults to `True`.
 
     Returns:
-        The last output, all outputs, and the list of the last states.
+        The last output, all outputs, and the list of the last states; any list if they
+        are not wanted.
 
     Raises:
         NotFusedError: If Keras's loop must run, or is preferred.
     """
     _check_possible(layer)
-    states = keras.tree.flatten(initial_state)
-    call = _call(layer, sequences, states, InPlaceOfMask.of(mask), training)
+    call = _call(layer, sequences, initial_state, InPlaceOfMask.of(mask), training)
+    call = call if wants_states else call.replace(wants_states=False)
     _check(layer, call)
     if not _may_be_exported(layer, call):
         return _run(layer, call)
@@ -125,7 +128,9 @@ def _call(
     differentiable: bool = True,
 ) -> Call:
     cell, tensor = layer.cell, backend.as_tensor
-    mask = next(iter(keras.tree.flatten(in_place_of_mask.mask)), None)
+    mask = in_place_of_mask.mask
+    if isinstance(mask, (list, tuple)):
+        mask = mask[0]
     return Call(
         cell=CELLS[layer.keras_layer].name,
         activation=_name_of(cell.activation),
@@ -159,9 +164,8 @@ def _name_of(activation: Any) -> str:
 
 
 def _check(layer: Any, call: Call) -> None:
-    for reason, applies in _refusals(layer, call):
-        if applies:
-            raise NotFusedError(reason)
+    for reason in _refusals(layer, call):
+        raise NotFusedError(reason)
     _loop.check(call)
     if layer.use_fused is not True:
         if infers_shapes():
@@ -173,39 +177,39 @@ def _check(layer: Any, call: Call) -> None:
             raise NotFusedError("draws at inference, in what may be an export")
 
 
-def _refusals(layer: Any, call: Call) -> Iterator[tuple[str, Any]]:
-    """Yields each reason why no loop can run a call, and whether it applies."""
+def _refusals(layer: Any, call: Call) -> Iterator[str]:
+    """Yields the reasons why no loop can run a call."""
     cell = layer.cell
-    dtype = keras.backend.standardize_dtype(call.sequences.dtype)
+    if layer.unroll:
+        yield "unroll=True"
+    if getattr(layer, "use_cudnn", False) is True:
+        yield "use_cudnn=True"
     drops = call.training and cell.dropout
+    if drops or call.recurrent_dropout:
+        yield from _refusals_of_dropout(cell, call, drops)
+    dtype = call.sequences.dtype
+    name = keras.backend.standardize_dtype(dtype)
+    if name != layer.compute_dtype:
+        yield f"inputs of dtype {name}"
+    if any(weight.dtype != dtype for weight in call.weights):
+        yield "weights that are not cast to the dtype of the layer"
+    if call.mask is not None and not _fits(shape_of(call.mask), call.sequences):
+        yield "a mask that is not known to be (batch, timesteps)"
+
+
+def _refusals_of_dropout(cell: Any, call: Call, drops: Any) -> Iterator[str]:
+    if drops and cell.dropout >= 1:
+        yield "dropout=1.0"
+    if call.recurrent_dropout >= 1:
+        yield "recurrent_dropout=1.0"
     draws_for_each_gate = _has_mask_of_each_gate(cell)
-    yield "unroll=True", layer.unroll
-    yield "use_cudnn=True", getattr(layer, "use_cudnn", False) is True
-    yield "dropout=1.0", drops and cell.dropout >= 1
-    yield "recurrent_dropout=1.0", call.recurrent_dropout >= 1
     # Keras creates a cell with recurrent dropout with `implementation=1`.
-    yield (
-        "a cell whose implementation was changed",
-        (drops or call.recurrent_dropout)
-        and (getattr(cell, "implementation", 2) == 1) != draws_for_each_gate,
-    )
-    yield (
-        "a cell whose recurrent_dropout was changed",
-        call.recurrent_dropout
-        and not (draws_for_each_gate or call.cell == "simple_rnn"),
-    )
-    yield f"inputs of dtype {dtype}", dtype != layer.compute_dtype
-    yield (
-        "weights that are not cast to the dtype of the layer",
-        any(
-            keras.backend.standardize_dtype(weight.dtype) != layer.compute_dtype
-            for weight in call.weights
-        ),
-    )
-    yield (
-        "a mask that is not known to be (batch, timesteps)",
-        call.mask is not None and not _fits(shape_of(call.mask), call.sequences),
-    )
+    if (getattr(cell, "implementation", 2) == 1) != draws_for_each_gate:
+        yield "a cell whose implementation was changed"
+    if call.recurrent_dropout and not (
+        draws_for_each_gate or call.cell == "simple_rnn"
+    ):
+        yield "a cell whose recurrent_dropout was changed"
 
 
 def _fits(shape: tuple[int | None, ...] | None, sequences: Any) -> bool:

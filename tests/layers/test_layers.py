@@ -164,6 +164,51 @@ class TestWithoutInitialState:
             InitStateLSTM(*[3] * 26, "trainable")
 
 
+class NegatesCall(keras.layers.LSTM):
+    def call(self, *args, **kwargs):
+        return -super().call(*args, **kwargs)
+
+
+class NegatesLoop(keras.layers.LSTM):
+    def inner_loop(self, *args, **kwargs):
+        last, outputs, states = super().inner_loop(*args, **kwargs)
+        return -last, -outputs, states
+
+
+class TestOverriddenMethods:
+    @pytest.mark.parametrize(
+        "bases",
+        [
+            (InitStateLSTM, NegatesCall),
+            (NegatesCall, InitStateLSTM),
+            (InitStateLSTM, NegatesLoop),
+            (NegatesLoop, InitStateLSTM),
+        ],
+    )
+    def test_run(self, bases):
+        class Ours(*bases):
+            pass
+
+        layer = Ours(UNITS, initial_state=0.5)
+        layer.build(X.shape)
+        states = tiled_states(layer, len(X))
+        expected = -reference_of(layer)(X, initial_state=states)
+        assert_same(layer(X), expected, tolerance=1e-6)
+
+    @pytest.mark.parametrize("overridden", ["call", "inner_loop"])
+    def test_run_if_they_are_set_on_the_object(self, overridden):
+        layer, seen = InitStateLSTM(UNITS, initial_state=0.5), []
+        method = getattr(layer, overridden)
+
+        def replacement(*args, **kwargs):
+            seen.append(overridden)
+            return method(*args, **kwargs)
+
+        setattr(layer, overridden, replacement)
+        layer(X)
+        assert seen
+
+
 @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])
 def test_arguments_that_keras_omits_are_in_the_configuration(cls):
     layer = cls(2, use_cudnn=False, implementation=1)
