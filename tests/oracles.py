@@ -296,7 +296,9 @@ class HandedItsStates(keras.layers.Layer):
                 keras.ops.matmul(context, kernel) + bias
             )
         if hasattr(entry, "stddev"):
-            return lambda _, mean, stddev: mean + stddev * noise
+            # The weights of a layer begin with the ones that are learned.
+            mean_at = [id(weight) for weight in entry.weights].index(id(entry.mean))
+            return lambda _, *weights: weights[mean_at] + weights[1 - mean_at] * noise
         return lambda _, value: keras.ops.broadcast_to(value, noise.shape)
 
     def call(self, inputs, mask=None, context=None, training=False):
