@@ -1,7 +1,7 @@
 """Checks values and shapes, and describes values for error messages."""
 
-import functools
 import reprlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -172,13 +172,9 @@ def shape_text(shape: Sequence[Any]) -> str:
 
 def is_legacy(value: Any) -> bool:
     """Whether `value` is an object of `tf_keras`, the legacy Keras 2 package."""
-    cls: Any = type(value)
-    return _is_legacy_class(cls)
-
-
-@functools.cache
-def _is_legacy_class(cls: Any) -> bool:
-    return any(c.__module__.split(".")[0] == "tf_keras" for c in cls.__mro__)
+    return "tf_keras" in sys.modules and any(
+        c.__module__.split(".")[0] == "tf_keras" for c in type(value).__mro__
+    )
 
 
 def refuse_legacy(value: Any, argument: str) -> None:

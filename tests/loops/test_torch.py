@@ -6,6 +6,7 @@ import functools
 import pytest
 
 from backends import BACKEND
+from keras_init_lstm import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.backend import NotFusedError
 from keras_init_lstm.loops.call import Call
 
@@ -21,6 +22,7 @@ from keras_init_lstm.loops import torch as native
 from loop_calls import (
     CELLS,
     MASKED,
+    RESETS,
     assert_close,
     flat,
     gradients,
@@ -28,6 +30,7 @@ from loop_calls import (
     plain,
     with_dtype,
 )
+from models import normal
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -317,3 +320,87 @@ def test_is_not_compiled_after_a_graph_break():
 
     assert torch.equal(broken(call)[1], native.run(call)[1])
     assert not graphs
+
+
+def objective_of(layer, **masks):
+    """The sum of squares of a layer's outputs, as a function of weights and inputs."""
+    fixed = [variable.value for variable in layer.non_trainable_variables]
+
+    def objective(weights, x):
+        outputs, _ = layer.stateless_call(weights, fixed, x, training=True, **masks)
+        return outputs.square().sum()
+
+    return objective
+
+
+def in_bfloat16(function):
+    def objective(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*arguments)
+
+    return objective
+
+
+def checkpointed(function):
+    def gradients(weights, x):
+        leaves = [tensor.clone().requires_grad_() for tensor in (*weights, x)]
+        objective = checkpoint(function, leaves[:-1], leaves[-1], use_reentrant=False)
+        return torch.autograd.grad(objective, leaves)
+
+    return gradients
+
+
+grad, vmap = functools.partial(torch.func.grad, argnums=(0, 1)), torch.func.vmap
+# What users do with a function of the weights and the inputs.
+TRANSFORMATIONS = {
+    "grad": grad,
+    "per example": lambda function: vmap(grad(function)),
+    "jvp": lambda function: lambda *a: torch.func.jvp(function, a, a),
+    "vmap": vmap,
+    "second derivatives": lambda function: grad(
+        lambda *a: sum(g.square().sum() for g in flat(grad(function)(*a)))
+    ),
+    "checkpoint": checkpointed,
+    "autocast": lambda function: grad(in_bfloat16(function)),
+}
+MASKS = {
+    "all read": {},
+    "mask": {"mask": torch.tensor(MASKED["mask"])},
+    "resets": {"reset_mask": torch.tensor(RESETS)},
+}
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("make", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+def test_transformed_layers_equal_keras_loop(make, name, masks):
+    layer = make(4, initial_state="trainable", return_sequences=True)
+    x = torch.tensor(normal(3, 5, 2))
+    layer.build(x.shape)
+    keras_loop = make.from_config({**layer.get_config(), "use_fused": False})
+    keras_loop.build(x.shape)
+    weights = [torch.tensor(normal(*v.shape)) for v in layer.trainable_variables]
+    arguments = weights, x
+    if name in ("vmap", "per example"):
+        arguments = [torch.stack([w, 2 * w]) for w in weights], torch.stack([x, 2 * x])
+    transform = TRANSFORMATIONS[name]
+    got, want = (
+        transform(objective_of(each, **MASKS[masks]))(*arguments)
+        for each in (layer, keras_loop)
+    )
+    assert_close(got, want, 1e-4)
+
+
+def test_compiled_layers():
+    layer = InitStateLSTM(4, initial_state="trainable", return_sequences=True)
+    x = torch.tensor(normal(3, 2, 2))
+    expected = layer(x)
+    weights = [variable.value for variable in layer.trainable_variables]
+    want = torch.autograd.grad(expected.square().sum(), weights)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager")
+    outputs = compiled(x, training=True)
+    got = torch.autograd.grad(outputs.square().sum(), weights)
+    assert_close([outputs, *got], [expected, *want], 1e-5)
+    with torch.no_grad():
+        assert_close(compiled(x), expected, 1e-5)
