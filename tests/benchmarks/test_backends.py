@@ -9,7 +9,13 @@ import pytest
 
 from benchmarks.speed.backends.__main__ import main
 from benchmarks.speed.backends.cases import BACKEND, CASES, Case, draw_masks, measure
-from benchmarks.speed.backends.report import in_words, report, rows, summary
+from benchmarks.speed.backends.report import (
+    in_words,
+    memory,
+    report,
+    rows,
+    summary,
+)
 from benchmarks.speed.contenders import INFERENCE, Shape
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +70,22 @@ def test_kernels_come_from_the_run(run):
         assert not set(ours) & set(kernels["Keras"])
         assert set(native or ()) <= set(kernels.get("native", ()))
         assert ("native" in kernels) == (native is not None)
+
+
+@pytest.mark.skipif(NAME != "torch", reason="only PyTorch counts it")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_training_takes_no_more_memory_than_the_native_layer_and_its_weights(cell):
+    shape = Shape(8, 50, 16, 32)
+    case = measure(Case(cell, "training step"), shape, 1, **FAST)
+
+    found = case["peak_bytes"]
+    weights = {"LSTM": 4, "GRU": 3}[cell] * shape.units * (shape.features + shape.units)
+    assert found["native"] <= found["auto"] <= found["native"] + 4 * weights + 2**12
+    outputs = 4 * shape.batch * shape.time * shape.units
+    assert found["native"] > 3 * outputs
+    (*_, row) = memory([case])
+    assert row.startswith(f"| {cell}, training step | 8x50x16x32 | ")
+    assert f"| {found['auto'] / 1e6:.3g} | {found['Keras'] / 1e6:.3g} |" in row
 
 
 def test_other_backends_stay_in_the_files(run, tmp_path):

@@ -127,6 +127,10 @@ def measure(
             name: BACKEND.kernels(run) for name, run in runs.items() if not is_fit
         },
     }
+    if case.action == TRAINING.action and hasattr(BACKEND, "peak_bytes"):
+        found["peak_bytes"] = {
+            name: BACKEND.peak_bytes(run) for name, run in runs.items()
+        }
     times = found["seconds"]
     found["ratios"] = {
         name: ratio(times[name], times[DEFAULT]) for name in times if name != DEFAULT

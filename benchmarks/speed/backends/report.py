@@ -57,7 +57,28 @@ def section(name, result):
     for case, row in rows(result["cases"]).items():
         cells = [in_words(row["ratios"].get(other)) for other in (BASELINE, NATIVE)]
         lines.append(f"| {case} | {' | '.join(cells)} | {', '.join(row['kernels'])} |")
+    lines += memory(result["cases"])
     return "\n".join(lines) + "\n"
+
+
+def memory(cases):
+    """Returns the lines of the table of the memory, if it was measured."""
+    measured = [case for case in cases if "peak_bytes" in case]
+    if not measured:
+        return []
+    lines = [
+        "",
+        "The peak of the memory of all tensors that a step creates, in MB:",
+        "",
+        "| case | shape | ours | Keras | native |",
+        "|---|---|---|---|---|",
+    ]
+    for case in measured:
+        sizes = [case["peak_bytes"].get(name) for name in (DEFAULT, BASELINE, NATIVE)]
+        cells = ["" if size is None else f"{size / 1e6:.3g}" for size in sizes]
+        shape = Shape(*case["shape"])
+        lines.append(f"| {case['case']} | {shape} | {' | '.join(cells)} |")
+    return lines
 
 
 def summary(results):

@@ -1,5 +1,7 @@
 """Calls of layers on PyTorch, and of the layers of `torch.nn`."""
 
+import itertools
+
 import torch
 
 from benchmarks.machine import cores
@@ -57,3 +59,21 @@ def kernels(run):
         for name in names
         if any(part in name.lower() for part in _FUNCTIONS)
     )
+
+
+def peak_bytes(run):
+    """Returns the peak of the memory of all tensors that a run creates."""
+    run.do()  # The first call of a kernel may allocate buffers that stay.
+    if DEVICE == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run.do()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run.do()
+    changes = (
+        event.nbytes()
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    return max(itertools.accumulate(changes, initial=0))
