@@ -16,6 +16,9 @@ from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
+from keras_init_lstm.streams._sources import Sources
+from keras_init_lstm.streams.encoder_decoder import make_encoder_and_step_model
+from keras_init_lstm.streams.stateful import check_model
 from keras_init_lstm.streams.step_model import make_step_model
 
 __all__ = ["estimate_initial_state", "train_only_initial_state"]
@@ -124,8 +127,8 @@ def estimate_initial_state(
 
     The weights stay frozen. A trained model can then continue a new series from its
     first values. Adam minimises the loss over the initial states, from the initial
-    states that the layers own. The layers are left unchanged. `findstates` of MATLAB's
-    System Identification Toolbox does the same for state-space models.
+    states that the layers own or are given. The layers are left unchanged. `findstates`
+    of MATLAB's System Identification Toolbox does the same for state-space models.
 
     Args:
         layer_or_model: A recurrent layer of this package or of Keras, built; or a
@@ -148,8 +151,9 @@ def estimate_initial_state(
 
     Raises:
         ValueError: If `layer_or_model` is none of these, is not built, or can't be a
-            stream (see `with_states_as_inputs()`); if `x`, `y` or `loss` does not fit
-            it; or if `steps` or `learning_rate` is not positive.
+            stream (see `with_states_as_inputs()` and `as_encoder_and_decoder()`); if
+            `x`, `y` or `loss` does not fit it; or if `steps` or `learning_rate` is not
+            positive.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(4, return_sequences=True)
@@ -188,7 +192,7 @@ def estimate_initial_state(
                 "Argument `layer_or_model` must be a recurrent layer, or a Sequential "
                 f"or Functional model. Received: {described(layer_or_model)}"
             )
-        estimator, names = _estimator_of_model(layer_or_model, batch_size)
+        estimator, names = _estimator_of_model(layer_or_model, inputs, batch_size)
     elif layer_or_model.built:
         estimator, names = _estimator_of_layer(layer_or_model, batch_size)
     else:
@@ -235,22 +239,32 @@ class _Estimator(keras.Model):
         call: Function that takes the inputs and the list of initial states.
         layers: The recurrent layers whose initial states are estimated.
         batch_size: The number of rows.
+        starts: The first estimates, in order. Defaults to `None`: the initial states
+            that the layers own.
     """
 
     def __init__(
-        self, call: Callable[[Any, Any], Any], layers: Sequence[Any], batch_size: int
+        self,
+        call: Callable[[Any, Any], Any],
+        layers: Sequence[Any],
+        batch_size: int,
+        starts: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(name="estimator", dtype=layers[0].variable_dtype)
         self._call_with = call
         # Keras does not see the layers, which are not trained.
         self.supports_jit = all(layer.supports_jit for layer in layers)
+        if starts is None:
+            starts = [
+                x for layer in layers for x in _first_estimates(layer, batch_size)
+            ]
         self.states = [
-            self.add_weight(name=f"state{index}", shape=state.shape, initializer=state)
-            for index, state in enumerate(
-                state
-                for layer in layers
-                for state in _first_estimates(layer, batch_size)
+            self.add_weight(
+                name=f"state{index}",
+                shape=state.shape,
+                initializer=ops.convert_to_tensor(state),
             )
+            for index, state in enumerate(starts)
         ]
 
     def call(self, inputs: Any) -> Any:
@@ -279,17 +293,47 @@ def _estimator_of_layer(layer: Any, batch_size: int) -> tuple[_Estimator, list[s
     return _Estimator(call, [layer], batch_size), names
 
 
-def _estimator_of_model(model: Any, batch_size: int) -> tuple[_Estimator, list[str]]:
-    step_model = make_step_model(model)
-    layers = step_model.layers
-    if not layers:
+def _estimator_of_model(
+    model: Any, inputs: Sequence[Any], batch_size: int
+) -> tuple[_Estimator, list[str]]:
+    check_model(model)
+    sources = Sources(model)
+    # Without a target or a source, all inputs are inputs of a stream.
+    are_sources = [
+        is_source and sources.has_targets for is_source in sources.are_sources
+    ]
+    are_targets = [not is_source for is_source in are_sources]
+    constants, starts = [], None
+    if any(are_sources):
+        encoder, step_model = make_encoder_and_step_model(model, by_timestep=False)
+        with _as_error_of("x", inputs, "fit the inputs of the layer or model"):
+            read = _some_of(inputs, are_sources)
+            encoded = encoder.predict_on_batch(read if len(read) > 1 else read[0])
+        encoded = keras.tree.flatten(encoded)
+        count = len(encoded) - len(step_model.state_names)
+        constants = list(map(ops.convert_to_tensor, encoded[:count]))
+        starts = encoded[count:]
+    else:
+        step_model = make_step_model(model)
+    if not step_model.layers:
         raise ValueError(
             "Argument `layer_or_model` must have a recurrent layer. "
             f"Received: {described(model)}"
         )
 
     def call(inputs: Any, states: Any) -> Any:
-        outputs = step_model.model([*keras.tree.flatten(inputs), *states])
+        read = _some_of(keras.tree.flatten(inputs), are_targets)
+        outputs = step_model.model([*read, *constants, *states])
         return step_model.outputs_of_model(outputs)
 
-    return _Estimator(call, layers, batch_size), step_model.state_names
+    names = step_model.state_names
+    return _Estimator(call, step_model.layers, batch_size, starts), names
+
+
+def _some_of(inputs: Sequence[Any], chosen: Sequence[bool]) -> list[Any]:
+    """Returns the chosen inputs. Unlike `itertools.compress()`, it checks their number.
+
+    Raises:
+        ValueError: If there is not one input for each entry of `chosen`.
+    """
+    return [x for x, is_chosen in zip(inputs, chosen, strict=True) if is_chosen]

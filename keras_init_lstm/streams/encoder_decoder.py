@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
-from keras import ops
 
 from keras_init_lstm.initial_states.layout import StateLayout
-from keras_init_lstm.layers._call import specs_of
-from keras_init_lstm.layers._from_keras import hand_over_initial_states, unbuilt
+from keras_init_lstm.layers._from_keras import unbuilt
 from keras_init_lstm.layers.rnn import InitStateRNN
-from keras_init_lstm.streams._sources import sources_of
+from keras_init_lstm.streams._layers import WithMask
+from keras_init_lstm.streams._sources import Sources
+from keras_init_lstm.streams._step_builder import StepBuilder
 from keras_init_lstm.streams._timesteps import time_axes
-from keras_init_lstm.streams.stateful import as_stateless, check_steps_forwards
-from keras_init_lstm.streams.step_model import StepBuilder
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from keras_init_lstm.streams.stateful import as_stateless
+from keras_init_lstm.streams.step_model import StepModel
 
 
 def as_encoder_and_decoder(
@@ -84,9 +81,28 @@ def as_encoder_and_decoder(
     >>> bool(np.allclose(prediction, model([x, y])[:, -1:], atol=1e-6))
     True
     """
+    encoder, step_model = make_encoder_and_step_model(model, sources)
+    return encoder, step_model.model
+
+
+def make_encoder_and_step_model(
+    model: keras.Model,
+    sources: Iterable[str] | None = None,
+    by_timestep: bool = True,
+) -> tuple[keras.Model, StepModel]:
+    """Returns the models of `as_encoder_and_decoder()`, the second with its origin.
+
+    Args:
+        model: As in `as_encoder_and_decoder()`.
+        sources: As in `as_encoder_and_decoder()`.
+        by_timestep: Boolean, whether the decoder must read the targets timestep by
+            timestep. If not, it reads whole targets, of the lengths of `model`.
+            Defaults to `True`.
+    """
     copied = as_stateless(model)
-    are_sources = sources_of(copied, sources)
-    if all(are_sources) or not any(are_sources):
+    found = Sources(copied, sources)
+    are_sources = found.are_sources
+    if not found.has_targets:
         names = [tensor.name for tensor in model.inputs]
         hint = "; for a model without sources use `with_states_as_inputs()`"
         raise ValueError(
@@ -96,13 +112,16 @@ def as_encoder_and_decoder(
             f"inputs {names}, of which {'all' if all(are_sources) else 'none'} are "
             "sources"
         )
-    return _Splitter(copied, are_sources=are_sources).split()
+    splitter = _Splitter(copied, are_sources, by_timestep)
+    encoder, decoder = splitter.split()
+    return encoder, StepModel(decoder, splitter.layers, copied)
 
 
 class _Splitter(StepBuilder):
     """Builds a model of what depends on sources alone, and a model of the rest."""
 
-    def __init__(self, model: Any, are_sources: list[bool]) -> None:
+    def __init__(self, model: Any, are_sources: list[bool], by_timestep: bool) -> None:
+        self._by_timestep = by_timestep
         # The input that stands for a tensor of the encoder in the decoder, by the
         # `id()` of the tensor.
         self._constants: dict[int, Any] = {}
@@ -112,13 +131,13 @@ class _Splitter(StepBuilder):
         # The time axis of a tensor, by its `id()`.
         self._axes: dict[int, int] = {}
         self._origins: dict[int, str] = {}
-        super().__init__(model, are_sources=are_sources)
+        super().__init__(model, are_sources)
 
     def _make_input(self, tensor: Any, is_source: bool) -> Any:
         made = super()._make_input(tensor, is_source)
         if is_source:
             self._origins[id(made)] = made.name
-        elif len(made.shape) > 1:
+        elif self._by_timestep and len(made.shape) > 1:
             batch_size, _, *sizes = made.shape
             made = keras.Input(
                 batch_shape=(batch_size, None, *sizes),
@@ -152,20 +171,16 @@ class _Splitter(StepBuilder):
         return outputs
 
     def _call_stepwise(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(operation, keras.layers.Layer):
-            check_steps_forwards(operation)
-        if type(operation) is keras.layers.TimeDistributed:
-            operation = _without_wrapper(operation)
-            kwargs = {}  # The mask, which `TimeDistributed` takes.
-        axes = time_axes(operation, args, kwargs, self._axis_of)
+        axes: list[int] = []
+        if self._by_timestep:
+            axes = time_axes(operation, args, kwargs, self._axis_of)
         outputs = super()._call_stepwise(operation, *args, **kwargs)
         pairs = zip(keras.tree.flatten(outputs), axes, strict=False)
         self._axes |= {id(tensor): axis for tensor, axis in pairs}
         return outputs
 
     def _call_recurrent(self, layer: Any, sequences: Any, given: dict[str, Any]) -> Any:
-        check_steps_forwards(layer)
-        if self._axis_of(sequences) != 1:
+        if self._by_timestep and self._axis_of(sequences) != 1:
             raise ValueError(
                 f"The layer {layer.name} (of class {type(layer).__name__}) can't read "
                 "the targets timestep by timestep, because its input sequences don't "
@@ -189,37 +204,11 @@ class _Splitter(StepBuilder):
     def _arguments_of_step(
         self, layer: Any, states: list[Any], given: dict[str, Any]
     ) -> dict[str, Any]:
-        layout = StateLayout.of(layer)
-        explicit = layout.unpack(given.get("initial_state"), "initial_state")
-        context = given.get("context")
-        if any(map(self._is_stepped, keras.tree.flatten([explicit, context]))):
-            raise ValueError(
-                f"The layer {layer.name} is given an initial state or a context that "
-                "is computed from a target, which is read timestep by timestep. "
-                "Argument `sources` must name the inputs that are read as a whole"
-            )
-        if any(state is None for state in explicit):
-            owned = self._owned_states(layer, context)
-            pairs = zip(explicit, owned, strict=True)
-            explicit = [own if state is None else state for state, own in pairs]
-        for state, tensor in zip(states, explicit, strict=True):
+        for state, tensor in zip(states, self._starts(layer, given), strict=True):
             self._initial_states.append(_named(tensor, state.name))
-        # Only a reset needs a context in the decoder.
-        left_out = {"initial_state"} | (
-            {"context"} if "reset_mask" not in given else set()
-        )
-        given = {name: given[name] for name in given.keys() - left_out}
-        given = keras.tree.map_structure(self._in_step, given)
-        return {**given, "initial_state": layout.pack(states)}
-
-    def _owned_states(self, layer: Any, context: Any) -> list[Any]:
-        owner = InitialStates(
-            unbuilt(layer), name=self._unique(f"{layer.name}_initial_states")
-        )
-        arguments = {} if context is None else {"context": context}
-        states = keras.tree.flatten(owner(self._sources[0], **arguments))
-        hand_over_initial_states(layer, owner.layer)
-        return states
+        arguments = self._without_starts(given)
+        arguments = keras.tree.map_structure(self._in_step, arguments)
+        return {**arguments, "initial_state": StateLayout.of(layer).pack(states)}
 
     def _axis_of(self, tensor: Any) -> int | None:
         return self._axes.get(id(tensor))
@@ -252,91 +241,6 @@ class _Splitter(StepBuilder):
         return self._constant_inputs[-1]
 
 
-def _without_wrapper(layer: keras.layers.TimeDistributed) -> keras.layers.Layer:
-    """Returns the `Dense` layer in a `TimeDistributed`, which reads timesteps too.
-
-    In a graph with an unknown number of timesteps, `TimeDistributed` of Keras 3.15
-    returns as many timesteps as the batch has rows.
-    """
-    if type(layer.layer) is not keras.layers.Dense:
-        return layer
-    layer.layer.name = layer.name
-    return layer.layer
-
-
 def _named(tensor: Any, name: str) -> Any:
     dtype = tensor.dtype if keras.backend.is_float_dtype(tensor.dtype) else None
     return keras.layers.Identity(name=name, dtype=dtype)(tensor)
-
-
-@keras.saving.register_keras_serializable(package="keras_init_lstm")
-class WithMask(keras.layers.Layer):
-    """Attaches a mask to a tensor, for the layers that read implicit masks.
-
-    Call arguments:
-        inputs: A list of a tensor `(batch, timesteps, ...)` and its mask, a boolean
-            tensor `(batch, timesteps)`.
-
-    Example:
-    >>> from keras_init_lstm.streams.encoder_decoder import WithMask
-    >>> x, mask = np.ones((1, 2, 3)), np.array([[True, False]])
-    >>> keras.layers.LSTM(4)(WithMask()([x, mask])).shape == (1, 4)
-    True
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs: Any) -> Any:
-        return inputs[0] + 0  # The mask belongs to another tensor than the input.
-
-    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        return inputs[1]
-
-
-@keras.saving.register_keras_serializable(package="keras_init_lstm")
-class InitialStates(keras.layers.Layer):
-    """Computes the initial states that a recurrent layer owns, for each row of a batch.
-
-    Args:
-        layer: The recurrent layer, of which only the initial states are built.
-
-    Call arguments:
-        rows: Any tensor `(batch, ...)`.
-        context: The context of the layer. Defaults to `None`.
-
-    Example:
-    >>> from keras_init_lstm.streams.encoder_decoder import InitialStates
-    >>> states = InitialStates(keras_init_lstm.InitStateLSTM(4, initial_state=0.5))
-    >>> [tuple(state.shape) for state in states(np.ones((2, 5, 3)))]
-    [(2, 4), (2, 4)]
-    """
-
-    def __init__(self, layer: keras.layers.RNN, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.layer = layer
-
-    def __call__(self, rows: Any, context: Any = None, **kwargs: Any) -> Any:
-        if context is not None:
-            kwargs["context"] = context
-        if isinstance(self.layer, InitStateRNN):
-            # Keras would pass only the shapes of the context, and no dtypes.
-            self.layer._build_owned(specs_of(context), at_once=True)
-        return super().__call__(rows, **kwargs)
-
-    def build(self, *shapes: Any) -> None:
-        pass  # Unlike Keras, leave the cell of the layer unbuilt.
-
-    def call(self, rows: Any, context: Any = None) -> Any:
-        arguments = {} if context is None else {"context": context}
-        return self.layer.get_initial_state(ops.shape(rows)[0], **arguments)
-
-    def get_config(self) -> dict[str, Any]:
-        layer = keras.saving.serialize_keras_object(self.layer)
-        return {**super().get_config(), "layer": layer}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        layer = keras.saving.deserialize_keras_object(config["layer"])
-        return cls(**{**config, "layer": layer})

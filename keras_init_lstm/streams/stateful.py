@@ -1,6 +1,6 @@
 """Stateful and stateless copies of a model, for other batch sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from keras_init_lstm._copies import (
 )
 from keras_init_lstm._keras import layers_within
 from keras_init_lstm.layers._from_keras import hand_over_weights, unbuilt
+from keras_init_lstm.streams._sources import Sources
 
 
 def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
@@ -32,13 +33,14 @@ def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
         nothing with it. If `model` is compiled, the copy is compiled with the same
         arguments and a new optimizer. All streams start from the initial states. A
         layer inside a `TimeDistributed` reads a whole sequence at each timestep, and
-        stays as it is.
+        stays as it is. So does a layer that reads only sources (see
+        `as_encoder_and_decoder()`), such as an encoder of the context.
 
     Raises:
         ValueError: If `model` or `batch_size` is not as above; if a layer reads the
             future of a stream, as a `Bidirectional` layer or a layer with
-            `go_backwards=True` does; or if the code of a custom layer creates a
-            recurrent layer that is not stateful.
+            `go_backwards=True` does; if a layer is given its initial state; or if the
+            code of a custom layer creates a recurrent layer that is not stateful.
 
     Example:
     >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
@@ -81,13 +83,7 @@ def as_stateless(model: keras.Model) -> keras.Model:
     return _copied(model, None, stateful=False)
 
 
-def check_reads_forwards(model: Any) -> None:
-    """Raises a `ValueError` if `model` has no stateful copy."""
-    _check_model(model)
-    _check(model, stateful=True)
-
-
-def check_steps_forwards(layer: Any) -> None:
+def check_reads_forwards(layer: Any) -> None:
     """Raises a `ValueError` if a layer, or one inside it, reads the future."""
     _check(layer, stateful=True)
 
@@ -97,8 +93,18 @@ def _copied(
     batch_size: int | None,
     stateful: bool,
 ) -> keras.Model:
-    _check_model(model)
-    unchanged = _check(model, stateful)
+    check_model(model)
+    sources = Sources(model)
+    of_sources = sources.layers() if stateful and sources.has_targets else set()
+    given = [layer for layer in sources.given if id(layer) not in of_sources]
+    if stateful and given:
+        raise ValueError(
+            f"The layer {given[0].name} is given its initial state at each call, and a "
+            "stateful copy would not continue from its last states. "
+            "`as_encoder_and_decoder(model)` returns a model with the states as inputs "
+            "and outputs, and `StreamStore(model)` carries them"
+        )
+    unchanged = of_sources | _check(model, stateful, of_sources)
 
     def with_batch_size(tensor: Any) -> Any:
         shape = (batch_size, *tensor.shape[1:])
@@ -116,7 +122,8 @@ def _copied(
     return copied
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Raises a `ValueError` if `model` can't be copied with other layers."""
     if not (isinstance(model, keras.Model) and inner_layers(model) is not None):
         raise ValueError(
             "Argument `model` must be a Sequential or Functional model of Keras 3. "
@@ -129,12 +136,19 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _check(layer: Any, stateful: bool) -> set[int]:
+def _check(layer: Any, stateful: bool, of_sources: Set[int] = frozenset()) -> set[int]:
     """Raises a `ValueError` if a layer, or one inside it, can't be made (un)stateful.
+
+    Args:
+        layer: Any layer or model.
+        stateful: Boolean.
+        of_sources: The `id()`s of layers that are not checked.
 
     Returns:
         The `id()`s of the layers that must stay as they are.
     """
+    if id(layer) in of_sources:
+        return set()
     if isinstance(layer, keras.layers.RNN):
         if stateful and layer.go_backwards:
             raise _reads_the_future(layer)
@@ -145,7 +159,7 @@ def _check(layer: Any, stateful: bool) -> set[int]:
         return set(map(id, layers_within(layer)))
     inner = inner_layers(layer)
     if inner is not None:
-        return {i for inner_layer in inner for i in _check(inner_layer, stateful)}
+        return {i for x in inner for i in _check(x, stateful, of_sources)}
     for recurrent in _recurrent(layer):
         if recurrent.stateful != stateful:
             raise ValueError(

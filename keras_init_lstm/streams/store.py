@@ -44,7 +44,9 @@ class StreamStore:
     Args:
         model: A Sequential or Functional model, built, with recurrent layers of this
             package, or an `LSTM`, `GRU`, `SimpleRNN` or `RNN` of Keras, stateful or
-            not, in nested models too. It is copied, with its weights.
+            not, in nested models too. It is copied, with its weights. If the model has
+            sources (see `as_encoder_and_decoder()`), a call reads them as a whole, and
+            new and reset streams start from the initial states computed from them.
         max_streams: Positive integer, the largest number of streams: beyond it, the
             least recently used streams are forgotten. Defaults to `None`, no limit.
 

@@ -15,9 +15,15 @@ from keras_init_lstm import (
     InitStateRNN,
     InitStateSimpleRNN,
 )
-from keras_init_lstm.streams import as_encoder_and_decoder
+from keras_init_lstm.adaptation import estimate_initial_state
+from keras_init_lstm.streams import (
+    StreamStore,
+    as_encoder_and_decoder,
+    as_stateful,
+    reset_states,
+)
 from models import BATCH, FEATURES, UNITS, chunks, normal, recurrent, with_weights
-from oracles import assert_same, flat, nested
+from oracles import assert_same, flat, nested, to_numpy
 from strategies import FUSIBLE, LAYERS, at_most
 
 TIMESTEPS, VOCABULARY = 6, 5
@@ -34,6 +40,12 @@ def whole(model):
     """The outputs of a model for whole sequences."""
     given = keras.tree.map_structure(lambda x: ARRAYS[x.name], model.input)
     return flat(model(given))
+
+
+def arrays_at(tensor, rows, begin, end):
+    """Rows of an input of a model, of the target only some timesteps."""
+    array = ARRAYS[tensor.name][rows]
+    return array[:, begin:end] if tensor.name == "target" else array
 
 
 def encoded(encoder):
@@ -234,6 +246,69 @@ class TestAsEncoderAndDecoder:
             loaded.append(keras.saving.load_model(tmp_path / f"{half.name}.keras"))
         assert_same(step_by_step(*loaded, [2, 4]), want, CLOSE)
         assert_same(whole(model), want)
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_a_store_reads_the_sources_at_each_call(self, name):
+        model = with_weights(MODELS[name]())
+        want = whole(model)
+        store = StreamStore(model)
+        ids = [f"stream {row}" for row in range(BATCH)]
+        store(ids, [arrays_at(x, slice(None), 0, 1) for x in model.inputs])
+        store.reset(ids[1:3])
+        store.forget(ids[3:])
+        read = {0: 1, 1: 0, 2: 0, 3: 0}
+        for rows, length in (([2, 0], 2), ([1, 3], 1), ([3, 1, 0], 3), ([2], 4)):
+            for begin in {read[row] for row in rows}:
+                some = [row for row in rows if read[row] == begin]
+                end = begin + length
+                given = [arrays_at(x, some, begin, end) for x in model.inputs]
+                got = store([ids[row] for row in some], given)
+                assert_same(got, [output[some, begin:end] for output in want], CLOSE)
+                read |= dict.fromkeys(some, end)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["of this package", "conditional", "several sources", "MultiHeadAttention"],
+    )
+    def test_estimated_states_of_a_decoder(self, name):
+        model = with_weights(MODELS[name]())
+        given = keras.tree.map_structure(lambda x: ARRAYS[x.name], model.input)
+        # The first estimates are the states that the encoder computes.
+        y = model(given)
+        first = estimate_initial_state(model, given, y, steps=1, learning_rate=1e-9)
+        encoder, decoder = as_encoder_and_decoder(model)
+        states = [x.name for x in decoder.inputs[-len(first) :]]
+        assert [name.replace("/", "_") for name in first] == states
+        assert_same(list(first.values()), encoded(encoder)[-len(first) :], CLOSE)
+
+        store, ids = StreamStore(model), list(range(BATCH))
+        arrays = [ARRAYS[x.name] for x in model.inputs]
+        store[ids] = {name: state + 0.5 for name, state in first.items()}
+        y = store(ids, arrays)
+        losses = []
+        for states in (first, estimate_initial_state(model, given, y, steps=30)):
+            store[ids] = states
+            got, want = flat(store(ids, arrays)), flat(y)
+            losses.append(sum(map(lambda a, b: np.square(a - b).mean(), got, want)))
+        assert losses[1] < losses[0] / 2
+
+    @pytest.mark.parametrize("name", ["lstm", "stacked", "several sources"])
+    def test_a_stateful_copy_raises(self, name):
+        with pytest.raises(ValueError, match="is given its initial state at each call"):
+            as_stateful(MODELS[name](), BATCH)
+
+    @pytest.mark.parametrize("name", ["conditional", "one encoder"])
+    def test_a_stateful_copy_with_an_encoder_of_the_context(self, name):
+        model = with_weights(MODELS[name]())
+        stream = as_stateful(model, BATCH)
+        for _ in range(2):
+            got = [
+                stream([arrays_at(x, slice(None), *edges) for x in model.inputs])
+                for edges in ((0, 2), (2, TIMESTEPS))
+            ]
+            joined = np.concatenate(list(map(to_numpy, got)), 1)
+            assert_same(joined, whole(model)[0], CLOSE)
+            reset_states(stream)
 
     @pytest.mark.parametrize("fixed", [False, True])
     def test_a_target_may_have_a_fixed_number_of_timesteps(self, fixed):
