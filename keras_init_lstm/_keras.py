@@ -4,11 +4,12 @@ Each function does something for which Keras has no public API. `tests/test_kera
 has a test for each function, which fails if a release of Keras changes it.
 """
 
+import contextlib
 import functools
 import inspect
 import re
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -217,6 +218,16 @@ def rnn(*args: Any, **kwargs: Any) -> Any:
     from keras.src import backend
 
     return backend.rnn(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def dropout_masks(layer: Any, sequences: Any, states: Any) -> Iterator[None]:
+    """Draws the dropout masks of a cell for one loop, as the `call()` of `RNN` does."""
+    layer._maybe_config_dropout_masks(layer.cell, sequences[:, 0], states)
+    try:
+        yield
+    finally:
+        layer._maybe_reset_dropout_masks(layer.cell)
 
 
 def is_conv_lstm_cell(cell: Any) -> bool:

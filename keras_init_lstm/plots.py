@@ -250,26 +250,16 @@ def _run(
     """Returns all states `(1 + timesteps, batch, units)`, and the mask.
 
     The first states are the initial states. The others, and the mask
-    `(timesteps, batch)`, are in the order in which the layer reads the timesteps. The
-    layer returns only the last c, so its cell is called timestep by timestep.
+    `(timesteps, batch)`, are in the order in which the layer reads the timesteps.
     """
-    backwards = slice(None, None, -1 if layer.go_backwards else 1)
-    states = keras.tree.flatten(
-        layer.get_initial_state(len(sequences), context=context)
+    first = layer.get_initial_state(len(sequences), context=context)
+    after = layer.states_over_time(sequences, mask, context=context)
+    first, after = (
+        np.concatenate(list(map(_array, keras.tree.flatten(states))), axis=-1)
+        for states in (first, after)
     )
-    visited = [states]
-    for x, read in zip(
-        sequences.swapaxes(0, 1)[backwards], mask.T[backwards], strict=True
-    ):
-        nested = keras.tree.pack_sequence_as(layer.state_size, states)
-        _, new_states = layer.cell(x, nested, training=False)
-        states = [
-            keras.ops.where(read[:, None], new, old)
-            for new, old in zip(keras.tree.flatten(new_states), states, strict=True)
-        ]
-        visited.append(states)
-    joined = [np.concatenate(list(map(_array, s)), axis=1) for s in visited]
-    return np.stack(joined), mask.T[backwards]
+    paths = np.concatenate([first[:, None], after], axis=1).swapaxes(0, 1)
+    return paths, mask.T[:: -1 if layer.go_backwards else 1]
 
 
 def _new_axes(number: int, plane: int, title: str) -> Any:

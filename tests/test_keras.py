@@ -273,6 +273,17 @@ def test_rnn_loops_over_several_tensors(go_backwards):
     assert_same([last, *states], [to_numpy(outputs)[:, -1]] * 2)
 
 
+def test_dropout_masks_are_drawn_for_one_loop():
+    layer = layers.LSTM(2, dropout=0.5, recurrent_dropout=0.5, seed=1)
+    layer.build((3, 4, 2))
+    x, state = keras.ops.ones((3, 4, 2)), keras.ops.ones((3, 2))
+    with _keras.dropout_masks(layer, x, [state, state]):
+        first = layer.cell.get_dropout_mask(x[:, 0])
+        assert_same(layer.cell.get_dropout_mask(x[:, 1]), first)
+        assert layer.cell.get_recurrent_dropout_mask(state) is not None
+    assert layer.cell._dropout_mask is layer.cell._recurrent_dropout_mask is None
+
+
 def test_cells_tell_whether_they_take_training():
     assert _keras.takes_training(layers.LSTMCell(2))
     assert not _keras.takes_training(object())

@@ -40,9 +40,23 @@ class TakesContext(keras.layers.Layer):
         raise NotImplementedError
 
     def _check_call(
-        self, sequences: Any, initial_state: Any, context: Any, reset_mask: Any
+        self,
+        sequences: Any,
+        initial_state: Any,
+        context: Any,
+        reset_mask: Any,
+        reads_stream: bool = True,
     ) -> None:
-        """Raises a `ValueError` if the arguments of a call do not fit the layer."""
+        """Raises a `ValueError` if the arguments of a call do not fit the layer.
+
+        Args:
+            sequences: This and the next three are the arguments of the call.
+            initial_state: As at the call.
+            context: As at the call.
+            reset_mask: As at the call.
+            reads_stream: Whether the call reads the stream of a stateful layer, whose
+                batch size must then be equal. Defaults to `True`.
+        """
         raise NotImplementedError
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
@@ -69,19 +83,9 @@ class TakesContext(keras.layers.Layer):
         if isinstance(mask, InPlaceOfMask):  # From an `InitStateBidirectional`.
             mask, reset_mask, _, context = mask
             context = context if self.takes_context else None
-        # A constant given while a Functional model is built arrives wrapped; unwrap it.
-        context, reset_mask = lists_as_arrays(unwrapped(context)), unwrapped(reset_mask)
-        if isinstance(reset_mask, (list, tuple)):
-            with contextlib.suppress(ValueError):
-                reset_mask = np.asarray(reset_mask)
-        # Check before Keras builds or traces anything: an error must change nothing.
-        self._check_call(sequences, initial_state, context, reset_mask)
-        if not self.built or context is not None:
-            # Keras would build the layer from the shapes of its arguments. But Keras
-            # does not see the shape of a wrapped context, rejects `None` among the
-            # states up to version 3.12, and takes no lock.
-            with build_lock:
-                self._build_for(sequences, context)
+        context, reset_mask = self._prepare_call(
+            sequences, initial_state, context, reset_mask
+        )
         arguments = {
             "initial_state": initial_state,
             "mask": mask,
@@ -91,6 +95,36 @@ class TakesContext(keras.layers.Layer):
         }
         arguments = {k: value for k, value in arguments.items() if value is not None}
         return super().__call__(sequences, **arguments, **kwargs)
+
+    def _prepare_call(
+        self,
+        sequences: Any,
+        initial_state: Any,
+        context: Any,
+        reset_mask: Any,
+        reads_stream: bool = True,
+    ) -> tuple[Any, Any]:
+        """Checks the arguments of a call, and builds the layer if it is not built.
+
+        The arguments are the arguments of `_check_call()`.
+
+        Returns:
+            The context and the reset mask, without wrappers and lists.
+        """
+        # A constant given while a Functional model is built arrives wrapped; unwrap it.
+        context, reset_mask = lists_as_arrays(unwrapped(context)), unwrapped(reset_mask)
+        if isinstance(reset_mask, (list, tuple)):
+            with contextlib.suppress(ValueError):
+                reset_mask = np.asarray(reset_mask)
+        # Check before Keras builds or traces anything: an error must change nothing.
+        self._check_call(sequences, initial_state, context, reset_mask, reads_stream)
+        if not self.built or context is not None:
+            # Keras would build the layer from the shapes of its arguments. But Keras
+            # does not see the shape of a wrapped context, rejects `None` among the
+            # states up to version 3.12, and takes no lock.
+            with build_lock:
+                self._build_for(sequences, context)
+        return context, reset_mask
 
     def compute_output_spec(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
         # Only the sequences determine the output shapes, and `compute_output_shape()`

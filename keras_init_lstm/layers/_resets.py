@@ -1,6 +1,7 @@
 """The reset mask of a call: its checks, and a loop that resets the states."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,13 +107,27 @@ def loop_with_resets(
     initial_state: Any,
     in_place_of_mask: InPlaceOfMask,
     training: bool,
+    outputs_states: bool = False,
 ) -> tuple[Any, Any, list[Any]]:
     """Runs Keras's loop with a reset mask, with the interface of `inner_loop()`.
 
     The step function applies the mask, because Keras's loop would undo a reset at a
     masked timestep. With a mask, the loop therefore carries the last unmasked output
     too, after the states.
+
+    Args:
+        layer: This and the next four as in `run_loop()`.
+        sequences: As in `run_loop()`.
+        initial_state: As in `run_loop()`.
+        in_place_of_mask: As in `run_loop()`, with a reset mask.
+        training: As in `run_loop()`.
+        outputs_states: Whether the outputs are all states after each timestep, side by
+            side: `(batch, timesteps, units)`. Defaults to `False`.
     """
+
+    def output_before_first(nested: Any) -> Any:
+        return side_by_side(nested) if outputs_states else _before_first(layer, nested)
+
     mask = next(iter(keras.tree.flatten(in_place_of_mask.mask)), None)
     states_after_reset = in_place_of_mask.states_after_reset
     states = keras.tree.flatten(initial_state)
@@ -120,7 +135,7 @@ def loop_with_resets(
     inputs = [sequences, in_place_of_mask.reset_mask[:, :, None]]
     if mask is not None:
         inputs.append(mask[:, :, None] if len(mask.shape) == 2 else mask)
-        states.append(_output_before_first(layer, initial_state))
+        states.append(output_before_first(initial_state))
     pairs = zip(states_after_reset, states, strict=False)
     by_timestep = [k for k, pair in enumerate(pairs) if _has_time_axis(*pair)]
     inputs += [states_after_reset[k] for k in by_timestep]
@@ -136,16 +151,16 @@ def loop_with_resets(
         nested = keras.tree.pack_sequence_as(initial_state, states)
         output, new_states = layer.cell(x, nested, **kwargs)
         new_states = keras.tree.flatten(new_states)
+        if outputs_states:
+            output = side_by_side(new_states)
         if mask is None:
             return output, new_states
         unmasked = ops.cast(others[0], "bool")
-        last_output = _where_rows(
-            resets, _output_before_first(layer, nested), carried[count]
-        )
+        last_output = _where_rows(resets, output_before_first(nested), carried[count])
         pairs = zip(new_states, states, strict=True)
         states = [_where_rows(unmasked, new, old) for new, old in pairs]
         last_output = _where_rows(unmasked, output, last_output)
-        if layer.zero_output_for_mask:
+        if layer.zero_output_for_mask and not outputs_states:
             output = _where_rows(unmasked, output, ops.zeros_like(output))
         else:
             output = last_output
@@ -160,13 +175,23 @@ def loop_with_resets(
         # Keras can't infer the length from several inputs. It also takes the truth
         # value of the length, which a list has and a tensor in a graph has not.
         input_length=sequences.shape[1] or [ops.shape(sequences)[1]],
-        return_all_outputs=layer.return_sequences,
+        return_all_outputs=layer.return_sequences or outputs_states,
     )
     states = keras.tree.flatten(states)[:count]
     return last_output, outputs, keras.tree.pack_sequence_as(initial_state, states)
 
 
-def _output_before_first(layer: keras.layers.RNN, states: Any) -> Any:
+def side_by_side(states: Any) -> Any:
+    """Returns nested states `(batch, ...)` as one tensor `(batch, units)`."""
+    flat = [
+        # The size of a state without the batch is known; the batch size may not be.
+        ops.reshape(state, (-1, math.prod(state.shape[1:])))
+        for state in keras.tree.flatten(states)
+    ]
+    return ops.concatenate(flat, axis=1)
+
+
+def _before_first(layer: keras.layers.RNN, states: Any) -> Any:
     """Returns Keras's output at masked timesteps before the first unmasked one."""
     is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
     h = keras.tree.flatten(states[-1] if is_stacked else states)[0]

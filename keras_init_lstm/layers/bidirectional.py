@@ -108,14 +108,23 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
         return self.forward_layer.takes_context or self.backward_layer.takes_context
 
     def _check_call(
-        self, sequences: Any, initial_state: Any, context: Any, reset_mask: Any
+        self,
+        sequences: Any,
+        initial_state: Any,
+        context: Any,
+        reset_mask: Any,
+        reads_stream: bool = True,
     ) -> None:
         for direction, states in self._directions(initial_state):
             # Don't pass the context to a direction that raises because it uses none,
             # unless neither direction uses it.
             gets_context = direction.takes_context or not self.takes_context
             direction._check_call(
-                sequences, states, context if gets_context else None, reset_mask
+                sequences,
+                states,
+                context if gets_context else None,
+                reset_mask,
+                reads_stream,
             )
 
     def _build_owned(self, context: Any = None, at_once: bool = False) -> None:

@@ -55,6 +55,7 @@ from keras_init_lstm.layers._resets import (
     first_timestep,
     with_resets,
 )
+from keras_init_lstm.layers._states_over_time import states_over_time
 from keras_init_lstm.layers._stream import Stream, carried_arrays, check_has_stream
 
 if TYPE_CHECKING:
@@ -360,6 +361,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         initial_state: Any,
         context: Any,
         reset_mask: Any = None,
+        reads_stream: bool = True,
     ) -> None:
         refuse_legacy(sequences, "sequences")
         refuse_legacy(initial_state, "initial_state")
@@ -370,7 +372,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             self._check_batch_size(shape)
         batch_size, timesteps = (*shape, None, None)[:2]
         explicit: Any = self._layout.tensors(initial_state, batch_size)
-        if self.stateful:
+        if self.stateful and reads_stream:
             self._stream.check_batch_size(batch_size)
         if reset_mask is not None:
             check_reset_mask(reset_mask, batch_size, timesteps)
@@ -397,6 +399,9 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             states, states_after_reset = self._states_of_call(
                 sequences, initial_state, training, context, reset_mask
             )
+            if self.stateful:
+                explicit = self._layout.unpack(initial_state, "initial_state")
+                states = self._stream.states_before_call(states, explicit)
             if reset_mask is not None:
                 states, mask = with_resets(
                     self,
@@ -427,7 +432,8 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
     ) -> tuple[list[Any], list[Any]]:
         """Returns the states before the first timestep, and the states after a reset.
 
-        Both lists have one entry for each state. The second is as in `InPlaceOfMask`.
+        They do not depend on a stream. Both lists have one entry for each state. The
+        second is as in `InPlaceOfMask`.
         """
         batch_size, timesteps = ops.shape(sequences)[:2]
         explicit = self._layout.tensors(explicit, batch_size, at_run_time=True)
@@ -446,8 +452,6 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             states_after_reset = self._owned.for_resets(
                 owned, batch_size, timesteps, training, context
             )
-        if self.stateful:
-            states = self._stream.states_before_call(states, explicit)
         return states, states_after_reset
 
     def inner_loop(
@@ -471,6 +475,54 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         if backend.returns_changed_variables:
             variables = variables + self._stream.variables
         return variables
+
+    def states_over_time(
+        self,
+        sequences: Any,
+        mask: Any = None,
+        initial_state: Any = None,
+        context: Any = None,
+        reset_mask: Any = None,
+        training: bool = False,
+    ) -> list[Any]:
+        """Returns all states after each timestep.
+
+        A call returns only the last states, and of all outputs only h. Here, Keras's
+        loop runs the cell, on any device and whatever `use_fused` is. The result is
+        differentiable. A stateful layer neither reads nor changes its stream: the
+        sequences start from the owned initial states, and the batch size may differ.
+
+        Args:
+            sequences: A tensor `(batch, timesteps, features)`. In a Functional model,
+                call this method in the `call()` of a layer.
+            mask: Boolean tensor `(batch, timesteps)`, `False` where a timestep is
+                skipped: the states are then the states before it. Defaults to `None`,
+                the implicit mask of `sequences` if there is one.
+            initial_state: This and the next three as in a call.
+            context: As in a call.
+            reset_mask: As in a call.
+            training: As in a call.
+
+        Returns:
+            List of tensors `(batch, timesteps, units)` of dtype `compute_dtype`: for an
+            LSTM, h and c; for a stack of cells, a list for each cell. The timesteps are
+            in the order in which the layer reads them, as in its outputs: with
+            `go_backwards=True` the first one belongs to the last timestep of
+            `sequences`.
+
+        Raises:
+            ValueError: If `mask` has another shape, if `sequences` is a symbolic
+                tensor of Keras, or as in a call.
+
+        Example:
+        >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
+        >>> h, c = layer.states_over_time(np.ones((2, 5, 3)))
+        >>> tuple(c.shape)
+        (2, 5, 4)
+        """
+        return states_over_time(
+            self, sequences, mask, initial_state, context, reset_mask, training
+        )
 
     def reset_state(self) -> None:
         """Resets the stream to the owned initial state."""
