@@ -502,6 +502,16 @@ class TestBackupAndRestoreOfKeras:
             train(backup())
 
 
+def test_the_random_state_holds_a_normal_number_that_was_not_yet_returned():
+    # Both generators draw two numbers at a time.
+    random.gauss(0, 1), np.random.normal()
+    state = _backup_file.random_state(None)
+    want = random.gauss(0, 1), np.random.normal()
+    random.seed(1), np.random.seed(1)
+    _backup_file.set_random_state(state, None)
+    assert (random.gauss(0, 1), np.random.normal()) == want
+
+
 @asked_for
 class TestErrors:
     @pytest.mark.parametrize("backup_dir", ["", None, 3])
@@ -524,10 +534,31 @@ class TestErrors:
         with pytest.raises(ValueError, match="must be built before"):
             train(backup(), make=make)
 
-    def test_the_backup_of_another_model(self, backup):
+    # With other variables, and with as many variables of other shapes.
+    @pytest.mark.parametrize("states", [None, ["trainable", Sampled(0.5, 0.25)]])
+    def test_the_backup_of_another_model(self, states, backup):
         interrupted(backup, (1, 1))
+
+        def make():
+            return model_of(InitStateLSTM(3, initial_state=states, stateful=True))
+
         with pytest.raises(ValueError, match=r"of another model.*shapes.*shapes"):
-            train(backup(), make=lambda: model_of(InitStateLSTM(3, stateful=True)))
+            train(backup(), make=make)
+
+    def test_the_backup_of_another_optimizer(self, backup):
+        """Adam has the variables of SGD, and then more."""
+
+        def with_adam():
+            return model_of(layers.LSTM(2))
+
+        def with_sgd():
+            model = with_adam()
+            model.compile("sgd", "mse", metrics=["mae"], **WITHOUT_XLA)
+            return model
+
+        interrupted(backup, (1, 1), make=with_sgd)
+        with pytest.raises(ValueError, match="compiled with other arguments"):
+            train(backup(), make=with_adam)
 
     def test_the_backup_of_another_keras(self, backup, monkeypatch):
         """Versions of Keras draw the order of an epoch from different generators."""
