@@ -11,6 +11,9 @@ from keras_init_lstm.initial_states import (
 )
 from keras_init_lstm.layers import (
     InitStateBidirectional,
+    InitStateConvLSTM1D,
+    InitStateConvLSTM2D,
+    InitStateConvLSTM3D,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
@@ -23,6 +26,9 @@ __all__ = [
     "Conditional",
     "Fixed",
     "InitStateBidirectional",
+    "InitStateConvLSTM1D",
+    "InitStateConvLSTM2D",
+    "InitStateConvLSTM3D",
     "InitStateGRU",
     "InitStateLSTM",
     "InitStateRNN",

@@ -49,6 +49,13 @@ class LSTMArguments(LayerArguments, total=False):
     zero_output_for_mask: bool
 
 
+class ConvLSTMArguments(LayerArguments, total=False):
+    """The `**kwargs` of `ConvLSTM1D`, `ConvLSTM2D` and `ConvLSTM3D`."""
+
+    unroll: bool
+    zero_output_for_mask: bool
+
+
 class SimpleRNNArguments(LayerArguments, total=False):
     """The `**kwargs` of `SimpleRNN`."""
 

@@ -8,6 +8,11 @@ import keras
 from keras_init_lstm._checks import described, is_legacy
 from keras_init_lstm._copies import copy_layer, copy_with_inner, inner_layers
 from keras_init_lstm._keras import layers_within
+from keras_init_lstm.layers.conv_lstm import (
+    InitStateConvLSTM1D,
+    InitStateConvLSTM2D,
+    InitStateConvLSTM3D,
+)
 from keras_init_lstm.layers.gru import InitStateGRU
 from keras_init_lstm.layers.lstm import InitStateLSTM
 from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
@@ -18,6 +23,9 @@ _FAMILY: tuple[type[InitStateRNN], ...] = (
     InitStateGRU,
     InitStateSimpleRNN,
     InitStateRNN,
+    InitStateConvLSTM1D,
+    InitStateConvLSTM2D,
+    InitStateConvLSTM3D,
 )
 # The class that replaces a layer, by the exact class of the layer: a subclass may
 # compute something else, and is not replaced.
@@ -52,12 +60,13 @@ def with_initial_state(
 ) -> keras.Model:
     """Returns a copy of a model whose recurrent layers own their initial state.
 
-    It replaces each `LSTM`, `GRU`, `SimpleRNN` and `RNN` of Keras by the layer of this
-    package, with its weights, in Sequential, Functional and nested models and in
-    `Bidirectional` and `TimeDistributed`. While the initial states are zero, as
-    `"trainable"` ones are before training, its predictions and the predictions of
-    `model` are bit-identical. Further training learns the initial states too. The new
-    layers have `use_fused=False`. Set `layer.use_fused = "auto"` for the fused loop.
+    It replaces each `LSTM`, `GRU`, `SimpleRNN`, `RNN` and `ConvLSTM1D` to `ConvLSTM3D`
+    of Keras by the layer of this package, with its weights, in Sequential, Functional
+    and nested models and in `Bidirectional` and `TimeDistributed`. While the initial
+    states are zero, as `"trainable"` ones are before training, its predictions and the
+    predictions of `model` are bit-identical. Further training learns the initial states
+    too. The new layers have `use_fused=False`. Set `layer.use_fused = "auto"` for the
+    fused loop.
 
     Args:
         model: A Sequential or Functional model of Keras 3. It is left unchanged.

@@ -82,11 +82,11 @@ def plot_initial_state(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If `layer` is not a built layer of this package, or has a state
-            without a value of shape `(units,)` that is not `Conditional`; if
-            `sequences`, `mask` or `context` has another shape or nothing to draw; if
-            `context` is missing for a `Conditional` state, or is given to a layer
-            without one; or if the number of `axes` is wrong.
+        ValueError: If `layer` is not a built layer of this package, or is a ConvLSTM;
+            if it has a state without a value of shape `(units,)` that is not
+            `Conditional`; if `sequences`, `mask` or `context` has another shape or
+            nothing to draw; if `context` is missing for a `Conditional` state, or is
+            given to a layer without one; or if the number of `axes` is wrong.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
@@ -153,6 +153,11 @@ def _check_layer(layer: Any) -> None:
         raise ValueError(
             "Argument `layer` must be a recurrent layer of keras_init_lstm, such as "
             f"`InitStateLSTM`. Received: {described(layer)}.{hint}"
+        )
+    if any(len(state.shape) > 1 for state in layer._layout.states):
+        raise ValueError(
+            "Argument `layer` must have states `(batch, units)`, without a space. "
+            f"Received: {described(layer)}"
         )
     kinds = layer.initial_state
     if not layer.built or not all(kind is None or kind.built for kind in kinds):

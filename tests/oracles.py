@@ -81,6 +81,8 @@ def nested(layer, states):
         return next(remaining) if isinstance(size, int) else [pack(s) for s in size]
 
     sizes = layer.state_size
+    if sizes == [-1]:  # A ConvLSTM does not tell its states.
+        return list(states)
     if isinstance(layer.cell, keras.layers.StackedRNNCells) and len(sizes) > 1:
         sizes = [[size] if isinstance(size, int) else size for size in sizes]
     return pack(sizes)

@@ -1,23 +1,25 @@
 """The base class of the kinds of initial state. Each kind is a small Keras layer.
 
-A kind owns variables of shape `(units,)` and computes one row for each sequence of a
-batch. To add a kind, write a subclass of `InitialState` in a new file: the rest of
-the package uses only the interface of `InitialState`.
+A kind owns variables of shape `(units,)`, or of the whole shape of a ConvLSTM's state,
+and computes one row for each sequence of a batch. To add a kind, write a subclass of
+`InitialState` in a new file: the rest of the package uses only the interface of
+`InitialState`.
 """
 
 from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_init_lstm._checks import described, finite_array, is_legacy
+from keras_init_lstm._checks import described, finite_array, fits, is_legacy, one_of
 from keras_init_lstm._keras import named_arguments
+from keras_init_lstm._types import Shape
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,14 +36,22 @@ class InitialState(keras.layers.Layer):
 
     A subclass implements `call()`. It also implements `build()` if it has variables,
     `get_config()` if its constructor takes arguments, and `check()` if these may not
-    fit the number of units. With `takes_context = True`, its `build()` and `call()` get
-    the context of the layer's call.
+    fit the shape of the state. With `takes_context = True`, its `build()` and `call()`
+    get the context of the layer's call.
 
     Args:
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Attributes:
-        units: The size of the state. `build()` sets it.
+        units: The number of units, or of filters. `build()` sets it.
+        state_shape: The shape of the state without the batch, `(units,)`. `build()`
+            sets it.
+        per_position: Whether `state_shape` is the whole shape of a ConvLSTM's state,
+            `(*space, filters)`, or with `data_format="channels_first"`
+            `(filters, *space)`. If not, it is `(filters,)`, and the layer broadcasts
+            the states that `call()` returns over the space.
+        units_axis: The axis of the whole shape that has the units or filters. The layer
+            sets it.
         value: The variable `(units,)` with the initial state at inference, if the kind
             owns one. `assign_initial_state()` overwrites it, and `plot_initial_state()`
             draws it. `build()` sets it.
@@ -75,7 +85,10 @@ class InitialState(keras.layers.Layer):
     takes_context: bool = False
     over_time: bool = False
     all_states: bool = False
+    per_position: bool = False
+    units_axis: int = -1
     units: Any
+    state_shape: Any
     value: keras.Variable
     stddev: keras.Variable
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -124,15 +137,21 @@ class InitialState(keras.layers.Layer):
             "call the layer that owns it, or its `get_initial_state(batch_size)`"
         )
 
-    def check(self, units: int) -> None:
-        """Raises a `ValueError` if the constructor's arguments do not fit `units`."""
+    def check(self, state_shape: Shape) -> None:
+        """Raises a `ValueError` if the constructor's arguments do not fit the state.
+
+        Args:
+            state_shape: `(units,)`, or the whole shape of a ConvLSTM's state, in which
+                a size is `None` before it is known.
+        """
 
     def build(self, state_shape: Any) -> None:
-        """Creates the variables. `state_shape` is `(units,)`."""
+        """Creates the variables. See the attribute `state_shape`."""
+        self.state_shape = tuple(state_shape)
         if self.all_states:
-            self.units = tuple(units for (units,) in state_shape)
+            self.units = tuple(shape[self.units_axis] for shape in state_shape)
         else:
-            (self.units,) = state_shape
+            self.units = state_shape[self.units_axis]
 
     def get_build_config(self) -> None:
         return None  # The recurrent layer builds its kinds, also when it is loaded.
@@ -145,7 +164,7 @@ class InitialState(keras.layers.Layer):
             training: Python boolean, whether the layer is called in training mode.
 
         Returns:
-            A tensor `(batch_size, units)` of dtype `variable_dtype`.
+            A tensor `(batch_size, *state_shape)` of dtype `variable_dtype`.
         """
         raise NotImplementedError
 
@@ -168,8 +187,8 @@ class InitialState(keras.layers.Layer):
             context: The context of the layer's call, if `takes_context` is `True`.
 
         Returns:
-            A tensor `(batch_size, timesteps, units)`, which the layer reads at the
-            timesteps of a reset; or `None`, to use the initial states of `call()`.
+            A tensor `(batch_size, timesteps, *state_shape)`, which the layer reads at
+            the timesteps of a reset; or `None`, to use the initial states of `call()`.
         """
         return None
 
@@ -184,12 +203,13 @@ class InitialState(keras.layers.Layer):
             batch_size: Python integer.
 
         Returns:
-            A tensor `(batch_size, units)`.
+            A tensor `(batch_size, *state_shape)`.
         """
         if self.takes_context and self.all_states:
-            return [ops.full((batch_size, units), np.nan) for units in self.units]
+            shapes = [(batch_size, *shape) for shape in self.state_shape]
+            return [ops.full(shape, np.nan) for shape in shapes]
         if self.takes_context:
-            return ops.full((batch_size, self.units), np.nan)
+            return ops.full((batch_size, *self.state_shape), np.nan)
         value = getattr(self, "value", None)
         return self.call(batch_size) if value is None else tile(value, batch_size)
 
@@ -229,9 +249,9 @@ class InitialState(keras.layers.Layer):
 
 
 class OwnedValue(InitialState):
-    """Base class of `Fixed` and `Trainable`: every row starts from `value (units,)`."""
+    """Base class of `Fixed` and `Trainable`: every row starts from `value`."""
 
-    _set_once = frozenset({"regularizer", "constraint"})
+    _set_once = frozenset({"regularizer", "constraint", "per_position"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_number(self, name, value)
@@ -250,7 +270,7 @@ def refuse_number(kind: InitialState, name: str, value: Any) -> None:
 
 
 def tile(value: keras.Variable, batch_size: Any) -> Any:
-    """Broadcasts `value (units,)` to `(batch_size, units)`."""
+    """Broadcasts `value` to `(batch_size, *value.shape)`."""
     return ops.broadcast_to(value, (batch_size, *value.shape))
 
 
@@ -273,40 +293,74 @@ def numbers_or_initializer(value: Any, argument: str) -> np.ndarray | Callable:
         ) from error
 
 
-def check_numbers(
-    kind: InitialState, argument: str, value: np.ndarray | Callable, units: int
+def set_per_position(
+    kind: InitialState, per_position: bool, *values: np.ndarray | Callable
 ) -> None:
-    """Raises a `ValueError` if an array does not fit `units` or the kind's dtype."""
-    if not isinstance(value, np.ndarray):
-        return
-    if value.shape not in ((), (units,)):
+    """Sets whether a kind has one value for each position, as a whole array has.
+
+    Raises:
+        ValueError: If `per_position` is not a boolean.
+    """
+    one_of(per_position, "per_position", (False, True))
+    # On TensorFlow, assigning the value that the class attribute has does nothing, and
+    # `__setattr__()` would not find the attribute in `vars(self)` later.
+    kind.__dict__["per_position"] = per_position or any(
+        isinstance(value, np.ndarray) and value.ndim > 1 for value in values
+    )
+
+
+def check_numbers(
+    kind: InitialState, argument: str, value: np.ndarray | Callable, state_shape: Shape
+) -> None:
+    """Raises a `ValueError` if an array does not fit the state or the kind's dtype."""
+    units = (state_shape[kind.units_axis],)
+    has_space = state_shape != units
+    if isinstance(value, np.ndarray):
+        if value.ndim and not any(fits(value.shape, s) for s in (units, state_shape)):
+            space = f", or of the shape of the state {state_shape}" if has_space else ""
+            raise ValueError(
+                f"Argument `{argument}` of {type(kind).__name__} must be a number or "
+                f"an array of shape `(units,)` = {units}{space}. "
+                f"Received: an array of shape {value.shape}"
+            )
+        finite_array(value, argument, kind.compute_dtype)
+    if kind.per_position and not has_space:
         raise ValueError(
-            f"Argument `{argument}` of {type(kind).__name__} must be a number or an "
-            f"array of shape `(units,)` = ({units},). "
-            f"Received: an array of shape {value.shape}"
+            f"Argument `per_position` of {type(kind).__name__} must be False for a "
+            f"state of shape {units}, which has no positions: it is for the layers "
+            "InitStateConvLSTM1D, 2D and 3D. Received: per_position=True"
         )
-    finite_array(value, argument, kind.compute_dtype)
 
 
 def add_variable(
     kind: InitialState, name: str, value: np.ndarray | Callable, **kwargs: Any
 ) -> keras.Variable:
-    """Adds a weight `(units,)` to a kind, from an array or an initializer."""
+    """Adds a weight of the shape of the state, from an array or an initializer."""
     initializer = value
     if isinstance(value, np.ndarray):
 
-        def initializer(shape: tuple[int], dtype: Any = None) -> Any:
-            return ops.convert_to_tensor(np.broadcast_to(value, shape), dtype)
+        def initializer(shape: tuple[int, ...], dtype: Any = None) -> Any:
+            array = value
+            if array.ndim == 1:
+                array = array.reshape(one_axis(shape, kind.units_axis))
+            return ops.convert_to_tensor(np.broadcast_to(array, shape), dtype)
 
     # With autocast, mixed precision would cast the variable before it is broadcast, and
     # sum its gradient over the batch in 16 bits.
     return kind.add_weight(
         name=name,
-        shape=(kind.units,),
+        shape=kind.state_shape,
         initializer=initializer,
         autocast=False,
         **kwargs,
     )
+
+
+def one_axis(shape: Sequence[int], axis: int) -> list[int]:
+    """Returns a shape with the size of one axis, and ones in place of the others."""
+    sizes = [1] * len(shape)
+    sizes[axis] = shape[axis]
+    return sizes
 
 
 def serialized(value: np.ndarray | Callable) -> Any:

@@ -53,8 +53,10 @@ class Conditional(InitialState):
 
     Args:
         encoder: Keras layer or model that maps the context, `(batch, ...)` or a
-            structure of such tensors, to `(batch, units)`. Each state gets its own
-            copy, with the weights: `layer.initial_state[0].encoder`. Or an encoder that
+            structure of such tensors, to `(batch, units)`. For an InitStateConvLSTM2D,
+            to `(batch, filters)`, which is broadcast over the space, or to the shape of
+            the state, `(batch, rows, cols, filters)`. Each state gets its own copy,
+            with the weights: `layer.initial_state[0].encoder`. Or an encoder that
             returns all the states; see `all_states`.
         over_time: Boolean, whether the context has a time axis. The encoder then gets
             the context of one timestep. Defaults to `False`.
@@ -94,6 +96,7 @@ class Conditional(InitialState):
     """
 
     takes_context = True
+    per_position = True
     _set_once = frozenset({"encoder", "over_time", "all_states"})
 
     def __init__(
@@ -169,7 +172,7 @@ class Conditional(InitialState):
             context,
         )
         return keras.tree.map_structure(
-            lambda state: ops.reshape(state, (batch_size, timesteps, state.shape[-1])),
+            lambda state: ops.reshape(state, (batch_size, timesteps, *state.shape[1:])),
             self.call(folded_batch_size, training, folded),
         )
 
@@ -177,24 +180,32 @@ class Conditional(InitialState):
         """Returns the states among the outputs of the encoder, a list or one tensor.
 
         Raises:
-            ValueError: If they are not of shape `(batch_size, units)`.
+            ValueError: If they are not of shape `(batch_size, units)`, or of the whole
+                shape of a state.
         """
         knows_batch_size = isinstance(batch_size, int) and not infers_shapes()
         rows = batch_size if knows_batch_size else None
+        states, text = [outputs], "a tensor"
+        of_states = [(self.units, self.state_shape)]
         if self.all_states:
             states = keras.tree.flatten(outputs)[_outputs_before_states(self.encoder) :]
-            expected = [(rows, units) for units in self.units]
-            text = f"{len(expected)} tensors, one for each state of the layer"
-        else:
-            states, expected = [outputs], [(rows, self.units)]
-            text = "a tensor"
-        if len(states) != len(expected) or not all(map(_has_shape, states, expected)):
+            text = f"{len(self.state_shape)} tensors, one for each state of the layer"
+            of_states = list(zip(self.units, self.state_shape, strict=True))
+        # Without a space, both shapes of a state are `(batch, units)`.
+        expected = [
+            dict.fromkeys([(rows, units), (rows, *shape)]) for units, shape in of_states
+        ]
+        if len(states) != len(expected) or not all(
+            any(_has_shape(state, shape) for shape in shapes)
+            for state, shapes in zip(states, expected, strict=True)
+        ):
+            texts = [" or ".join(map(shape_text, shapes)) for shapes in expected]
             hint = ""
             if keras.tree.is_nested(outputs) and not self.all_states:
                 hint = " For an encoder of all the states, pass `all_states=True`."
             raise ValueError(
                 f"The `encoder` of Conditional must map the `context` to {text}, of "
-                f"shape {', '.join(map(shape_text, expected))}: one row for each "
+                f"shape {', '.join(texts)}: one row for each "
                 f"sequence.{hint} Received: {_shapes_text(outputs)} from "
                 f"{self.encoder.name}"
             )

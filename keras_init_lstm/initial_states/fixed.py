@@ -10,6 +10,7 @@ from keras_init_lstm._types import (
     Initializer,
     LayerArguments,
     Numbers,
+    Shape,
 )
 from keras_init_lstm.initial_states.base import (
     OwnedValue,
@@ -17,6 +18,7 @@ from keras_init_lstm.initial_states.base import (
     check_numbers,
     numbers_or_initializer,
     serialized,
+    set_per_position,
 )
 
 if TYPE_CHECKING:
@@ -32,12 +34,16 @@ class Fixed(OwnedValue):
 
     Args:
         value: Number, array of shape `(units,)`, or Keras initializer (an
-            instance or its name). Defaults to `"zeros"`.
+            instance or its name). For an `InitStateConvLSTM2D`, also an array of the
+            shape of the state, `(rows, cols, filters)`. Defaults to `"zeros"`.
+        per_position: Boolean, as in `Trainable`: whether `value` has the shape of the
+            state of a ConvLSTM. An array of that shape sets it. Defaults to `False`.
         **kwargs: Base layer arguments: `name` and `dtype`.
 
     Raises:
         ValueError: If `value` is none of these, or is not finite. When it is passed to
-            a layer, if its shape does not fit the units.
+            a layer, if its shape does not fit the state, or if `per_position` is
+            `True` and the layer is not a ConvLSTM.
 
     Example:
     >>> fixed = keras_init_lstm.Fixed([0.5, 1.0])
@@ -48,17 +54,25 @@ class Fixed(OwnedValue):
     """
 
     def __init__(
-        self, value: Numbers | Initializer = "zeros", **kwargs: Unpack[LayerArguments]
+        self,
+        value: Numbers | Initializer = "zeros",
+        per_position: bool = False,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
         self._argument = numbers_or_initializer(value, "value")
+        set_per_position(self, per_position, self._argument)
 
-    def check(self, units: int) -> None:
-        check_numbers(self, "value", self._argument, units)
+    def check(self, state_shape: Shape) -> None:
+        check_numbers(self, "value", self._argument, state_shape)
 
-    def build(self, state_shape: tuple[int]) -> None:
+    def build(self, state_shape: tuple[int, ...]) -> None:
         super().build(state_shape)
         self.value = add_variable(self, "value", self._argument, trainable=False)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "value": serialized(self._argument)}
+        return {
+            **super().get_config(),
+            "value": serialized(self._argument),
+            "per_position": self.per_position,
+        }

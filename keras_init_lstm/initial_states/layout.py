@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_init_lstm._checks import check_shape, described, shape_text, with_shape
 from keras_init_lstm._keras import is_conv_lstm_cell
 from keras_init_lstm._types import Shape
+from keras_init_lstm.initial_states.base import InitialState, one_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,25 @@ class State:
     def units(self) -> int:
         """The number of units or filters."""
         return int(self.shape[self.units_axis])
+
+    def shape_for(self, kind: InitialState) -> tuple[Any, ...]:
+        """Returns the shape that `build()` of a kind of initial state gets."""
+        return self.shape if kind.per_position else (self.units,)
+
+    def over_space(self, tensor: Any, axes: int = 1) -> Any:
+        """Broadcasts `(batch, units)` to `(batch, *shape)`.
+
+        Args:
+            tensor: A tensor `(batch, units)`, or `(batch, *shape)`, which is returned
+                as it is.
+            axes: The number of axes before the units: 2 for a tensor
+                `(batch, timesteps, units)`. Defaults to 1.
+        """
+        if len(tensor.shape) == axes + len(self.shape):
+            return tensor
+        first = ops.shape(tensor)[:axes]
+        narrow = ops.reshape(tensor, (*first, *one_axis(self.shape, self.units_axis)))
+        return ops.broadcast_to(narrow, (*first, *self.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +91,9 @@ class StateLayout:
             sequences_shape: The shape of the sequences, from which the shape of the
                 states of a ConvLSTM follows. Defaults to `None`: it is known if the
                 cell is built.
+
+        Raises:
+            ValueError: If the sequences of a ConvLSTM have a space of unknown size.
         """
         if is_conv_lstm_cell(rnn.cell):
             shape, axis = _shape_of_conv_lstm(rnn.cell, sequences_shape)
@@ -219,6 +243,12 @@ def _shape_of_conv_lstm(cell: Any, sequences_shape: Shape | None) -> tuple[Shape
     channels_first = cell.data_format == "channels_first"
     if sequences_shape is not None:
         space = sequences_shape[3:] if channels_first else sequences_shape[2:-1]
+        if None in space:
+            raise ValueError(
+                "Argument `sequences` must have a space of known size, from which the "
+                "size of the states follows. "
+                f"Received: sequences of shape {tuple(sequences_shape)}"
+            )
     else:
         space = cell.spatial_dims if cell.built else (None,) * cell.rank
     # The size of the state does not depend on the number of channels.

@@ -120,8 +120,9 @@ def _copy_for(
         # between the states.
         with keras.name_scope(name):
             kind = kind.copy(name=name, dtype=dtype)
+        kind.units_axis = states[0].units_axis
         for state in states:
-            kind.check(state.units)
+            kind.check(state.shape)
     except (TypeError, ValueError) as error:
         raise _for_states(states, error) from error
     if not trainable:
@@ -172,12 +173,13 @@ def _build_inside(kind: InitialState, context: Any, at_once: bool) -> None:
     build_inside(kind, call, context, at_once)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class OwnedStates:
     """The initial states of one layer.
 
     Args:
-        layout: The states of the layer's cell.
+        layout: The states of the layer's cell. When a ConvLSTM is built, it is replaced
+            by the layout that knows the size of the space.
         kinds: For each state an `InitialState`, or `None` for the initial state of the
             cell: zeros, unless the cell has a custom `get_initial_state()`. A kind with
             `all_states` stands in the place of each of its states.
@@ -267,7 +269,9 @@ class OwnedStates:
                 )
 
     def build(self, context: Any = None, at_once: bool = False) -> None:
-        """Builds the kinds that are not built. Those that need a context wait for one.
+        """Builds the kinds that are not built.
+
+        The kinds that need a context, or the size of a ConvLSTM's space, wait for it.
 
         Args:
             context: `KerasTensor`s in the structure of the context, or `None`.
@@ -275,14 +279,22 @@ class OwnedStates:
                 that can only be built by an eager call are left to the next call.
                 Defaults to `False`.
         """
+        for state, kind in zip(self.layout.states, self.kinds, strict=True):
+            if kind is not None and not kind.built:
+                try:
+                    kind.check(state.shape)
+                except ValueError as error:
+                    raise _for_states([state], error) from error
         for kind, indices in self.groups:
             if kind is None or (kind.takes_context and context is None):
+                continue
+            shapes = [self.layout.states[index].shape_for(kind) for index in indices]
+            if any(None in shape for shape in shapes):
                 continue
             specs = _without_time_axis(context) if kind.over_time else context
             if kind.built and not at_once:
                 continue
             if not kind.built:
-                shapes = [self.layout.states[index].shape for index in indices]
                 of_context = []
                 if kind.takes_context:
                     of_context = [
@@ -368,8 +380,9 @@ class OwnedStates:
                 )
                 if by_timestep is not None:
                     computed = by_timestep if kind.all_states else [by_timestep]
-                    for index, state in zip(indices, computed, strict=True):
-                        states[index] = state
+                    for index, tensor in zip(indices, computed, strict=True):
+                        state = self.layout.states[index]
+                        states[index] = state.over_space(tensor, axes=2)
         return states
 
     def _call_kind(
@@ -382,19 +395,20 @@ class OwnedStates:
     ) -> list[Any]:
         kwargs = {"context": context} if kind.takes_context else {}
         computed = kind.call(batch_size, training=training, **kwargs)
-        states = list(computed) if kind.all_states else [computed]
-        if not kind.takes_context:
-            return states
-        of_layout = [self.layout.states[index] for index in indices]
-        return [
-            with_shape(
-                tensor,
-                (batch_size, *state.shape),
-                "Argument `context` must have one row for each sequence of the batch, "
-                f"so that {state.name} is {shape_text((None, *state.shape))}.",
-            )
-            for tensor, state in zip(states, of_layout, strict=True)
-        ]
+        tensors = list(computed) if kind.all_states else [computed]
+        states = [self.layout.states[index] for index in indices]
+        for position, state in enumerate(states):
+            tensor = tensors[position]
+            if kind.takes_context:
+                shape = state.shape if len(tensor.shape) > 2 else (state.units,)
+                tensor = with_shape(
+                    tensor,
+                    (batch_size, *shape),
+                    "Argument `context` must have one row for each sequence of the "
+                    f"batch, so that {state.name} is {shape_text((None, *shape))}.",
+                )
+            tensors[position] = state.over_space(tensor)
+        return tensors
 
     def preview(self, index: int, batch_size: int) -> Any:
         """Returns the initial state that state `index` of a stream shows when fresh."""
@@ -402,9 +416,10 @@ class OwnedStates:
         if kind is None:
             return self.states_of_cell(batch_size)[index]
         preview = kind.preview(batch_size)
-        if not kind.all_states:
-            return preview
-        return preview[next(g for k, g in self.groups if k is kind).index(index)]
+        if kind.all_states:
+            indices = next(indices for other, indices in self.groups if other is kind)
+            preview = preview[indices.index(index)]
+        return self.layout.states[index].over_space(preview)
 
     def assign(
         self, states: Sequence[Any], dtype: str, reduction: str | None = None
@@ -412,8 +427,8 @@ class OwnedStates:
         """Overwrites the owned values.
 
         Args:
-            states: For each state an array `(units,)`, with a `reduction` also
-                `(batch, units)`, or `None`.
+            states: For each state an array of the shape of its owned value, with a
+                `reduction` also with a batch before this shape, or `None`.
             dtype: The dtype in which the arrays must be finite.
             reduction: `"mean"`, to assign the mean over a batch; or `None`.
 

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_init_lstm._checks import described, finite_array, one_of
-from keras_init_lstm._types import LayerArguments, Numbers
+from keras_init_lstm._types import LayerArguments, Numbers, Shape
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.base import (
     InitialState,
@@ -18,6 +18,7 @@ from keras_init_lstm.initial_states.base import (
     check_numbers,
     refuse_number,
     serialized,
+    set_per_position,
     tile,
 )
 
@@ -33,7 +34,7 @@ _TRUNCATED_STDDEV = math.sqrt(
     1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
 )
 
-# Each draws `(batch, units)` values with mean 0 and standard deviation 1.
+# Each draws values with mean 0 and standard deviation 1.
 _STANDARD_DRAWS = {
     "normal": keras.random.normal,
     "truncated_normal": lambda *args, **kwargs: (
@@ -67,10 +68,10 @@ class Sampled(InitialState):
     states as a regulariser.
 
     Args:
-        mean: Number or array of shape `(units,)`. Defaults to `0.0`.
-        stddev: Non-negative number or array of shape `(units,)`, the standard
-            deviation. Defaults to `0.1`: the hidden state of an LSTM lies between -1
-            and 1.
+        mean: Number or array of shape `(units,)`. For a ConvLSTM, also an array of
+            the shape of the state. Defaults to `0.0`.
+        stddev: Non-negative number or array as `mean`, the standard deviation. Defaults
+            to `0.1`: the hidden state of an LSTM lies between -1 and 1.
         distribution: One of `"normal"`, `"truncated_normal"` (a normal
             distribution cut at two of its standard deviations, and scaled to the
             standard deviation `stddev`) and `"uniform"`. Defaults to `"normal"`.
@@ -86,13 +87,19 @@ class Sampled(InitialState):
             `tf.distribute.Strategy` draw independently, and so do the processes of
             `torch.distributed`, such as with `DistributedDataParallel`. Defaults to
             `None`.
+        per_position: Boolean, for the layers InitStateConvLSTM1D, 2D and 3D. If
+            `False`, one value for each filter is drawn and broadcast over the space; if
+            `True`, `mean` and `stddev` have the shape of the state,
+            `(rows, cols, filters)`, and a value is drawn for each filter at each
+            position. An array of that shape sets it. Defaults to `False`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:
         ValueError: If `mean` or `stddev` is not a number or an array, or is not
             finite, if `stddev` is negative, or if `distribution`, `learned`,
             `at_inference` or `seed` is not one of the values above. When it is passed
-            to a layer, if the shape of `mean` or `stddev` does not fit the units.
+            to a layer, if the shape of `mean` or `stddev` does not fit the state, or if
+            `per_position` is `True` and the layer is not a ConvLSTM.
 
     Example:
     >>> layer = keras_init_lstm.InitStateLSTM(
@@ -105,7 +112,7 @@ class Sampled(InitialState):
     """
 
     mean: keras.Variable
-    _set_once = frozenset({"learned", "seed"})
+    _set_once = frozenset({"learned", "seed", "per_position"})
 
     def __init__(
         self,
@@ -115,6 +122,7 @@ class Sampled(InitialState):
         learned: Learned = False,
         at_inference: Literal["mean", "sample"] = "mean",
         seed: int | None = None,
+        per_position: bool = False,
         **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
@@ -135,6 +143,7 @@ class Sampled(InitialState):
         self.learned = learned
         self.at_inference = at_inference
         self.seed = seed
+        set_per_position(self, per_position, self._mean, self._stddev)
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_number(self, name, value)
@@ -151,11 +160,11 @@ class Sampled(InitialState):
         copied.at_inference = self.at_inference
         return copied
 
-    def check(self, units: int) -> None:
-        check_numbers(self, "mean", self._mean, units)
-        check_numbers(self, "stddev", self._stddev, units)
+    def check(self, state_shape: Shape) -> None:
+        check_numbers(self, "mean", self._mean, state_shape)
+        check_numbers(self, "stddev", self._stddev, state_shape)
 
-    def build(self, state_shape: tuple[int]) -> None:
+    def build(self, state_shape: tuple[int, ...]) -> None:
         super().build(state_shape)
         self.mean = self.value = add_variable(
             self, "mean", self._mean, trainable=self.learned in (True, "mean")
@@ -188,7 +197,7 @@ class Sampled(InitialState):
             f"The sampled initial state {self.name}", "it would be drawn again"
         )
         noise = _STANDARD_DRAWS[self.distribution](
-            (batch_size, self.units),
+            (batch_size, *self.state_shape),
             dtype=self.variable_dtype,
             seed=self.seed_generator,
         )
@@ -204,7 +213,7 @@ class Sampled(InitialState):
         if not (training or self.at_inference == "sample"):
             return None
         draws = self.call(batch_size * timesteps, training)
-        return ops.reshape(draws, (batch_size, timesteps, self.units))
+        return ops.reshape(draws, (batch_size, timesteps, *self.state_shape))
 
     # Keras does not save the seed generator of a layer. Without it, a resumed run would
     # not draw the same numbers as an uninterrupted run.
@@ -229,4 +238,5 @@ class Sampled(InitialState):
             "learned": self.learned,
             "at_inference": self.at_inference,
             "seed": self.seed,
+            "per_position": self.per_position,
         }

@@ -12,6 +12,7 @@ from keras_init_lstm._types import (
     LayerArguments,
     Numbers,
     Regularizer,
+    Shape,
 )
 from keras_init_lstm.initial_states.base import (
     OwnedValue,
@@ -19,6 +20,7 @@ from keras_init_lstm.initial_states.base import (
     check_numbers,
     numbers_or_initializer,
     serialized,
+    set_per_position,
 )
 
 if TYPE_CHECKING:
@@ -36,15 +38,22 @@ class Trainable(OwnedValue):
 
     Args:
         initializer: Keras initializer (an instance or its name), number, or array
-            of shape `(units,)`, for the value before training. Defaults to `"zeros"`.
+            of shape `(units,)`, for the value before training. For a ConvLSTM, also an
+            array of the shape of the state. Defaults to `"zeros"`.
         regularizer: Keras regularizer of the value. Defaults to `None`.
         constraint: Keras constraint of the value. Defaults to `None`.
+        per_position: Boolean, for the layers InitStateConvLSTM1D, 2D and 3D. If
+            `False`, one value for each filter is learned and broadcast over the space;
+            if `True`, one value for each filter at each position, so that `value` has
+            the shape of the state, `(rows, cols, filters)`. An array of that shape sets
+            it. Defaults to `False`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:
         ValueError: If `initializer` is none of these, or is not finite; if Keras does
             not know `regularizer` or `constraint`. When it is passed to a layer, if the
-            shape of `initializer` does not fit the units.
+            shape of `initializer` does not fit the state, or if `per_position` is
+            `True` and the layer is not a ConvLSTM.
 
     Example:
     >>> trainable = keras_init_lstm.Trainable(regularizer="l2")
@@ -59,17 +68,19 @@ class Trainable(OwnedValue):
         initializer: Numbers | Initializer = "zeros",
         regularizer: Regularizer = None,
         constraint: Constraint = None,
+        per_position: bool = False,
         **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(**kwargs)
         self._argument = numbers_or_initializer(initializer, "initializer")
         self.regularizer = keras.regularizers.get(regularizer)
         self.constraint = keras.constraints.get(constraint)
+        set_per_position(self, per_position, self._argument)
 
-    def check(self, units: int) -> None:
-        check_numbers(self, "initializer", self._argument, units)
+    def check(self, state_shape: Shape) -> None:
+        check_numbers(self, "initializer", self._argument, state_shape)
 
-    def build(self, state_shape: tuple[int]) -> None:
+    def build(self, state_shape: tuple[int, ...]) -> None:
         super().build(state_shape)
         self.value = add_variable(
             self,
@@ -85,4 +96,5 @@ class Trainable(OwnedValue):
             "initializer": serialized(self._argument),
             "regularizer": keras.regularizers.serialize(self.regularizer),
             "constraint": keras.constraints.serialize(self.constraint),
+            "per_position": self.per_position,
         }

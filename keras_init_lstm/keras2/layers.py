@@ -8,6 +8,11 @@ from keras import ops
 
 from keras_init_lstm._keras import mask_of
 from keras_init_lstm.adoption import add_counterpart
+from keras_init_lstm.layers.conv_lstm import (
+    InitStateConvLSTM1D,
+    InitStateConvLSTM2D,
+    InitStateConvLSTM3D,
+)
 from keras_init_lstm.layers.gru import InitStateGRU
 from keras_init_lstm.layers.lstm import InitStateLSTM
 from keras_init_lstm.layers.rnn import InitStateRNN
@@ -137,7 +142,10 @@ RECURRENT_AS_IN_KERAS2 = {
     )
 }
 # The layers of this package by which `with_initial_state()` replaces them.
-for _cls in (InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN):
+for _cls in (
+    *(InitStateGRU, InitStateLSTM, InitStateRNN, InitStateSimpleRNN),
+    *(InitStateConvLSTM1D, InitStateConvLSTM2D, InitStateConvLSTM3D),
+):
     add_counterpart(
         RECURRENT_AS_IN_KERAS2[_cls.keras_layer.__name__],
         _masked_as_in_keras2(_cls, _HandsMaskOn, f"{PACKAGE}.keras2"),

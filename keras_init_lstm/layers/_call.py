@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_init_lstm._checks import described, shape_of
+from keras_init_lstm._types import Shape
 from keras_init_lstm.loops.call import InPlaceOfMask
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ class TakesContext(keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
+    def _build_owned(
+        self, context: Any = None, at_once: bool = False, shape: Shape | None = None
+    ) -> None:
         """Builds the owned states that are not built yet.
 
         Args:
@@ -67,6 +70,7 @@ class TakesContext(keras.layers.Layer):
             at_once: Whether every layer inside the states must be built now, as in a
                 Functional model. If not, some may be left to the call that follows.
                 Defaults to `False`.
+            shape: The shape of the sequences, for a ConvLSTM. Defaults to `None`.
         """
         raise NotImplementedError
 
@@ -150,7 +154,7 @@ class TakesContext(keras.layers.Layer):
         # Build the owned states before the layer, whose `build()` gets only the shapes
         # of the context, and no dtypes. Do it when the layer is built too: an earlier
         # call with explicit states and no context has built no encoder.
-        self._build_owned(specs, at_once=symbolic)
+        self._build_owned(specs, symbolic, tuple(sequences.shape))
         if not self.built:
             shapes = keras.tree.map_structure(lambda spec: tuple(spec.shape), specs)
             self.build(tuple(sequences.shape), context_shape=shapes)

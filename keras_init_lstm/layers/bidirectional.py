@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 
 from keras_init_lstm._checks import described
-from keras_init_lstm._types import LayerArguments
+from keras_init_lstm._types import LayerArguments, Shape
 from keras_init_lstm.layers._call import TakesContext, unwrapped
 from keras_init_lstm.layers.rnn import InitStateRNN
 from keras_init_lstm.loops.call import InPlaceOfMask
@@ -90,7 +90,7 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
         """Returns the two layers, each with its half of the states given at a call."""
         if states is None:
             return [(self.forward_layer, None), (self.backward_layer, None)]
-        half = len(self.forward_layer.state_size)
+        half = len(self.forward_layer._layout.state_size)
         if not isinstance(states, (list, tuple)) or len(states) != 2 * half:
             names = ", ".join(self.forward_layer.state_names)
             raise ValueError(
@@ -127,10 +127,12 @@ class InitStateBidirectional(TakesContext, keras.layers.Bidirectional):
                 reads_stream,
             )
 
-    def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
+    def _build_owned(
+        self, context: Any = None, at_once: bool = False, shape: Shape | None = None
+    ) -> None:
         with keras.name_scope(self.name):
             for direction, _ in self._directions(None):
-                direction._build_owned(context, at_once)
+                direction._build_owned(context, at_once, shape)
 
     def build(
         self,

@@ -22,7 +22,7 @@ from keras_init_lstm._copies import (
     specs_of_shapes,
 )
 from keras_init_lstm._keras import forget_layer
-from keras_init_lstm._types import Numbers, RNNArguments
+from keras_init_lstm._types import Numbers, RNNArguments, Shape
 from keras_init_lstm.backend import backend
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.layout import StateLayout
@@ -223,7 +223,6 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             for kind, _ in self._owned.groups:
                 if kind is not None:
                     forget_layer(self, kind)
-        self._layout = layout
         self._owned: OwnedStates = OwnedStates(layout, kinds, self._states_of_cell)
         self._stream = Stream(self._owned)
         # Set them as the attributes `h0`, `c0` too: Keras and TensorFlow name the
@@ -292,13 +291,30 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         return taken_over(cls, layer, initial_state, **kwargs)
 
     @property
+    def _layout(self) -> StateLayout:
+        return self._owned.layout
+
+    def _layout_for(self, sequences_shape: Shape) -> StateLayout:
+        """Returns the layout with the shapes of the states for these sequences.
+
+        Raises:
+            ValueError: If the shapes do not follow from the sequences.
+        """
+        if self.built:
+            return self._layout
+        rank = getattr(self.input_spec, "ndim", None)
+        if rank not in (None, len(sequences_shape)):
+            return self._layout  # Keras raises the error for another rank.
+        return StateLayout.of(self, sequences_shape)
+
+    @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the states: of an LSTM `("h0", "c0")`."""
         return self._layout.names
 
     @property
     def state_units(self) -> tuple[int, ...]:
-        """The sizes of the states, in the order of `state_names`."""
+        """The units (or filters) of the states, in the order of `state_names`."""
         return tuple(state.units for state in self._layout.states)
 
     @property
@@ -325,6 +341,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         self._check_batch_size(sequences_shape)
         # Build the owned states before anything else changes: an encoder may raise an
         # error for the context.
+        self._owned.layout = self._layout_for(sequences_shape)
         has_context = context_shape is not None
         self._owned.build(specs_of_shapes(context_shape) if has_context else None)
         if self.stateful and not self._stream.has_begun:
@@ -351,8 +368,12 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
             )
         self._stream.check_batch_size(shape[0])
 
-    def _build_owned(self, context: Any = None, at_once: bool = False) -> None:
+    def _build_owned(
+        self, context: Any = None, at_once: bool = False, shape: Shape | None = None
+    ) -> None:
         with build_lock, keras.name_scope(self.name):
+            if shape is not None:
+                self._owned.layout = self._layout_for(shape)
             self._owned.build(context, at_once)
 
     def _check_call(
@@ -371,7 +392,8 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         if shape and not self.built:
             self._check_batch_size(shape)
         batch_size, timesteps = (*shape, None, None)[:2]
-        explicit: Any = self._layout.tensors(initial_state, batch_size)
+        layout = self._layout_for(shape) if shape else self._layout
+        explicit: Any = layout.tensors(initial_state, batch_size)
         if self.stateful and reads_stream:
             self._stream.check_batch_size(batch_size)
         if reset_mask is not None:
@@ -576,10 +598,20 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
     def _stream_of(self, batch_size: int) -> Stream:
         """Returns the stream; creates its states if it has none yet."""
         if not self._stream.has_begun:
+            self._check_knows_shapes()
             self._build_owned()
             with keras.name_scope(self.name):
                 self._create_stream(batch_size)
         return self._stream
+
+    def _check_knows_shapes(self) -> None:
+        """Raises a `ValueError` if the layer must be built to know its states."""
+        if None in keras.tree.flatten([s.shape for s in StateLayout.of(self).states]):
+            raise ValueError(
+                f"The size of the space of {self.name} (of class "
+                f"{type(self).__name__}) is not known before the layer is built: call "
+                "it, or its model, once before"
+            )
 
     def _continue_from(self, states: Any) -> None:
         """Copies the carried states of another layer."""
@@ -614,6 +646,7 @@ class InitStateRNN(TakesContext, keras.layers.RNN):
         """
         check_batch_size(batch_size)
         context = lists_as_arrays(context)
+        self._check_knows_shapes()
         self._owned.check_context(context, batch_size, None, None, self.name)
         self._build_owned(specs_of(context))
         states = self._owned.for_batch(

@@ -11,6 +11,9 @@ from hypothesis import assume, given
 from backends import tf
 from keras_init_lstm import (
     InitStateBidirectional,
+    InitStateConvLSTM1D,
+    InitStateConvLSTM2D,
+    InitStateConvLSTM3D,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
@@ -60,6 +63,9 @@ class TestSignature:
             InitStateSimpleRNN,
             InitStateRNN,
             InitStateBidirectional,
+            InitStateConvLSTM1D,
+            InitStateConvLSTM2D,
+            InitStateConvLSTM3D,
         ],
     )
     def test_extends_the_signature_of_keras(self, cls):
@@ -69,7 +75,7 @@ class TestSignature:
         ours = {}
         if cls is not InitStateBidirectional:
             ours["initial_state"] = None
-        if cls not in (InitStateBidirectional, InitStateRNN):
+        if hasattr(cls, "use_fused"):
             ours["use_fused"] = "auto"
         assert [(p.name, p.default, p.kind) for p in got] == [
             *((p.name, p.default, p.kind) for p in want),
@@ -77,11 +83,14 @@ class TestSignature:
         ]
         assert kwargs.kind is inspect.Parameter.VAR_KEYWORD
 
-    @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    @pytest.mark.parametrize(
+        "cls", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN, InitStateConvLSTM2D]
+    )
     def test_every_argument_is_used(self, cls):
         keras_cls = getattr(keras.layers, cls.__name__.removeprefix("InitState"))
         other = {
             bool: lambda value: not value,
+            int: lambda value: value,
             float: lambda _: 0.25,
             str: lambda _: "ones",
             type(None): lambda _: None,
@@ -89,7 +98,7 @@ class TestSignature:
         given = {
             name: other[type(parameter.default)](parameter.default)
             for name, parameter in inspect.signature(keras_cls).parameters.items()
-            if name not in ("units", "kwargs", "stateful")
+            if name not in ("units", "filters", "kernel_size", "kwargs", "stateful")
         }
         for name in given:
             if "activation" in name:
@@ -100,6 +109,9 @@ class TestSignature:
                 given[name] = "non_neg"
         given |= {"seed": 7}
         given |= {"use_cudnn": False} if "use_cudnn" in given else {}
+        if "strides" in given:
+            given |= {"kernel_size": 2, "strides": 2, "padding": "same"}
+            given |= {"data_format": "channels_first"}
         layer = cls(3, **given, initial_state="trainable", name="layer")
         want = keras_cls(3, **given, name="layer").get_config()
         got = layer.get_config()

@@ -9,6 +9,8 @@ from keras_init_lstm import (
     Fixed,
     InitialState,
     InitStateBidirectional,
+    InitStateConvLSTM1D,
+    InitStateConvLSTM2D,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
@@ -42,6 +44,7 @@ kinds = [
     Sampled(learned=True, at_inference="sample", trainable=False),
     Trainable(),
     Trainable("ones"),
+    Trainable(np.ones((5, 4, 3)), per_position=True),
     Trainable(keras.initializers.RandomNormal(), regularizer="l2", dtype="float32"),
     Conditional(keras.layers.Embedding(500, 64)),
     Ones(),
@@ -58,6 +61,10 @@ others = [
     InitStateGRU(64, initial_state="sampled", reset_after=False),
     InitStateSimpleRNN(64, initial_state=kinds[0]),
     InitStateRNN(keras.layers.GRUCell(64), initial_state="fixed"),
+    InitStateConvLSTM2D(8, (3, 5), padding="same", initial_state=np.ones((5, 4, 3))),
+    InitStateConvLSTM1D(
+        8, 3, strides=2, initial_state=[Trainable(), None], unroll=True
+    ),
     InitStateRNN(
         [keras.layers.LSTMCell(4), keras.layers.GRUCell(3)],
         return_sequences=True,

@@ -5,6 +5,7 @@ import keras
 from keras_init_lstm import (
     Conditional,
     Fixed,
+    InitStateConvLSTM3D,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
@@ -32,6 +33,7 @@ InitStateLSTM(64, return_sequence=True)  # error
 InitStateGRU(64, use_fused="yes")  # error
 InitStateSimpleRNN(64, recurrent_activation="tanh")  # error
 InitStateRNN(keras.layers.GRUCell(4), inital_state="trainable")  # error
+InitStateConvLSTM3D(4, 3, padding="full", initial_state="trainable")  # error
 layer = InitStateLSTM(64, initial_state="trainable")
 layer.assign_initial_state()  # error
 layer.assign_initial_state([None, None], reduction="sum")  # error
