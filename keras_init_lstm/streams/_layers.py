@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -46,6 +47,9 @@ class InitialStates(keras.layers.Layer):
 
     Args:
         layer: The recurrent layer, of which only the initial states are built.
+        sequences_shape: The shape of its input sequences, if its cell must be built to
+            know the shapes of the states. Defaults to `None`.
+        **kwargs: Base layer arguments.
 
     Call arguments:
         rows: Any tensor `(batch, ...)`.
@@ -58,9 +62,17 @@ class InitialStates(keras.layers.Layer):
     [(2, 4), (2, 4)]
     """
 
-    def __init__(self, layer: keras.layers.RNN, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        layer: keras.layers.RNN,
+        sequences_shape: Sequence[int | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
+        self.sequences_shape = sequences_shape and tuple(sequences_shape)
+        if sequences_shape is not None:
+            layer.build(self.sequences_shape)
 
     def __call__(self, rows: Any, context: Any = None, **kwargs: Any) -> Any:
         if context is not None:
@@ -79,7 +91,8 @@ class InitialStates(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         layer = keras.saving.serialize_keras_object(self.layer)
-        return {**super().get_config(), "layer": layer}
+        shape = self.sequences_shape and list(self.sequences_shape)
+        return {**super().get_config(), "layer": layer, "sequences_shape": shape}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_init_lstm._copies import inner_layers, inputs_and_outputs
-from keras_init_lstm._keras import run_through
+from keras_init_lstm._keras import is_conv_lstm_cell, run_through
 from keras_init_lstm.adoption import counterpart_of
 from keras_init_lstm.initial_states.layout import StateLayout
 from keras_init_lstm.layers._from_keras import (
@@ -172,7 +172,7 @@ class StepBuilder:
         mask = self._mask_of(sequences)
         if mask is not None and "initial_state" not in given:
             given = {"mask": mask, **given}
-        given = self._arguments_of_step(layer, states, given)
+        given = self._arguments_of_step(layer, sequences, states, given)
         outputs, *new_states = keras.tree.flatten(new_layer(sequences, **given))
         hand_over_weights(layer, new_layer)
         self.layers.append(layer)
@@ -187,12 +187,13 @@ class StepBuilder:
         return unbuilt(layer, return_state=True, name=self._unique(layer.name))
 
     def _arguments_of_step(
-        self, layer: Any, states: list[Any], given: dict[str, Any]
+        self, layer: Any, sequences: Any, states: list[Any], given: dict[str, Any]
     ) -> dict[str, Any]:
         """Returns the arguments with which the copy of a recurrent layer is called.
 
         Args:
             layer: The layer.
+            sequences: Its input sequences.
             states: The inputs for its states.
             given: The arguments with which the model calls the layer.
         """
@@ -214,7 +215,7 @@ class StepBuilder:
             for leaf in keras.tree.flatten(context)
         )
 
-    def _starts(self, layer: Any, given: dict[str, Any]) -> list[Any]:
+    def _starts(self, layer: Any, sequences: Any, given: dict[str, Any]) -> list[Any]:
         """Returns the initial states of a layer, given or owned, from the sources."""
         layout, context = StateLayout.of(layer), given.get("context")
         states = layout.unpack(given.get("initial_state"), "initial_state")
@@ -227,7 +228,10 @@ class StepBuilder:
             )
         if any(state is None for state in states):
             name = self._unique(f"{layer.name}_initial_states")
-            owner = InitialStates(unbuilt(layer), name=name)
+            # The states of a ConvLSTM have the space of its input.
+            is_conv = is_conv_lstm_cell(layer.cell)
+            shape = sequences.shape if is_conv else None
+            owner = InitialStates(unbuilt(layer), shape, name=name)
             arguments = {} if context is None else {"context": context}
             owned = keras.tree.flatten(owner(self._sources[0], **arguments))
             hand_over_initial_states(layer, owner.layer)
@@ -283,7 +287,7 @@ class ResettableStepBuilder(StepBuilder):
         return unbuilt(layer, cls, return_state=True, name=name)
 
     def _arguments_of_step(
-        self, layer: Any, states: list[Any], given: dict[str, Any]
+        self, layer: Any, sequences: Any, states: list[Any], given: dict[str, Any]
     ) -> dict[str, Any]:
         if "initial_state" not in given:
             reset_mask = given.get("reset_mask")
@@ -295,7 +299,9 @@ class ResettableStepBuilder(StepBuilder):
             }
         started = [
             ops.where(_like_rows(self._reset_mask, state), start, state)
-            for start, state in zip(self._starts(layer, given), states, strict=True)
+            for start, state in zip(
+                self._starts(layer, sequences, given), states, strict=True
+            )
         ]
         return {
             **self._without_starts(given),

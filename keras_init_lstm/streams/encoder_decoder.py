@@ -202,9 +202,11 @@ class _Splitter(StepBuilder):
         return unbuilt(layer, return_state=True, name=name, **arguments)
 
     def _arguments_of_step(
-        self, layer: Any, states: list[Any], given: dict[str, Any]
+        self, layer: Any, sequences: Any, states: list[Any], given: dict[str, Any]
     ) -> dict[str, Any]:
-        for state, tensor in zip(states, self._starts(layer, given), strict=True):
+        for state, tensor in zip(
+            states, self._starts(layer, sequences, given), strict=True
+        ):
             self._initial_states.append(_named(tensor, state.name))
         arguments = self._without_starts(given)
         arguments = keras.tree.map_structure(self._in_step, arguments)

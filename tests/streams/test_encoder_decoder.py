@@ -54,6 +54,10 @@ def encoded(encoder):
     return keras.tree.flatten(encoder.predict_on_batch(given))
 
 
+def loaded(folder, model):
+    return keras.saving.load_model(folder / f"{model.name}.keras")
+
+
 def step_by_step(encoder, decoder, lengths):
     """The joined outputs of a decoder for chunks of the target."""
     given, parts = encoded(encoder), []
@@ -240,11 +244,10 @@ class TestAsEncoderAndDecoder:
         assert [tensor.name for tensor in decoder.inputs][:1] == ["target"]
         for lengths in ([1] * TIMESTEPS, [TIMESTEPS]):
             assert_same(step_by_step(encoder, decoder, lengths), want, CLOSE)
-        loaded = []
         for half in (encoder, decoder):
             half.save(tmp_path / f"{half.name}.keras")
-            loaded.append(keras.saving.load_model(tmp_path / f"{half.name}.keras"))
-        assert_same(step_by_step(*loaded, [2, 4]), want, CLOSE)
+        halves = [loaded(tmp_path, half) for half in (encoder, decoder)]
+        assert_same(step_by_step(*halves, [2, 4]), want, CLOSE)
         assert_same(whole(model), want)
 
     @pytest.mark.parametrize("name", MODELS)
@@ -331,6 +334,28 @@ class TestAsEncoderAndDecoder:
         for chunk in chunks(ARRAYS["target"], 2, 1, 3):
             outputs, *given = decoder.predict_on_batch([chunk, *given])
         assert_same(outputs, whole(model), CLOSE)
+
+    def test_decoders_of_images(self, tmp_path):
+        images = keras.Input((None, FEATURES, 1), name="source")
+        target = keras.Input((None, FEATURES, 1), name="target")
+        options = {"padding": "same", "return_sequences": True}
+        encoder = layers.ConvLSTM1D(2, 3, padding="same", return_state=True)
+        _, h, c = encoder(images)
+        decoded = layers.ConvLSTM1D(2, 3, **options)(target, initial_state=[h, c])
+        model = keras.Model(
+            [images, target], layers.ConvLSTM1D(1, 3, **options)(decoded)
+        )
+        past, future = (ARRAYS[name][..., None] for name in ("source", "target"))
+        want = with_weights(model)([past, future])
+        halves = as_encoder_and_decoder(model)
+        for half in halves:
+            half.save(tmp_path / f"{half.name}.keras")
+        for encoder, decoder in (halves, [loaded(tmp_path, half) for half in halves]):
+            given, outputs = encoder.predict_on_batch(past), []
+            for chunk in chunks(future, 1, 2, 3):
+                output, *given = decoder.predict_on_batch([chunk, *given])
+                outputs.append(output)
+            assert_same(np.concatenate(outputs, 1), want, CLOSE)
 
     def test_masked_targets(self):
         source = keras.Input((None, FEATURES), name="source")
