@@ -17,6 +17,10 @@ __all__ = ["check", "may_be_exported", "run", "substitute", "why_slower"]
 
 # With fewer, the loop is too small a part of a step for its compilation to pay.
 _FEWEST_TIMESTEPS = 8
+# In a graph for any number of timesteps, XLA takes 0.8 s for each length that it meets.
+# From this number of units on, training steps are fast enough to make up for it after
+# some 300 steps.
+_FEWEST_UNITS_FOR_ANY_LENGTH = 256
 
 
 @functools.cache
@@ -56,11 +60,15 @@ def check(call: Call) -> None:
 def why_slower(call: Call) -> str | None:
     """Why Keras's loop is to be preferred, or `None`."""
     _, timesteps, features = call.sequences.shape
-    if (timesteps or 0) < _FEWEST_TIMESTEPS:
-        return "few or an unknown number of timesteps"
+    units = call.recurrent_kernel.shape[0]
+    if timesteps is None:
+        if not call.training or units < _FEWEST_UNITS_FOR_ANY_LENGTH:
+            return "an unknown number of timesteps"
+    elif timesteps < _FEWEST_TIMESTEPS:
+        return "few timesteps"
     if call.sequences.dtype not in (tf.float32, tf.float64):
         return "16-bit floating point"
-    if not has_room_for(_cell_of(call), features, call.recurrent_kernel.shape[0]):
+    if not has_room_for(_cell_of(call), features, units):
         return "ever more sizes of layers"
     return None
 
@@ -89,7 +97,7 @@ def run(call: Call) -> tuple[Any, tf.Tensor, list[tf.Tensor]]:
         All outputs `(batch, timesteps, units)`, or `None` if they are not wanted; the
         last output `(batch, units)`; and the list of the last states.
     """
-    timesteps = call.sequences.shape[1]
+    timesteps = _timesteps(call)
     results = run_loop(_cell_of(call), _with_few_lengths(call))
     states = results[-len(call.states) :]
     outputs = results[0][:, :timesteps] if call.wants_outputs else None
@@ -120,17 +128,25 @@ def _watchers() -> tuple[Callable[..., Any], ...] | None:
     return should_invoke_op_callbacks, pack_tangents
 
 
-def _with_few_lengths(call: Call) -> Call:
-    """Pads an eager batch with masked timesteps, so that XLA compiles for few lengths.
-
-    A graph is not padded: each length is traced anyway, and only once.
-    """
+def _timesteps(call: Call) -> Any:
+    """Returns the number of timesteps, a tensor if it is not known."""
     timesteps = call.sequences.shape[1]
-    missing = 0 if tf.inside_function() else rounded_up(timesteps) - timesteps
-    if not missing:
+    return tf.shape(call.sequences)[1] if timesteps is None else timesteps
+
+
+def _with_few_lengths(call: Call) -> Call:
+    """Pads a batch with masked timesteps, so that XLA compiles for few lengths.
+
+    A graph for one length is not padded: each length is traced anyway, and only once.
+    """
+    timesteps = _timesteps(call)
+    if isinstance(timesteps, int) and (
+        tf.inside_function() or timesteps == rounded_up(timesteps)
+    ):
         return call
+    missing = rounded_up(timesteps) - timesteps
     if call.mask is None:
-        call = call.replace(mask=tf.ones(call.sequences.shape[:2], "bool"))
+        call = call.replace(mask=tf.ones(tf.shape(call.sequences)[:2], "bool"))
 
     def pad(tensor: tf.Tensor) -> tf.Tensor:
         return tf.pad(tensor, [[0, 0], [0, missing], [0, 0]][: tensor.shape.rank])

@@ -232,7 +232,7 @@ def test_arguments_that_keras_omits_are_in_the_configuration(cls):
 def test_units_may_be_a_numpy_integer():
     layer = InitStateLSTM(np.int64(UNITS), initial_state="trainable")
     ones = np.ones((BATCH, UNITS), "float32")
-    layer.assign_initial_state([ones, None])
+    layer.assign_initial_state([ones[0], None])
     assert_same(layer(X), layer(X, initial_state=[ones, None]))
     with pytest.raises(ValueError, match=rf"\({BATCH}, {UNITS}\)"):
         layer(X, initial_state=[np.ones((BATCH, UNITS + 1)), None])

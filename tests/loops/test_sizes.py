@@ -12,7 +12,7 @@ from backends import tf
 from keras_init_lstm import InitStateGRU, InitStateLSTM, InitStateSimpleRNN
 from keras_init_lstm.loops import tensorflow, tensorflow_loop
 from loop_cases import TIMESTEPS, batch, gradients_by_weights_and_inputs
-from models import FEATURES, UNITS
+from models import FEATURES, UNITS, normal
 from oracles import assert_same, reference_of
 
 pytestmark = pytest.mark.tensorflow
@@ -120,6 +120,41 @@ class TestCompilations:
         rounded = [8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]
         assert sorted(set(lengths)) == rounded
         assert len(lengths) == 57
+
+    @pytest.mark.parametrize("has_mask", [False, True])
+    def test_few_lengths_are_compiled_in_a_graph_for_any_length(
+        self, has_mask, monkeypatch
+    ):
+        lengths, run_loop = set(), tensorflow_loop.run_loop
+
+        def recorded(cell, call):
+            timesteps = tf.shape(call.sequences)[1]
+            tf.numpy_function(lambda n: lengths.add(int(n)) or n, [timesteps], tf.int32)
+            return run_loop(cell, call)
+
+        monkeypatch.setattr(tensorflow, "run_loop", recorded)
+        layer = InitStateLSTM(UNITS, use_fused=True, return_sequences=True)
+        layer.build((None, None, FEATURES))
+        specs = [
+            tf.TensorSpec((None, None, FEATURES)),
+            tf.TensorSpec((None, None), "bool"),
+        ]
+
+        def step_of(each):
+            return tf.function(
+                lambda x, mask: gradients_by_weights_and_inputs(
+                    each, x, mask=mask if has_mask else None, training=True
+                ),
+                input_signature=specs,
+            )
+
+        ours = step_of(layer)
+        keras_s = step_of(reference_of(layer, return_sequences=True))
+        for timesteps in (1, 8, 9, 11, 13, 14, 17):
+            x = batch(timesteps=timesteps)
+            mask = normal(*x.shape[:2]) > -0.5
+            assert_same(ours(x, mask), keras_s(x, mask), tolerance=1e-5)
+        assert lengths == {1, 8, 10, 12, 14, 20}
 
     def test_after_any_calls(self, taken):
         layers = [InitStateLSTM(UNITS, initial_state=0.5) for _ in range(2)]

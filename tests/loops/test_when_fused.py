@@ -110,6 +110,22 @@ class TestWhenItRuns:
 
 @pytest.mark.tensorflow
 class TestWhenItRunsInTensorFlow:
+    @pytest.mark.parametrize(("units", "expected"), [(255, 0), (256, 1)])
+    def test_in_fit_on_any_lengths(self, taken, units, expected):
+        model = keras.Sequential([keras.Input((None, FEATURES)), InitStateLSTM(units)])
+        model.compile("sgd", "mse")
+
+        def data():
+            for timesteps in (9, 10):
+                yield batch(timesteps=timesteps), np.zeros((4, units), "float32")
+
+        specs = tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None, units))
+        batches = tf.data.Dataset.from_generator(data, output_signature=specs)
+        model.fit(batches, verbose=0)
+        assert len(taken) == expected
+        model.evaluate(batches, verbose=0)
+        assert len(taken) == expected
+
     @pytest.mark.parametrize("use_fused", ["auto", True])
     def test_in_several_steps_per_execution(self, taken, use_fused):
         x, y, found = batch(9), normal(9, UNITS), []
