@@ -43,9 +43,10 @@ hammer: .venv/ready
 	HAMMER=full $(BIN)/pytest -n0 -q -s tests/integration/test_hammered.py
 
 # What takes long, and what a change of the package seldom breaks.
-REST := notebooks tests/benchmarks tests/integration tests/callbacks/test_backup.py \
-  tests/loops/test_derivatives.py tests/loops/test_precision.py \
-  tests/loops/test_second_derivatives.py tests/test_documents.py
+REST := notebooks tests/benchmarks tests/integration tests/keras2 \
+  tests/callbacks/test_backup.py tests/loops/test_derivatives.py \
+  tests/loops/test_precision.py tests/loops/test_second_derivatives.py \
+  tests/test_documents.py tests/test_plots.py
 
 # What a change of the package can break on TensorFlow, in some minutes.
 test: .venv/ready

@@ -87,6 +87,10 @@ FLOAT64 = pytest.param(
 )
 
 
+# For `compile()`: XLA takes seconds for each model, and is the subject of few tests.
+WITHOUT_XLA = {"jit_compile": False} if BACKEND == "tensorflow" else {}
+
+
 def compiled(call, **options):
     """A `tf.function` on TensorFlow; the call itself on other backends."""
     return tf.function(call, **options) if tf else call

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from backends import WITHOUT_XLA
 from keras_init_lstm import (
     Conditional,
     Fixed,
@@ -50,7 +51,7 @@ class TestTrainOnlyInitialState:
             + [w.path.split("/", 1)[1] for w in second_dense(model).weights]
         )
         values = model.get_weights()
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", **WITHOUT_XLA)
         data = [X, normal(BATCH, 3)], [np.ones((BATCH, UNITS)), np.ones((BATCH, 1))]
         model.fit(*data, verbose=0)
         moved = [
@@ -63,7 +64,7 @@ class TestTrainOnlyInitialState:
         assert set(moved) == {w.path for w in model.trainable_weights}
         undo()
         assert [weight.trainable for weight in model.weights] == before
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", **WITHOUT_XLA)
         model.fit(*data, verbose=0)
 
     def test_a_with_block_restores_the_model_also_after_an_error(self):

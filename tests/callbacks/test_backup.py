@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from backends import BACKEND, in_a_fresh_process, tf
+from backends import BACKEND, WITHOUT_XLA, in_a_fresh_process, tf
 from keras_init_lstm import InitStateLSTM, Sampled
 from keras_init_lstm._keras import epoch_of_data
 from keras_init_lstm.callbacks import ExactBackupAndRestore, _backup_file
@@ -33,8 +33,6 @@ asked_for = pytest.mark.skipif(
 )
 X = normal(BATCHES * BATCH, TIMESTEPS, FEATURES)
 Y = normal(BATCHES * BATCH, 1)
-# XLA would take longer to compile than the tests take to train.
-FAST = {"jit_compile": False} if BACKEND == "tensorflow" else {}
 
 
 def model_of(layer=None, rate=0.5, **compile_arguments):
@@ -45,7 +43,9 @@ def model_of(layer=None, rate=0.5, **compile_arguments):
     inputs = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
     dropout, dense = layers.Dropout(rate), layers.Dense(1)
     model = keras.Sequential([inputs, layer, dropout, dense])
-    model.compile("adam", "mse", metrics=["mae"], **{**FAST, **compile_arguments})
+    model.compile(
+        "adam", "mse", metrics=["mae"], **{**WITHOUT_XLA, **compile_arguments}
+    )
     return model
 
 
@@ -305,7 +305,7 @@ class TestLeavesNothingBehind:
         with pytest.raises(KeyboardInterrupt):  # The next batch would only be read.
             self.fit(model, backup(), Interrupt(1, 0))
         if way == "compiled again":
-            model.compile("adam", "mse", **FAST)
+            model.compile("adam", "mse", **WITHOUT_XLA)
         before = int(model.optimizer.iterations.numpy())
         if way == "train_on_batch":
             for _ in range(BATCHES):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from backends import FUSES, compiled, tf
+from backends import FUSES, WITHOUT_XLA, compiled, tf
 from keras_init_lstm import (
     Conditional,
     Fixed,
@@ -210,9 +210,7 @@ class TestGradientsOfFit:
         noise = noise_of.get_initial_state(case.batch, training=True, **context)
         reference = HandedItsStates(case.reference(layer), layer, flat(noise))
         owned = [weight for entry in layer.initial_state for weight in entry.weights]
-        # XLA takes long for a training step. `test_precision.py` trains with it.
-        compiled_mode = {"jit_compile": False} if tf else {}
-        mode = data.draw(st.sampled_from([{"run_eagerly": True}, compiled_mode]))
+        mode = data.draw(st.sampled_from([{"run_eagerly": True}, WITHOUT_XLA]))
         got = gradients_of_fit(case, layer, layer.cell.weights + owned, **mode)
         weights = reference.rnn.weights + keras.tree.flatten(reference.owned)
         want = gradients_of_fit(case, reference, weights, **mode)

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import keras_init_lstm
 import models
-from backends import BACKEND, compiled, tf
+from backends import BACKEND, WITHOUT_XLA, compiled, tf
 from keras_init_lstm import (
     Conditional,
     Fixed,
@@ -577,7 +577,7 @@ class TestResetStates:
     @pytest.mark.parametrize("run", ["fit", "evaluate", "predict"])
     def test_with_the_callback_every_run_equals_the_first(self, run):
         model = nested_model()
-        model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
+        model.compile(keras.optimizers.SGD(0.0), "mse", **WITHOUT_XLA)
         x, y = normal(4 * BATCH, TIMESTEPS, FEATURES), np.zeros((4 * BATCH, UNITS))
         data = (x,) if run == "predict" else (x, y)
         options = {"batch_size": BATCH, "verbose": 0}
@@ -600,7 +600,7 @@ class TestResetStates:
     def test_validation_in_fit_and_the_epoch_after_it_are_reset(self):
         model = nested_model()
         model.layers[-1].rate = 0.0
-        model.compile(loss="mse", optimizer=keras.optimizers.SGD(0.0))
+        model.compile(keras.optimizers.SGD(0.0), "mse", **WITHOUT_XLA)
         x, y = normal(2 * BATCH, TIMESTEPS, FEATURES), np.zeros((2 * BATCH, UNITS))
         history = model.fit(
             x,
@@ -658,7 +658,7 @@ class TestFit:
     def model(self, layer, loss="mse"):
         shape = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
         model = keras.Sequential([shape, layer])
-        model.compile(keras.optimizers.SGD(0.0), loss)
+        model.compile(keras.optimizers.SGD(0.0), loss, **WITHOUT_XLA)
         return model
 
     def run(self, model, how, x=x, callbacks=()):
@@ -678,7 +678,7 @@ class TestFit:
             # Use the first timestep as the context: the model has one input.
             x = keras.Input((TIMESTEPS, FEATURES), batch_size=BATCH)
             model = keras.Model(x, layer(x, context=x[:, 0]))
-            model.compile(keras.optimizers.SGD(0.0), "mse")
+            model.compile(keras.optimizers.SGD(0.0), "mse", **WITHOUT_XLA)
             contexts = [{"context": x[:, 0]} for x in np.split(self.x, 3)]
         else:
             model, contexts = self.model(layer), [{}] * 3
@@ -770,7 +770,7 @@ class TestFit:
             stateful=True,
         )
         model = keras.Sequential([keras.Input((1, 1), batch_size=1), layer])
-        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.compile(keras.optimizers.SGD(0.0), "mse", **WITHOUT_XLA)
         model.fit(Digits(workers=workers), shuffle=False, verbose=0)
         assert layer.states[0].numpy().item() == 1234  # 0, 1, 2, 3, 4
 
