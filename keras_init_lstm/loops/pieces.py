@@ -71,10 +71,12 @@ def split(mask: Any, reset_mask: Any, cost: float) -> Pieces:
     read -= (read - is_read)[begins][piece]
     lengths = read[np.append(begins[1:], batch * timesteps) - 1]
     order = np.arange(len(begins))
-    groups = [(len(order), max(1, lengths.max()))]
-    shorter_groups = _groups_of_similar_length(lengths)
-    if _cost(shorter_groups, cost) < _cost(groups, cost):
-        groups, order = shorter_groups, np.argsort(lengths, kind="stable")
+    groups = [(len(order), max(1, int(lengths.max())))]
+    padding = len(order) * groups[0][1] - int(lengths.sum())
+    if padding * cost > _PER_CALL:
+        shorter_groups = _groups_of_similar_length(lengths)
+        if _cost(shorter_groups, cost) < _cost(groups, cost):
+            groups, order = shorter_groups, np.argsort(lengths, kind="stable")
     # For each piece, its position in `order`; the index of its first timestep, and the
     # distance to its next one, among the timesteps of all groups.
     position, first, stride = (np.empty_like(order) for _ in range(3))
