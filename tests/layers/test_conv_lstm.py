@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from keras import layers
 
 import keras_init_lstm
-from backends import BACKEND, in_a_fresh_process
+from backends import BACKEND, in_a_fresh_process, tf
+from exports import on_onnx
 from keras_init_lstm import (
     Conditional,
     Fixed,
@@ -614,6 +615,30 @@ class TestFiles:
             layer = InitStateConvLSTM2D.from_config(layer.get_config())
             layer(X)
             assert layer.h0.value.shape == STATE
+
+
+@pytest.mark.tensorflow
+class TestExport:
+    def test_a_saved_model(self, tmp_path):
+        model = model_of(return_sequences=False)
+        model.export(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(tmp_path / "model")
+        assert_same(loaded.serve(X), model(X), 1e-5)
+
+    def test_onnx_with_states_as_inputs(self, tmp_path):
+        model = model_of()
+        stream, states = with_states_as_inputs(model, BATCH)
+        # A file that takes chunks of one length.
+        shapes = [(BATCH, 2, *X.shape[2:]), *(state.shape for state in states)]
+        signature = [keras.InputSpec("float32", shape) for shape in shapes]
+        path = str(tmp_path / "stream.onnx")
+        arguments = {"input_signature": [signature], "verbose": False}
+        stream.export(path, format="onnx", **arguments)
+        run, found = on_onnx(path), []
+        for chunk in (X[:, :2], X[:, 2:]):
+            outputs, *states = run(chunk, *states)
+            found.append(outputs)
+        assert_same(np.concatenate(found, 1), model(X), 1e-5)
 
 
 class TestAdoption:
