@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.demo.writer import CLASS_INPUT, CONDITIONAL, KINDS, SIDE, ZEROS
+from benchmarks.demo.writer import CONDITIONAL, DIGIT_INPUT, KINDS, SIDE, ZEROS
 from benchmarks.intervals import differences, interval, significant_sign
 
 
@@ -86,7 +86,7 @@ def findings(totals):
         for sign, sentence in sentences.items()
         if kinds[sign]
     ]
-    gap = totals[CLASS_INPUT] - totals[CONDITIONAL]
+    gap = totals[DIGIT_INPUT] - totals[CONDITIONAL]
     mean, half = interval(gap)
     verdict = {-1: "better than", 1: "worse than", 0: "as well as"}
     lines.append(

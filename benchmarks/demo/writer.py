@@ -9,11 +9,11 @@ from sklearn.model_selection import train_test_split
 from benchmarks import initial_states
 from keras_init_lstm import Conditional, InitStateLSTM
 
-ZEROS, CONDITIONAL, CLASS_INPUT = "zeros", "conditional", "class input"
+ZEROS, CONDITIONAL, DIGIT_INPUT = "zeros", "conditional", "digit as input"
 KINDS = {
     **initial_states.KINDS,
     CONDITIONAL: "learned for each digit: Conditional(Embedding(10, units))",
-    CLASS_INPUT: "zeros, and the digit as an input at every row",
+    DIGIT_INPUT: "zeros, and the digit as an input at every row",
 }
 
 CLASSES = 10
@@ -86,7 +86,7 @@ class Writer(keras.Model):
         left = ops.pad(images, [(0, 0), (0, 0), (1, 0)])[:, :, :-1]
         # The other kinds read zeros instead of the class: the weights of all kinds then
         # have the same shapes and the same initial values.
-        one_hot = ops.one_hot(classes, CLASSES) * (self.kind == CLASS_INPUT)
+        one_hot = ops.one_hot(classes, CLASSES) * (self.kind == DIGIT_INPUT)
         repeated = ops.repeat(one_hot[:, None], SIDE, axis=1)
         context = classes if self.kind == CONDITIONAL and states is None else None
         outputs = self.lstm(

@@ -29,7 +29,7 @@ from benchmarks.intervals import differences, interval
 pytestmark = pytest.mark.xdist_group("demo")
 
 SIZES = {"units": 6, "epochs": 1}
-SOME = ("zeros", "sampled", "conditional", "class input")
+SOME = ("zeros", "sampled", "conditional", "digit as input")
 IMAGES = np.random.default_rng(0).integers(0, 17, (5, 8, 8))
 CLASSES = np.array([3, 1, 4, 1, 9])
 
@@ -139,7 +139,7 @@ def width_of(png):
 
 def test_picture(run, tmp_path):
     assert width_of(run.output.read_bytes()) == 1600
-    # All kinds have a style, and one seed has no intervals.
+    # One seed has no intervals.
     losses = {kind: np.ones((1, 8)) for kind in KINDS}
     drawn, walks = np.zeros((6, 10, 8, 8)), {(3, 8): np.zeros((10, 8, 8))}
     save_picture(tmp_path / "a.png", losses, drawn, walks)
@@ -159,7 +159,7 @@ def log_likelihood(writer, image, number):
         h, c = (
             np.array(s.encoder.embeddings)[number] for s in writer.lstm.initial_state
         )
-    if writer.kind == "class input":
+    if writer.kind == "digit as input":
         one_hot[number] = 1
     above, logs = np.zeros(8), np.empty((8, 8, 17))
     layers = writer.from_above, writer.from_left, writer.logits
@@ -183,7 +183,7 @@ def log_likelihood(writer, image, number):
     return logs
 
 
-@pytest.mark.parametrize("kind", ["zeros", "conditional", "class input"])
+@pytest.mark.parametrize("kind", ["zeros", "conditional", "digit as input"])
 def test_loss_by_row_in_numpy(kind):
     writer = random_writer(kind)
     expected = []
@@ -278,10 +278,10 @@ def test_verdict_on_the_class_as_an_input(shift, verdict):
         "zeros": np.full(3, 80.0),
         "trainable": 80 + around,
         "conditional": np.full(3, 75.0),
-        "class input": 75 + shift + around,
+        "digit as input": 75 + shift + around,
     }
     lower, same, ending = findings(totals).splitlines()
-    assert lower == "Loss lower than with zeros: conditional, class input."
+    assert lower == "Loss lower than with zeros: conditional, digit as input."
     assert same == "No significant difference to zeros: trainable."
     assert f"does {verdict} conditional" in ending
     assert f"loss {shift:+.2f} \u00b1 0.43" in ending
