@@ -35,7 +35,8 @@ class StreamStore:
     that come and go, and new data for a few of them at a time. A store knows each
     stream by its ID, and a batch may have any IDs in any order. A call advances each of
     these streams by one chunk. The outputs of a stream do not depend on the other
-    streams. Several threads may call a store: the calls run one after another.
+    streams, to float rounding; see `batch_size`. Several threads may call a store: the
+    calls run one after another.
 
     A store is also a mapping from IDs to states: `store["pump 7"]` reads the states of
     a stream, `store["pump 7"] = states` sets them, and `del store["pump 7"]` forgets
@@ -49,6 +50,12 @@ class StreamStore:
             new and reset streams start from the initial states computed from them.
         max_streams: Positive integer, the largest number of streams: beyond it, the
             least recently used streams are forgotten. Defaults to `None`, no limit.
+        batch_size: Positive integer, the number of rows of each batch that the model
+            reads: a call with more IDs makes several batches, and the last one is
+            padded. A kernel may round a row differently in another batch size, or in
+            another place of the batch. With `batch_size=1`, each stream is alone, so
+            its outputs are bit-identical whichever streams share a call. Defaults to
+            `None`: the number of IDs, rounded up.
 
     Call arguments:
         ids: List of different integers or strings, one for each row; or a single one.
@@ -65,10 +72,11 @@ class StreamStore:
 
     Raises:
         ValueError: If `model` is not as above, or can't be a stream (see
-            `with_states_as_inputs()`); or if `max_streams` is not a positive integer.
-            At a call, if `ids` are not different integers or strings, or are more than
-            `max_streams`; or if `x` and `context` do not fit the inputs of the model,
-            with one row for each ID. All streams are then unchanged.
+            `with_states_as_inputs()`); or if `max_streams` or `batch_size` is not a
+            positive integer. At a call, if `ids` are not different integers or strings,
+            or are more than `max_streams`; or if `x` and `context` do not fit the
+            inputs of the model, with one row for each ID. All streams are then
+            unchanged.
 
     Example:
     >>> lstm = keras_init_lstm.InitStateLSTM(4, initial_state="trainable")
@@ -85,14 +93,21 @@ class StreamStore:
     ['pump 1', 'pump 7', 'pump 8']
     """
 
-    def __init__(self, model: keras.Model, max_streams: int | None = None) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        max_streams: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         check_positive_integer(max_streams, "max_streams", or_none=True)
+        check_positive_integer(batch_size, "batch_size", or_none=True)
         self._step_model = make_step_model(model, has_reset_mask=True)
         inputs = self._step_model.model.inputs
         count = len(self._step_model.copied.inputs)
         # The reset mask is the input between them.
         self._given, self._states = inputs[:count], inputs[count + 1 :]
         self.max_streams = max_streams
+        self.batch_size = batch_size
         self._lock = threading.RLock()
         self._table = StreamTable(
             [
@@ -334,17 +349,15 @@ class StreamStore:
 
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         count = len(inputs[0])
-        # A processor computes the last rows of a batch with other instructions if they
-        # do not fill a vector, and rounds differently. Round the batch size up, because
-        # a stream must not depend on the other streams of its batch.
-        size = -(-count // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
-        if backend.compiles_each_shape:
-            size = 1 << (size - 1).bit_length()
-        # `np.resize()` repeats the rows.
-        inputs = [np.resize(array, (size, *array.shape[1:])) for array in inputs]
-        model = self._step_model.model
-        outputs = keras.tree.flatten(model.predict_on_batch(inputs))
-        return [output[:count] for output in outputs]
+        size = self.batch_size or _rounded_up(count)
+        model, batches = self._step_model.model, []
+        for first in range(0, count, size):
+            rows = slice(first, min(first + size, count))
+            # `np.resize()` repeats the rows.
+            batch = [np.resize(x[rows], (size, *x.shape[1:])) for x in inputs]
+            outputs = keras.tree.flatten(model.predict_on_batch(batch))
+            batches.append([output[: rows.stop - first] for output in outputs])
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def _write(
         self, ids: list[Id], states: list[np.ndarray], fresh: Any = False
@@ -352,3 +365,12 @@ class StreamStore:
         self._table.write(ids, states, fresh)
         if self.max_streams is not None:
             self._table.keep_last_used(self.max_streams)
+
+
+def _rounded_up(count: int) -> int:
+    # A processor computes the last rows of a batch with other instructions if they do
+    # not fill a vector, and rounds differently.
+    size = -(-count // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+    if backend.compiles_each_shape:
+        size = 1 << (size - 1).bit_length()
+    return size

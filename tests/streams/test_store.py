@@ -10,7 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from keras import layers
 
 from backends import BACKEND
-from keras_init_lstm import Conditional, InitStateGRU, InitStateLSTM
+from keras_init_lstm import (
+    Conditional,
+    InitStateGRU,
+    InitStateLSTM,
+    InitStateSimpleRNN,
+)
 from keras_init_lstm.streams import StreamStore, as_stateful, get_states, set_states
 from models import FEATURES, STREAM_KINDS, UNITS, layer_of, normal, with_weights
 from oracles import assert_same, flat, to_numpy
@@ -34,6 +39,34 @@ def with_context():
 
 ids_of = st.integers(0, 5).map(lambda k: k if k % 2 else f"stream {k}")
 several = st.lists(ids_of, min_size=1, max_size=3, unique=True)
+
+
+class TestNeighbours:
+    """The outputs of a stream do not depend on the other streams of its batches."""
+
+    @pytest.mark.parametrize("use_fused", ["auto", False])
+    @pytest.mark.parametrize("make", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    @pytest.mark.parametrize("batch_size", [1, 4, None])
+    def test_in_any_batches(self, make, use_fused, batch_size):
+        # A product of 33 units ends in a part of a vector.
+        layer = make(33, initial_state=0.5, use_fused=use_fused, return_sequences=True)
+        model = keras.Sequential([keras.Input((None, 5)), layer, layers.Dense(3)])
+        with_weights(model)
+        count, timesteps = 10, 8
+        x = normal(count, 2 * timesteps, 5)
+        alone = StreamStore(model, batch_size=batch_size)
+        together = StreamStore(model, batch_size=batch_size)
+        tolerance = 0 if batch_size == 1 else 1e-5
+        rng = np.random.default_rng(0)
+        for part in (slice(0, timesteps), slice(timesteps, None)):
+            want = np.stack([alone(row, x[row, part]) for row in range(count)])
+            rows = rng.permutation(count)
+            for some in (rows[:3], rows[3:4], rows[4:]):
+                got = together(some.tolist(), x[some, part])
+                assert_same(got, want[some], tolerance)
+        ids = list(range(count))
+        for name, states in alone[ids].items():
+            assert_same(together[ids][name], states, tolerance)
 
 
 class Interleaved(RuleBasedStateMachine):
@@ -390,11 +423,12 @@ class TestStreamStore:
         with pytest.raises(ValueError, match="at most max_streams=1"):
             StreamStore(model, 1)([1, 2], np.zeros((2, 1, 1)))
 
-    @pytest.mark.parametrize("max_streams", [0, -1, 1.5, True, "many"])
-    def test_an_invalid_number_of_streams(self, max_streams):
+    @pytest.mark.parametrize("argument", ["max_streams", "batch_size"])
+    @pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
+    def test_an_invalid_number(self, argument, value):
         model = keras.Sequential([keras.Input((None, 1)), InitStateLSTM(2)])
-        with pytest.raises(ValueError, match="`max_streams` must be a positive"):
-            StreamStore(model, max_streams)
+        with pytest.raises(ValueError, match=f"`{argument}` must be a positive"):
+            StreamStore(model, **{argument: value})
 
     def test_a_layer_without_a_counterpart(self):
         class Own(layers.LSTM):
