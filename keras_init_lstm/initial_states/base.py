@@ -310,20 +310,29 @@ def set_per_position(
 
 
 def check_numbers(
-    kind: InitialState, argument: str, value: np.ndarray | Callable, state_shape: Shape
+    kind: InitialState, state_shape: Shape, **values: np.ndarray | Callable
 ) -> None:
-    """Raises a `ValueError` if an array does not fit the state or the kind's dtype."""
+    """Raises a `ValueError` if an array does not fit the state or the kind's dtype.
+
+    Args:
+        kind: The object that has the values.
+        state_shape: The shape of the state.
+        **values: Arrays and initializers, by the argument that they were passed as.
+    """
     units = (state_shape[kind.units_axis],)
     has_space = state_shape != units
-    if isinstance(value, np.ndarray):
+    space = f", or of the shape of the state {state_shape}" if has_space else ""
+    for argument, value in values.items():
+        if not isinstance(value, np.ndarray):
+            continue
         if value.ndim and not any(fits(value.shape, s) for s in (units, state_shape)):
-            space = f", or of the shape of the state {state_shape}" if has_space else ""
             raise ValueError(
                 f"Argument `{argument}` of {type(kind).__name__} must be a number or "
                 f"an array of shape `(units,)` = {units}{space}. "
                 f"Received: an array of shape {value.shape}"
             )
         finite_array(value, argument, kind.compute_dtype)
+    # An array of two axes sets `per_position` too, so check the arrays first.
     if kind.per_position and not has_space:
         raise ValueError(
             f"Argument `per_position` of {type(kind).__name__} must be False for a "

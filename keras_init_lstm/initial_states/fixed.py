@@ -64,7 +64,7 @@ class Fixed(OwnedValue):
         set_per_position(self, per_position, self._argument)
 
     def check(self, state_shape: Shape) -> None:
-        check_numbers(self, "value", self._argument, state_shape)
+        check_numbers(self, state_shape, value=self._argument)
 
     def build(self, state_shape: tuple[int, ...]) -> None:
         super().build(state_shape)

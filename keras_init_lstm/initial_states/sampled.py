@@ -161,8 +161,7 @@ class Sampled(InitialState):
         return copied
 
     def check(self, state_shape: Shape) -> None:
-        check_numbers(self, "mean", self._mean, state_shape)
-        check_numbers(self, "stddev", self._stddev, state_shape)
+        check_numbers(self, state_shape, mean=self._mean, stddev=self._stddev)
 
     def build(self, state_shape: tuple[int, ...]) -> None:
         super().build(state_shape)

@@ -8,7 +8,7 @@ from backends import tf
 from keras_init_lstm import InitStateBidirectional, InitStateLSTM
 from keras_init_lstm.loops import tensorflow as fused
 from models import BATCH, FEATURES, KINDS, MAKERS, UNITS, normal, of_keras, ours
-from oracles import assert_same, tiled_states
+from oracles import assert_same, dense_of, tiled_states
 
 pytestmark = pytest.mark.tensorflow
 
@@ -92,7 +92,7 @@ def ids(variables):
 
 
 def inputs_for(kind):
-    return ["context"] if kind == "conditional" else []
+    return ["context"] if kind.startswith("conditional") else []
 
 
 def owned_sources(layer, index, training=False):
@@ -101,8 +101,10 @@ def owned_sources(layer, index, training=False):
     sources = set()
     if kind is not None:
         uses_all = training or not hasattr(kind, "stddev")
-        sources |= ids(kind.variables if uses_all else [kind.mean])
-        sources |= {"context"} if kind.takes_context else set()
+        if kind.takes_context:
+            sources |= {"context"} | ids(dense_of(layer, index).variables)
+        else:
+            sources |= ids(kind.variables if uses_all else [kind.mean])
     if layer.stateful:
         sources |= ids(layer.states[index].variables)
     return sources
