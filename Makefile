@@ -7,7 +7,7 @@ torch ?= torch==2.13.0
 FLOOR_PYTHON ?= $(shell sed -n 's/^requires-python = ">=\(.*\)"/python\1/p' pyproject.toml)
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: bench demo docs evidence fuzz hammer test test-all test-backends test-floor test-jax test-newest test-rest test-torch versions
+.PHONY: bench demo docs evidence fuzz hammer linkcheck test test-all test-backends test-floor test-jax test-newest test-rest test-torch versions
 .PHONY: .venv-newest/ready    # each time, as what is newest changes
 
 demo: .venv/ready
@@ -21,14 +21,15 @@ bench: .venv/ready .venv-jax/ready .venv-torch/ready
 
 bench-backend = python -m benchmarks.speed.backends --output benchmarks/results/backends.png
 
-# The API reference: build/docs/index.html.
+# The site: build/docs/index.html. A warning is an error.
 docs: .venv/ready
-	$(BIN)/pip install --quiet --editable '.[docs]'
-	TF_CPP_MIN_LOG_LEVEL=3 PDOC_ALLOW_EXEC=1 $(BIN)/python -c \
-	'from pathlib import Path; import pdoc; from pdoc import docstrings, render; \
-	render.configure(docformat="google"); \
-	docstrings.GOOGLE_LIST_SECTIONS.append("Call arguments"); \
-	pdoc.pdoc("keras_init_lstm", output_directory=Path("build/docs"))'
+	$(sphinx) . build/docs
+
+# The links to other sites, which needs the network.
+linkcheck: .venv/ready
+	$(sphinx) -b linkcheck . build/linkcheck
+
+sphinx = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs
 
 # When an initial state helps; continues where it was stopped. `--help` has the options.
 evidence: .venv/ready
@@ -81,7 +82,7 @@ test-floor test-newest: test-%: .venv-%/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[benchmarks,notebooks,test]'
+	$(BIN)/pip install --quiet --editable '.[benchmarks,docs,notebooks,test]'
 	touch $@
 
 .venv-jax/ready .venv-torch/ready: .venv-%/ready: pyproject.toml .venv-%/bin/python

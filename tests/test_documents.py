@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pathlib
 import re
 import subprocess
@@ -19,8 +20,8 @@ from oracles import to_numpy
 ROOT = pathlib.Path(__file__).parent.parent
 # Programs write the documents in this folder, which have no code.
 RESULTS = ROOT / "benchmarks" / "results"
-FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "docs"))]
-FOLDERS += [ROOT / "notebooks", RESULTS]
+FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "notebooks")), RESULTS]
+FOLDERS += [ROOT / "docs", *sorted((ROOT / "docs").glob("*/"))]
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
     for folder in FOLDERS
@@ -194,6 +195,30 @@ def test_links(name):
         if not path.exists() or not known:
             broken.append(link)
     assert not broken
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("myst_nb")
+    pytest.importorskip("furo")
+    command = ["-m", "sphinx", "-q", "-W", "-c", "docs", ".", tmp_path / "site"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first = (tmp_path / "site" / "index.html").read_text()
+    assert "docs/index.html" in first
+    pages = (tmp_path / "site" / "docs" / "index.html").read_text()
+    for name in WRITTEN:
+        page = os.path.relpath(ROOT / name, ROOT / "docs").removesuffix(".md")
+        assert page == "index" or f'href="{page}.html"' in pages, name
+    reference = (tmp_path / "site" / "docs" / "reference" / "api.html").read_text()
+    for name in PUBLIC:
+        assert f'id="{name}"' in reference, name
 
 
 def test_the_readme_is_short():

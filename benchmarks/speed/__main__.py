@@ -126,7 +126,7 @@ def main(argv=None, plan=None):
     data, document = (args.output.with_suffix(end) for end in (".json", ".md"))
     data.write_text(json.dumps(rounded(results), separators=(",", ":")) + "\n")
     document.write_text(
-        f"![The speedups]({args.output.name})\n\n```\n{top}\n\n{text}\n```\n"
+        f"# Speed\n\n![The speedups]({args.output.name})\n\n```\n{top}\n\n{text}\n```\n"
     )
     print(
         f"\nIt took {60 * results['minutes']:.0f} s. Wrote {args.output}, {document} "

@@ -158,6 +158,8 @@ def main(argv=None):
 def table(results):
     """The results as Markdown."""
     lines = [
+        "# Packed sequences and many streams",
+        "",
         ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
         "",
         "Of the arrays are filled: "

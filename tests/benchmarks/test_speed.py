@@ -106,7 +106,8 @@ def test_files(run):
     assert written == rounded(results)
     assert rounded({"a": (1.23456, 7, "b")}) == {"a": [1.235, 7, "b"]}
     document = output.with_suffix(".md").read_text()
-    assert document.startswith("![The speedups](picture.png)\n\n```\ncommand ")
+    picture = "![The speedups](picture.png)"
+    assert document.startswith(f"# Speed\n\n{picture}\n\n```\ncommand ")
     assert document.split("\n\n```\n")[1].removesuffix("\n```\n") in printed
     assert str(output) in printed
     assert written["command"].endswith(f"--shapes 2x3x4x5 --rounds 2 --output {output}")
