@@ -8,6 +8,7 @@ import keras
 from keras_init_lstm._checks import described, is_legacy
 from keras_init_lstm._copies import copy_layer, copy_with_inner, inner_layers
 from keras_init_lstm._keras import layers_within
+from keras_init_lstm.layers._owns_states import InitialStateArgument
 from keras_init_lstm.layers.conv_lstm import (
     InitStateConvLSTM1D,
     InitStateConvLSTM2D,
@@ -15,7 +16,7 @@ from keras_init_lstm.layers.conv_lstm import (
 )
 from keras_init_lstm.layers.gru import InitStateGRU
 from keras_init_lstm.layers.lstm import InitStateLSTM
-from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
+from keras_init_lstm.layers.rnn import InitStateRNN
 from keras_init_lstm.layers.simple_rnn import InitStateSimpleRNN
 
 _FAMILY: tuple[type[InitStateRNN], ...] = (

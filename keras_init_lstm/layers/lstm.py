@@ -17,7 +17,8 @@ from keras_init_lstm._types import (
 from keras_init_lstm.initial_states.base import InitialState
 from keras_init_lstm.initial_states.owned import refuse_initial_state
 from keras_init_lstm.layers._loop import UseCudnnAttribute, UseFusedAttribute
-from keras_init_lstm.layers.rnn import InitialStateArgument, InitStateRNN
+from keras_init_lstm.layers._owns_states import InitialStateArgument
+from keras_init_lstm.layers.rnn import InitStateRNN
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
