@@ -9,7 +9,7 @@ import pytest
 
 from keras_init_lstm.streams import as_encoder_and_decoder
 
-GUIDE = pathlib.Path(__file__).parent.parent / "docs" / "guide.md"
+HOW_TO = pathlib.Path(__file__).parent.parent / "docs" / "how-to"
 
 
 def on_onnx(path):
@@ -25,15 +25,16 @@ def on_openvino(path):
     return lambda *xs: list(compiled(xs).values())
 
 
-# A sequence-to-sequence model, decoded as in the guide.
+# A sequence-to-sequence model, decoded as in the document.
 
 VOCABULARY, BEGIN = 9, 1
 SOURCES = np.array([[5, 8, 4, 0, 0], [7, 3, 3, 8, 6]], "int32")
 
 
 def decode():
-    """The function of the guide."""
-    code = re.search(r"^def decode\(.*?^$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    """The function of the document."""
+    text = (HOW_TO / "sequence-to-sequence.md").read_text()
+    code = re.search(r"^def decode\(.*?^$", text, re.MULTILINE | re.DOTALL)
     scope = {"np": np, "BEGIN": BEGIN}
     exec(code[0], scope)
     return scope["decode"]

@@ -28,9 +28,16 @@ DOCUMENTS = {
     for path in sorted(folder.glob("*.md"))
 }
 WRITTEN = [name for name in DOCUMENTS if (ROOT / name).parent != RESULTS]
-README, GUIDE, MIGRATION = (
-    DOCUMENTS[name] for name in ("README.md", "docs/guide.md", "MIGRATION.md")
-)
+README, MIGRATION = (DOCUMENTS[name] for name in ("README.md", "MIGRATION.md"))
+HOW_TO = [name for name in WRITTEN if name.startswith("docs/how-to/")]
+# The documents whose code one process runs, as each process starts TensorFlow.
+WITH_CODE = [name for name in WRITTEN if "```python" in DOCUMENTS[name]]
+GROUPS = {
+    "how-to": [name for name in WITH_CODE if name in HOW_TO],
+    "docs": [name for name in WITH_CODE if name.startswith("docs/")],
+}
+GROUPS["docs"] = [name for name in GROUPS["docs"] if name not in HOW_TO]
+GROUPS.update({name: [name] for name in WITH_CODE if "/" not in name})
 # Functions that need a newer Keras than the oldest that `make versions` tests.
 SINCE = {"keras2.load_model": (3, 14), "OptimizerMap": (3, 15)}
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
@@ -51,6 +58,8 @@ PUBLIC = {
     for name in module.__all__
     if not isinstance(getattr(module, name), types.ModuleType)
 }
+# What a process prints before the output of each document.
+PAGE = "the page "
 EVERYTHING = "\n".join(
     f"from {module} import *" for module in {name.rpartition(".")[0] for name in PUBLIC}
 )
@@ -132,23 +141,28 @@ def test_the_wheel(wheel):
 
 
 @pytest.mark.tensorflow  # for the logs and the `tf.function` in it
-@pytest.mark.parametrize("name", [n for n in WRITTEN if python_of(DOCUMENTS[n])])
-def test_every_block_against_the_wheel(name, wheel, tmp_path):
-    code = [
-        block
-        for block in python_of(DOCUMENTS[name])
-        if all(what not in block or since <= KERAS for what, since in SINCE.items())
-    ]
-    script = "\n".join(
-        [
-            "import sys",
-            f"sys.path.insert(0, {str(wheel)!r})",
-            *code,
-            "import keras_init_lstm",
-            "print(keras_init_lstm.__file__)",
-        ]
-    )
-    # Run it in an empty folder, isolated from this checkout.
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_block_against_the_wheel(group, wheel, tmp_path):
+    pages = {
+        name: "\n".join(
+            block
+            for block in python_of(DOCUMENTS[name])
+            if all(what not in block or since <= KERAS for what, since in SINCE.items())
+        )
+        for name in GROUPS[group]
+    }
+    script = f"""
+import os, sys, tempfile
+sys.path.insert(0, {str(wheel)!r})
+import keras, keras_init_lstm
+for name, code in {pages!r}.items():
+    os.chdir(tempfile.mkdtemp(dir={str(tmp_path)!r}))
+    keras.utils.clear_session()
+    print({PAGE!r} + name)
+    exec(compile(code, name, "exec"), {{"__name__": "__main__"}})
+print({PAGE!r} + keras_init_lstm.__file__)
+"""
+    # Run each page in an empty folder, isolated from this checkout.
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],
         cwd=tmp_path,
@@ -157,11 +171,21 @@ def test_every_block_against_the_wheel(name, wheel, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[-1].startswith(str(wheel))
+    *printed, last = done.stdout.split(PAGE)[1:]
+    assert last.startswith(str(wheel))
     # Compare the outputs that comments after `print()` show.
-    said = re.findall(r"^print\(.*\)  # ([(\[].*|\w+/.*)$", "\n".join(code), re.M)
-    assert [line for line in said if line not in lines] == []
+    for (name, code), output in zip(pages.items(), printed, strict=True):
+        first, *lines = output.splitlines()
+        assert first == name
+        said = re.findall(r"^print\(.*\)  # ([(\[].*|\w+/.*)$", code, re.M)
+        assert [line for line in said if line not in lines] == [], name
+
+
+def test_a_group_runs_every_document_with_code():
+    named = [name for names in GROUPS.values() for name in names]
+    assert sorted(named) == sorted(
+        name for name in WRITTEN if python_of(DOCUMENTS[name])
+    )
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -173,10 +197,12 @@ def test_no_block_is_skipped(name):
 
 
 def test_documents_with_code():
-    at_least = {"README.md": 3, "docs/guide.md": 15, "MIGRATION.md": 5}
-    at_least["docs/code.md"] = 2
+    at_least = {"README.md": 3, "docs/code.md": 2, "MIGRATION.md": 5}
+    at_least.update(dict.fromkeys(HOW_TO, 1))
     for name, count in at_least.items():
         assert len(python_of(DOCUMENTS[name])) >= count, name
+    assert len(HOW_TO) >= 16
+    assert sum(len(python_of(DOCUMENTS[name])) for name in HOW_TO) >= 30
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -246,7 +272,7 @@ def test_every_example_of_the_migration(code):
     assert set(same) == {"context" not in code and "initial_state=[h" not in code}
 
 
-TROUBLES = GUIDE.partition("## Troubleshooting")[2]
+TROUBLES = DOCUMENTS["docs/reference/errors.md"]
 (PREPARED,) = python_of(TROUBLES)
 ERRORS = re.findall(r"^\| (`+)(.*?)\1 \| `(.*?)` \| .+ \|$", TROUBLES, re.MULTILINE)
 
@@ -261,7 +287,7 @@ def prepared(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("_", "says", "code"), ERRORS, ids=lambda value: value[:30])
-def test_every_error_under_troubleshooting(_, says, code, prepared, monkeypatch):
+def test_every_error_on_the_page_of_errors(_, says, code, prepared, monkeypatch):
     if "load_model" in code:  # as in a program that did not import the package
         known = keras.saving.get_custom_objects()
         for name in [name for name in known if name.startswith("keras_init_lstm>")]:
@@ -270,7 +296,7 @@ def test_every_error_under_troubleshooting(_, says, code, prepared, monkeypatch)
         eval(code, prepared)
 
 
-def test_every_error_is_under_troubleshooting():
+def test_every_error_has_its_row():
     rows = re.findall(r"^\| .*", TROUBLES, re.MULTILINE)
     assert len(ERRORS) == len(rows) - 1 == 11  # but for the heading
 
@@ -278,7 +304,7 @@ def test_every_error_is_under_troubleshooting():
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_named_test_exists(name):
     named = set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", DOCUMENTS[name]))
-    assert name != "docs/guide.md" or len(named) >= 10
+    assert name != "docs/reference/production.md" or len(named) >= 10
     for file, test in named:
         (path,) = (ROOT / "tests").rglob(file)
         text = path.read_text()
@@ -298,7 +324,8 @@ def test_every_named_command_exists(name):
 
 def test_the_documents_name_every_public_name():
     for name in (name.rpartition(".")[2] for name in PUBLIC):
-        assert re.search(rf"\b{name}\b", README + GUIDE + MIGRATION), name
+        pages = [README, MIGRATION, *(DOCUMENTS[page] for page in HOW_TO)]
+        assert any(re.search(rf"\b{name}\b", page) for page in pages), name
 
 
 def test_every_module_is_on_the_map():

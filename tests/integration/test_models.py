@@ -232,7 +232,7 @@ WALKS = {"tensorflow": by_tensorflow, "torch": by_torch, "jax": by_jax}
 
 
 class TestOptimizers:
-    """What the guide says of Keras's optimizers."""
+    """What the documents say of Keras's optimizers."""
 
     PATTERN = ".*/[hc]0/.*"
 
@@ -286,7 +286,7 @@ class TestOptimizers:
 
 
 class TestBurnIn:
-    """The way of the guide: a burn-in before `stop_gradient`."""
+    """The way of the documents: a burn-in before `stop_gradient`."""
 
     @pytest.mark.parametrize("given", [False, True])
     @pytest.mark.parametrize("cls", [InitStateLSTM, InitStateGRU])

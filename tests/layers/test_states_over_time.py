@@ -176,7 +176,7 @@ class TestStatesOverTime:
         assert_same(got, layer.states_over_time(X), 1e-6)
 
     def test_a_forecast_from_every_timestep(self):
-        """Backtesting, as in the guide."""
+        """Backtesting, as in the documents."""
         encoder = InitStateLSTM(UNITS, initial_state="trainable")
         decoder = InitStateLSTM(UNITS, return_sequences=True)
         future = normal(BATCH, TIMESTEPS, 2, 1)

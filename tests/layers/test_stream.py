@@ -751,7 +751,7 @@ class TestFit:
     def test_reads_a_pydataset_in_order(self, workers, request):
         if workers > 1 and BACKEND != "tensorflow":
             # Keras reads the first batch for the shapes, and then returns it after the
-            # batches that its workers have prepared. The guide says so.
+            # batches that its workers have prepared. The documents say so.
             request.applymarker(pytest.mark.xfail(strict=True, reason="a bug of Keras"))
 
         class Digits(keras.utils.PyDataset):

@@ -368,7 +368,7 @@ class TestActivationCheckpointing:
 
 
 class TestRematScope:
-    """The guide's table has these results of `keras.RematScope("full")`."""
+    """The table of the backends has these results of `keras.RematScope("full")`."""
 
     def model(self, layer=InitStateLSTM, **kwargs):
         with keras.RematScope("full"):
@@ -411,7 +411,7 @@ class TestRematScope:
 
     @pytest.mark.skipif(BACKEND == "jax", reason="of Keras, see above")
     def test_draws_dropout_masks_again_in_keras_too(self):
-        """The guide says this of Keras. The test fails if Keras changes."""
+        """The documents say this of Keras. The test fails if Keras changes."""
         gradients = []
         for mode in ("full", None):
             with keras.RematScope(mode):
