@@ -55,7 +55,7 @@ def plot_initial_state(
 
     The layer reads every sequence from the owned initial state, as at inference, even
     with `stateful=True`. It is left unchanged. The plot needs matplotlib:
-    `pip install keras_init_lstm[plot]`.
+    `pip install matplotlib`.
 
     Args:
         layer: A built layer of this package. Of a `Bidirectional`, pass the
@@ -103,13 +103,13 @@ def plot_initial_state(
     >>> figure = keras_init_lstm.plots.plot_initial_state(layer, x, context=digits)
     """
     _check_layer(layer)
-    names, title = layer.state_names, f"Where {layer.name} starts"
+    names, title = layer.state_names, f"Initial states of {layer.name}"
     context = lists_as_arrays(context)
     batch_size, timesteps = _rows_of(context), None
     if sequences is not None:
         sequences, mask = _checked_data(layer, sequences, mask)
         batch_size, timesteps = sequences.shape[:2]
-        title += f", and where it is after each of {mask.sum()} timesteps"
+        title += f", and its states after each of {mask.sum()} timesteps"
     layer._owned.check_context(context, batch_size, timesteps, None, layer.name)
     plane = int(sequences is not None)
     if axes is None:
@@ -272,7 +272,7 @@ def _new_axes(number: int, plane: int, title: str) -> Any:
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "plot_initial_state needs matplotlib: pip install keras_init_lstm[plot]"
+            "plot_initial_state needs matplotlib: pip install matplotlib"
         ) from error
     heights = [2.6] * number + [4.4] * plane
     figure, axes = plt.subplots(

@@ -112,6 +112,14 @@ def dense_of(layer, index):
     return entry.encoder.layers[1:][index - layer.initial_state.index(entry)]
 
 
+def owners_of(layer):
+    """For each state the object with its weights: its kind, or a `Dense` layer."""
+    return [
+        dense_of(layer, index) if kind is not None and kind.takes_context else kind
+        for index, kind in enumerate(layer.initial_state)
+    ]
+
+
 def encoded(dense, context):
     """The outputs of a `Dense` layer."""
     kernel, *bias = flat(dense.weights)
@@ -270,13 +278,11 @@ class HandedItsStates(keras.layers.Layer):
         self.rnn = rnn
         self.supports_masking = rnn.supports_masking  # It is False from Keras 3.16 on.
         self.takes_context = layer.takes_context
-        self.owned = [
-            [self._copy(weight) for weight in entry.weights]
-            for entry in layer.initial_state
-        ]
+        owners = owners_of(layer)
+        self.owned = [[self._copy(w) for w in owner.weights] for owner in owners]
         self.makers = [
-            self._maker(entry, drawn)
-            for entry, drawn in zip(layer.initial_state, noise, strict=True)
+            self._maker(owner, drawn)
+            for owner, drawn in zip(owners, noise, strict=True)
         ]
 
     def _copy(self, weight):
@@ -290,16 +296,15 @@ class HandedItsStates(keras.layers.Layer):
         return copied
 
     @staticmethod
-    def _maker(entry, noise):
+    def _maker(owner, noise):
         """A function that takes weights and a context, and returns a state."""
-        if entry.takes_context:
-            activation = entry.encoder.activation
-            return lambda context, kernel, bias=0.0: activation(
+        if isinstance(owner, keras.layers.Dense):
+            return lambda context, kernel, bias=0.0: owner.activation(
                 keras.ops.matmul(context, kernel) + bias
             )
-        if hasattr(entry, "stddev"):
+        if hasattr(owner, "stddev"):
             # The weights of a layer begin with the ones that are learned.
-            mean_at = [id(weight) for weight in entry.weights].index(id(entry.mean))
+            mean_at = [id(weight) for weight in owner.weights].index(id(owner.mean))
             return lambda _, *weights: weights[mean_at] + weights[1 - mean_at] * noise
         return lambda _, value: keras.ops.broadcast_to(value, noise.shape)
 

@@ -269,7 +269,7 @@ class TestPlot:
         assert drawn(figure.axes[1]) == {"initial state": {0: 1, 1: 2, 2: 3}}
         assert figure.axes[0].get_title("left") == "h0, Trainable: at zero"
         assert figure.axes[1].get_title("left") == "c0, Fixed: L2 norm 3.74"
-        assert figure.get_suptitle() == f"Where {layer.name} starts"
+        assert figure.get_suptitle() == f"Initial states of {layer.name}"
 
     def test_units_sorted_by_their_initial_state(self):
         sampled = Sampled([0.5, 0.0, -9.0, 0.0], [0.1, 0.2, 0.3, 0.4])
@@ -434,9 +434,7 @@ class TestPlot:
 
     def test_without_matplotlib(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(
-            ImportError, match=r"pip install keras_init_lstm\[plot\]"
-        ) as error:
+        with pytest.raises(ImportError, match=r"pip install matplotlib") as error:
             plot_initial_state(layer_with_weights(lstm()), X)
         assert isinstance(error.value.__cause__, ImportError)
 

@@ -129,7 +129,7 @@ def run_call(
         ]
         # If no fused loop can run, Keras's `call()` calls `run_loop()`.
         with contextlib.suppress(NotFusedError):
-            last_output, outputs, last_states = _run_fused(
+            last_output, outputs, last_states = run_fused(
                 layer,
                 sequences,
                 in_dtype,
@@ -183,7 +183,7 @@ def run_loop(
     use_fused = getattr(layer, "use_fused", False)
     if use_fused:
         try:
-            return _run_fused(
+            return run_fused(
                 layer, sequences, initial_state, mask, training, keras_loop
             )
         except NotFusedError as reason:
@@ -192,20 +192,32 @@ def run_loop(
     return _run_plain(layer, keras_loop, sequences, initial_state, mask, training)
 
 
-def _run_fused(
+def run_fused(
     layer: Any,
     sequences: Any,
     states: Sequence[Any],
     mask: Any,
     training: bool,
     keras_loop: Callable[..., Any],
-    wants_states: bool = True,
+    **wants: bool,
 ) -> tuple[Any, Any, list[Any]]:
+    """Runs the fused loop, with the interface of Keras's loop.
+
+    Args:
+        layer: This and the next five as in `run_loop()`.
+        sequences: As in `run_loop()`.
+        states: As in `run_loop()`.
+        mask: As in `run_loop()`.
+        training: As in `run_loop()`.
+        keras_loop: As in `run_loop()`.
+        **wants: `wants_states` and `wants_all_outputs` of `loops.inner_loop()`.
+
+    Raises:
+        NotFusedError: If it does not run.
+    """
     _check_inner_loop(layer, keras_loop)
     plain = functools.partial(_run_plain, layer, keras_loop)
-    return loops.inner_loop(
-        layer, sequences, states, mask, training, plain, wants_states
-    )
+    return loops.inner_loop(layer, sequences, states, mask, training, plain, **wants)
 
 
 def _run_plain(

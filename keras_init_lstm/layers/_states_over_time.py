@@ -1,5 +1,6 @@
 """All states of a recurrent layer after each timestep."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from keras import ops
 
 from keras_init_lstm._checks import described, shape_text, with_shape
 from keras_init_lstm._keras import dropout_masks, mask_of
+from keras_init_lstm.backend import NotFusedError
+from keras_init_lstm.layers._loop import run_fused
 from keras_init_lstm.layers._resets import loop_with_resets, with_resets
 from keras_init_lstm.loops.call import InPlaceOfMask
 
@@ -45,10 +48,19 @@ def states_over_time(
     context: Any,
     reset_mask: Any,
     training: bool,
+    keras_loop: Callable[..., Any],
 ) -> list[Any]:
     """Returns all states after each timestep, nested as the states of the layer's cell.
 
-    The arguments and the result are those of `InitStateRNN.states_over_time()`.
+    Args:
+        layer: A recurrent layer of this package.
+        sequences: This and the next five as in `InitStateRNN.states_over_time()`.
+        mask: As there.
+        initial_state: As there.
+        context: As there.
+        reset_mask: As there.
+        training: As there.
+        keras_loop: The `inner_loop()` of the layer's base class.
     """
     leaves = keras.tree.flatten((sequences, mask, initial_state, context, reset_mask))
     if any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
@@ -74,6 +86,19 @@ def states_over_time(
             )
         states = [ops.cast(state, layer.cell.compute_dtype) for state in states]
         in_place_of_mask = InPlaceOfMask.of(given)
+        if in_place_of_mask.mask is None and _may_be_fused(layer):
+            with contextlib.suppress(NotFusedError):
+                _, outputs, _ = run_fused(
+                    layer,
+                    sequences,
+                    states,
+                    given,
+                    training,
+                    keras_loop,
+                    wants_states=False,
+                    wants_all_outputs=True,
+                )
+                return [outputs]
         if in_place_of_mask.reset_mask is None:
             no_reset = ops.zeros(ops.shape(sequences)[:2], "bool")
             in_place_of_mask = InPlaceOfMask(given, no_reset, states)
@@ -92,6 +117,17 @@ def states_over_time(
     call = _Run(run, name=layer.name, dtype=layer.dtype_policy)
     call.input_spec = layer.input_spec
     return layer._layout.pack(call(sequences, initial_state, training=training))
+
+
+def _may_be_fused(layer: Any) -> bool:
+    """Whether a fused loop, if one runs, returns all states.
+
+    It does if the only state is the output, as in a GRU and in a SimpleRNN. The loops
+    draw their dropout masks otherwise.
+    """
+    drops = any(getattr(layer.cell, f"{kind}dropout", 0) for kind in ("", "recurrent_"))
+    has_one = len(layer.state_names) == 1
+    return bool(getattr(layer, "use_fused", False) and has_one and not drops)
 
 
 def _checked_mask(mask: Any, sequences: Any) -> Any:

@@ -382,8 +382,9 @@ class InitStateRNN(OwnsStates, keras.layers.RNN):
     ) -> list[Any]:
         """Returns all states after each timestep.
 
-        A call returns only the last states, and of all outputs only h. Here, Keras's
-        loop runs the cell, on any device and whatever `use_fused` is. The result is
+        A call returns only the last states, and of all outputs only h. Without a mask
+        and dropout, the fused loop runs a GRU and a SimpleRNN, whose only state is the
+        output. Else Keras's loop runs the cell, whatever `use_fused` is. The result is
         differentiable. A stateful layer neither reads nor changes its stream: the
         sequences start from the owned initial states, and the batch size may differ.
 
@@ -416,7 +417,14 @@ class InitStateRNN(OwnsStates, keras.layers.RNN):
         (2, 5, 4)
         """
         return states_over_time(
-            self, sequences, mask, initial_state, context, reset_mask, training
+            self,
+            sequences,
+            mask,
+            initial_state,
+            context,
+            reset_mask,
+            training,
+            super().inner_loop,
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def inner_loop(
     training: bool,
     plain: Callable[..., Any],
     wants_states: bool = True,
+    wants_all_outputs: bool = False,
 ) -> tuple[Any, Any, list[Any]]:
     """Runs the loop of the backend, with the interface of Keras's `inner_loop`.
 
@@ -77,6 +78,8 @@ def inner_loop(
         training: Python boolean.
         plain: Keras's own `inner_loop`, for a graph that may be exported.
         wants_states: Whether the caller uses the last states. Defaults to `True`.
+        wants_all_outputs: Whether the caller uses all outputs, even if the layer has
+            `return_sequences=False`. Defaults to `False`.
 
     Returns:
         The last output, all outputs, and the list of the last states; any list if they
@@ -88,9 +91,12 @@ def inner_loop(
     _check_possible(layer)
     call = _call(layer, sequences, initial_state, InPlaceOfMask.of(mask), training)
     call = call if wants_states else call.replace(wants_states=False)
+    call = call.replace(wants_outputs=True) if wants_all_outputs else call
     _check(layer, call)
     if not _may_be_exported(layer, call):
         return _run(layer, call)
+    if wants_all_outputs:
+        raise NotFusedError("all outputs, in what may be an export")
 
     def fused(
         sequences: Any, states: Sequence[Any], in_place_of_mask: InPlaceOfMask

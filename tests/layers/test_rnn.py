@@ -29,10 +29,10 @@ from oracles import (
     HandedItsStates,
     across_programs,
     assert_same,
-    dense_of,
     flat,
     gradients,
     nested,
+    owners_of,
     reference_of,
     scale_of,
     to_numpy,
@@ -209,7 +209,7 @@ class TestGradientsOfFit:
         context = {"context": case.context} if layer.takes_context else {}
         noise = noise_of.get_initial_state(case.batch, training=True, **context)
         reference = HandedItsStates(case.reference(layer), layer, flat(noise))
-        owned = [weight for entry in layer.initial_state for weight in entry.weights]
+        owned = [weight for owner in owners_of(layer) for weight in owner.weights]
         mode = data.draw(st.sampled_from([{"run_eagerly": True}, WITHOUT_XLA]))
         got = gradients_of_fit(case, layer, layer.cell.weights + owned, **mode)
         weights = reference.rnn.weights + keras.tree.flatten(reference.owned)
@@ -224,10 +224,7 @@ class TestGradientsOfTheTape:
         layer = case.layer()
         for entry in layer.initial_state:
             entry.set_weights([np.random.normal(size=w.shape) for w in entry.weights])
-        owners = [
-            dense_of(layer, index) if entry.takes_context else entry
-            for index, entry in enumerate(layer.initial_state)
-        ]
+        owners = owners_of(layer)
         reference = case.reference(layer)
         inputs = tf.constant(case.inputs, layer.compute_dtype)
         states = keras.tree.map_structure(

@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from backends import compiled
+from backends import FUSES, compiled
 from keras_init_lstm import (
     Conditional,
     InitStateGRU,
     InitStateLSTM,
     InitStateRNN,
+    InitStateSimpleRNN,
     Sampled,
 )
 from models import BATCH, CONTEXT, FEATURES, TIMESTEPS, UNITS, X, encoder, normal
@@ -168,6 +169,21 @@ class TestStatesOverTime:
         stateless = InitStateGRU.from_keras(layer, stateful=False, dtype=dtype)
         assert_same(got, stateless.states_over_time(more))
         assert keras.backend.standardize_dtype(got[0].dtype) == layer.compute_dtype
+
+    @pytest.mark.skipif(not FUSES, reason="a backend without a fused loop")
+    @pytest.mark.parametrize("has_mask", [False, True])
+    @pytest.mark.parametrize("make", [InitStateLSTM, InitStateGRU, InitStateSimpleRNN])
+    def test_the_fused_loop_runs_where_the_output_is_the_state(
+        self, make, has_mask, taken
+    ):
+        layer = make(UNITS, initial_state=0.5, use_fused=True, go_backwards=True)
+        mask = np.ones(X.shape[:2], bool) if has_mask else None
+        reset_mask = np.arange(TIMESTEPS) == [[1], [2], [4], [0]]
+        got = layer.states_over_time(X, mask=mask, reset_mask=reset_mask)
+        assert bool(taken) == (make is not InitStateLSTM and not has_mask)
+        layer.use_fused = False
+        want = layer.states_over_time(X, mask=mask, reset_mask=reset_mask)
+        assert_same(got, want, tolerance=1e-6)
 
     def test_in_a_compiled_function(self):
         layer = InitStateLSTM(UNITS, initial_state=Sampled(0.5, 0.1, seed=1))
