@@ -227,7 +227,7 @@ class TestPlot:
                 assert_same_cloud(found[what], project(states))
         assert found["shares"] == pytest.approx(100 * shares, abs=0.6)
         count = BATCH * TIMESTEPS if mask is None else mask.sum()
-        assert f"{layer.name} starts" in figure.get_suptitle()
+        assert f"Initial states of {layer.name}" in figure.get_suptitle()
         assert f"each of {count} timesteps" in figure.get_suptitle()
 
     def test_initial_states_outside_of_the_percentiles_are_orange(self):
