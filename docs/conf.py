@@ -13,6 +13,8 @@ project = "keras_init_lstm"
 html_title = project
 html_theme = "furo"
 html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_extra_path = ["site"]  # its `index.html` leads to `docs/index.html`
 
 root_doc = "docs/index"
