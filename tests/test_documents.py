@@ -243,7 +243,16 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         page = os.path.relpath(ROOT / name, ROOT / "docs").removesuffix(".md")
         assert page == "index" or f'href="{page}.html"' in pages, name
     reference = (tmp_path / "site" / "docs" / "reference" / "api.html").read_text()
-    for name in PUBLIC:
+    layer = keras_init_lstm.InitStateRNN
+    methods = [
+        f"keras_init_lstm.InitStateRNN.{name}"
+        for cls in layer.__mro__[: layer.__mro__.index(keras.layers.RNN)]
+        for name, value in vars(cls).items()
+        if isinstance(value, (classmethod, types.FunctionType)) and name[0] != "_"
+        if value.__doc__
+    ]
+    assert len(methods) >= 6
+    for name in [*PUBLIC, *methods]:
         assert f'id="{name}"' in reference, name
 
 
