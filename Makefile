@@ -29,7 +29,9 @@ docs: .venv/ready
 linkcheck: .venv/ready
 	$(sphinx) -b linkcheck . build/linkcheck
 
-sphinx = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs
+# Every page is read and written again, so that no warning is missed.
+sphinx = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going \
+  --fresh-env --write-all -c docs
 
 # When an initial state helps; continues where it was stopped. `--help` has the options.
 evidence: .venv/ready
