@@ -605,6 +605,17 @@ class TestContext:
         found = in_plane(plot_initial_state(layer, X, context=context).axes[-1])
         assert len(found["initial_values"]) == 3
 
+    def test_one_encoder_of_all_states(self):
+        encoder = keras.layers.LSTM(3, return_state=True)
+        layer = InitStateLSTM(3, initial_state=Conditional(encoder))
+        past = np.random.default_rng(0).normal(size=(BATCH, 6, 2)).astype("float32")
+        layer(X, context=past)
+        figure = plot_initial_state(layer, X, context=past)
+        for ax, name in zip(figure.axes, ["h0", "c0"], strict=False):
+            title = ax.get_title("left")
+            assert title.startswith(f"{name}, Conditional: {BATCH} initial states")
+        assert len(in_plane(figure.axes[-1])["initial_values"]) == BATCH
+
     @pytest.mark.parametrize(
         ("context", "message"),
         [

@@ -122,8 +122,8 @@ def states_over_time(
 def _may_be_fused(layer: Any) -> bool:
     """Whether a fused loop, if one runs, returns all states.
 
-    It does if the only state is the output, as in a GRU and in a SimpleRNN. The loops
-    draw their dropout masks otherwise.
+    It does if the only state is the output, as in a GRU and in a SimpleRNN. With
+    dropout it would draw other masks than the loop below.
     """
     drops = any(getattr(layer.cell, f"{kind}dropout", 0) for kind in ("", "recurrent_"))
     has_one = len(layer.state_names) == 1
