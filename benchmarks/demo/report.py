@@ -90,7 +90,7 @@ def findings(totals):
     mean, half = interval(gap)
     verdict = {-1: "better than", 1: "worse than", 0: "as well as"}
     lines.append(
-        f"The class as an input at every row does {verdict[significant_sign(gap)]} "
+        f"The digit as an input at every row does {verdict[significant_sign(gap)]} "
         f"{CONDITIONAL}: loss {mean:+.2f} \u00b1 {half:.2f} nats per image."
     )
     return "\n".join(lines)
