@@ -64,7 +64,7 @@ class Conditional(InitialState):
             the layer (of an LSTM, h and c), nested in any way. The states then share
             one copy of it: `layer.h0.encoder` and `layer.c0.encoder` are the same
             object. Only the states of a recurrent encoder are used, and not its output.
-            In a list of entries for stacked cells, the states are those of one cell.
+            In a list of entries for stacked cells, it returns the states of one cell.
             Defaults to `None`: `True` for a recurrent layer with `return_state=True`,
             for a `Sequential` model that ends with one, and for a Functional model with
             several outputs.

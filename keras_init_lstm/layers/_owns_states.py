@@ -160,10 +160,9 @@ class OwnsStates(TakesContext, keras.layers.RNN):
         Args:
             states: List of arrays `(batch, units)` (for an LSTM, h and c), nested as
                 the cell's `state_size`; or a dictionary of them, as at a call. The next
-                call starts from them, even if it is
-                the first call. With `rows`, an array has one row for each row that is
-                reset. `None` as an entry, or for all, means the owned initial state.
-                Defaults to `None`.
+                call starts from them, even if it is the first call. With `rows`, an
+                array has one row for each row that is reset. `None` as an entry, or for
+                all, means the owned initial state. Defaults to `None`.
             rows: The rows of the batch to reset: different integers, or booleans
                 `(batch,)`. Defaults to `None`, all.
 

@@ -135,8 +135,8 @@ class InitStateConvLSTM2D(_InitStateConvLSTM, keras.layers.ConvLSTM2D):
 
         InitStateConvLSTM2D(...)(x) == ConvLSTM2D(...)(x, initial_state=[h0, c0])
 
-    with h0 and c0 the owned states as tensors `(batch, rows, cols, filters)`. Rows and
-    columns are those of the output of the convolution. Without `initial_state` it has
+    with h0 and c0 the owned states as tensors `(batch, rows, cols, filters)`. The rows
+    and columns are the rows and columns of the outputs. Without `initial_state` it has
     the weights, the outputs and the summary of a `ConvLSTM2D`.
 
     Args:

@@ -46,7 +46,7 @@ class InitialStates(keras.layers.Layer):
     """Computes the initial states that a recurrent layer owns, for each row of a batch.
 
     Args:
-        layer: The recurrent layer, of which only the initial states are built.
+        layer: The recurrent layer. Only its initial states are built.
         sequences_shape: The shape of its input sequences, if its cell must be built to
             know the shapes of the states. Defaults to `None`.
         **kwargs: Base layer arguments.

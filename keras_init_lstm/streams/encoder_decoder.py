@@ -61,7 +61,7 @@ def as_encoder_and_decoder(
     Raises:
         ValueError: If `model` is not as above; if it has no source or no target, or
             `sources` are not names of its inputs; or if the decoder can't read the
-            targets timestep by timestep. This is so for `Bidirectional`,
+            targets timestep by timestep. It can't with `Bidirectional`,
             `go_backwards=True`, a layer that is called twice, an initial state that is
             computed from a target, and a layer that computes a timestep from others,
             such as `Conv1D` or attention between the outputs of the decoder.
@@ -107,10 +107,9 @@ def make_encoder_and_step_model(
         hint = "; for a model without sources use `with_states_as_inputs()`"
         raise ValueError(
             "Argument `model` must have a source, from which an initial state is "
-            "computed, and a target, from which none is. `sources` names the sources "
+            "computed, and a target, which is no source. `sources` names the sources "
             f"if they are not found{'' if any(are_sources) else hint}. Received: the "
-            f"inputs {names}, of which {'all' if all(are_sources) else 'none'} are "
-            "sources"
+            f"inputs {names}: {'all' if all(are_sources) else 'none'} are sources"
         )
     splitter = _Splitter(copied, are_sources, by_timestep)
     encoder, decoder = splitter.split()

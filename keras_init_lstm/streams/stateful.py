@@ -33,8 +33,8 @@ def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
         nothing with it. If `model` is compiled, the copy is compiled with the same
         arguments and a new optimizer. All streams start from the initial states. A
         layer inside a `TimeDistributed` reads a whole sequence at each timestep, and
-        stays as it is. So does a layer that reads only sources (see
-        `as_encoder_and_decoder()`), such as an encoder of the context.
+        stays as it is; a layer that reads only sources (see `as_encoder_and_decoder()`)
+        does too, such as an encoder of the context.
 
     Raises:
         ValueError: If `model` or `batch_size` is not as above; if a layer reads the

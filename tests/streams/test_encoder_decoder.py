@@ -400,7 +400,7 @@ class TestAsEncoderAndDecoder:
         h = layers.GRU(UNITS, return_sequences=True)(target)
         h = h + keras.ops.expand_dims(layers.Dense(UNITS)(static), 1)
         model = with_weights(keras.Model([static, target], h))
-        with pytest.raises(ValueError, match="of which none are sources"):
+        with pytest.raises(ValueError, match="none are sources"):
             as_encoder_and_decoder(model)
         halves = as_encoder_and_decoder(model, sources=["static"])
         assert_same(step_by_step(*halves, [1, 2, 3]), whole(model), CLOSE)
