@@ -417,8 +417,7 @@ class OwnedStates:
             return self.states_of_cell(batch_size)[index]
         preview = kind.preview(batch_size)
         if kind.all_states:
-            indices = next(indices for other, indices in self.groups if other is kind)
-            preview = preview[indices.index(index)]
+            preview = preview[index - self.kinds.index(kind)]
         return self.layout.states[index].over_space(preview)
 
     def assign(

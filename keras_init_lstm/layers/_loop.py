@@ -144,15 +144,18 @@ def run_call(
 
 
 def _may_skip_keras_call(layer: Any, keras_call: Any, inner_loop: Any) -> bool:
-    cell = layer.cell
     return (
         getattr(layer, "use_fused", False)
         and not layer.stateful
-        and not getattr(cell, "dropout", 0)
-        and not getattr(cell, "recurrent_dropout", 0)
+        and not has_dropout(layer.cell)
         and keras_call.__func__ is layer.keras_layer.call
         and getattr(layer.inner_loop, "__func__", None) is inner_loop
     )
+
+
+def has_dropout(cell: Any) -> bool:
+    """Whether a cell has dropout. A custom cell may have no such attributes."""
+    return bool(getattr(cell, "dropout", 0) or getattr(cell, "recurrent_dropout", 0))
 
 
 def run_loop(

@@ -90,7 +90,7 @@ def with_resets(
         pairs = zip(states_after_reset, states, strict=True)
         resets = [s[:, first] if _has_time_axis(s, state) else s for s, state in pairs]
         pairs = zip(resets, states, strict=True)
-        return [_where_rows(reset_mask, reset, state) for reset, state in pairs], mask
+        return [where_rows(reset_mask, reset, state) for reset, state in pairs], mask
     if layer.go_backwards:
         # A sequence that begins at timestep t ends there when it is read backwards, so
         # the reset belongs to timestep t - 1.
@@ -147,7 +147,7 @@ def loop_with_resets(
         for k in reversed(by_timestep):
             after_reset[k] = others.pop()
         pairs = zip(after_reset, carried, strict=False)
-        states = [_where_rows(resets, reset, state) for reset, state in pairs]
+        states = [where_rows(resets, reset, state) for reset, state in pairs]
         nested = keras.tree.pack_sequence_as(initial_state, states)
         output, new_states = layer.cell(x, nested, **kwargs)
         new_states = keras.tree.flatten(new_states)
@@ -156,12 +156,12 @@ def loop_with_resets(
         if mask is None:
             return output, new_states
         unmasked = ops.cast(others[0], "bool")
-        last_output = _where_rows(resets, output_before_first(nested), carried[count])
+        last_output = where_rows(resets, output_before_first(nested), carried[count])
         pairs = zip(new_states, states, strict=True)
-        states = [_where_rows(unmasked, new, old) for new, old in pairs]
-        last_output = _where_rows(unmasked, output, last_output)
+        states = [where_rows(unmasked, new, old) for new, old in pairs]
+        last_output = where_rows(unmasked, output, last_output)
         if layer.zero_output_for_mask and not outputs_states:
-            output = _where_rows(unmasked, output, ops.zeros_like(output))
+            output = where_rows(unmasked, output, ops.zeros_like(output))
         else:
             output = last_output
         return output, [*states, last_output]
@@ -207,7 +207,7 @@ def _has_time_axis(state_after_reset: Any, state: Any) -> bool:
     return len(state_after_reset.shape) > len(state.shape)
 
 
-def _where_rows(rows: Any, new: Any, old: Any) -> Any:
+def where_rows(rows: Any, new: Any, old: Any) -> Any:
     """Returns `new (batch, ...)` in the rows where a mask is True, else `old`.
 
     Args:

@@ -11,7 +11,7 @@ from keras import ops
 from keras_init_lstm._checks import described, shape_text, with_shape
 from keras_init_lstm._keras import dropout_masks, mask_of
 from keras_init_lstm.backend import NotFusedError
-from keras_init_lstm.layers._loop import run_fused
+from keras_init_lstm.layers._loop import has_dropout, run_fused
 from keras_init_lstm.layers._resets import loop_with_resets, with_resets
 from keras_init_lstm.loops.call import InPlaceOfMask
 
@@ -125,9 +125,10 @@ def _may_be_fused(layer: Any) -> bool:
     It does if the only state is the output, as in a GRU and in a SimpleRNN. With
     dropout it would draw other masks than the loop below.
     """
-    drops = any(getattr(layer.cell, f"{kind}dropout", 0) for kind in ("", "recurrent_"))
     has_one = len(layer.state_names) == 1
-    return bool(getattr(layer, "use_fused", False) and has_one and not drops)
+    return bool(
+        getattr(layer, "use_fused", False) and has_one and not has_dropout(layer.cell)
+    )
 
 
 def _checked_mask(mask: Any, sequences: Any) -> Any:

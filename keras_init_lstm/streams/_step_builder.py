@@ -16,6 +16,7 @@ from keras_init_lstm.layers._from_keras import (
     hand_over_weights,
     unbuilt,
 )
+from keras_init_lstm.layers._resets import where_rows
 from keras_init_lstm.streams._layers import InitialStates
 from keras_init_lstm.streams._sources import arguments_of_call
 from keras_init_lstm.streams.stateful import check_reads_forwards
@@ -68,10 +69,17 @@ class StepBuilder:
         self._stepped = {id(tensor): tensor for tensor in self._targets}
 
     def _make_input(self, tensor: Any, is_source: bool) -> Any:
+        made = self._input_like(tensor, is_source)
         inputs = self._sources if is_source else self._targets
-        inputs.append(_like(tensor))
+        inputs.append(made)
         self._unique(tensor.name)
-        return inputs[-1]
+        return made
+
+    def _input_like(self, tensor: Any, is_source: bool) -> Any:
+        """Returns a new input in the place of an input of the model."""
+        return keras.Input(
+            batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name
+        )
 
     def build(self) -> keras.Model:
         """Returns the model with its states as inputs and outputs."""
@@ -298,7 +306,7 @@ class ResettableStepBuilder(StepBuilder):
                 "reset_mask": reset_mask,
             }
         started = [
-            ops.where(_like_rows(self._reset_mask, state), start, state)
+            where_rows(self._reset_mask, start, state)
             for start, state in zip(
                 self._starts(layer, sequences, given), states, strict=True
             )
@@ -328,12 +336,3 @@ def _with_first_timestep(reset_mask: Any, rows: Any) -> Any:
         return ops.logical_or(reset_mask, rows)
     first = ops.logical_or(reset_mask[:, :1], rows[:, None])
     return ops.concatenate([first, reset_mask[:, 1:]], axis=1)
-
-
-def _like_rows(rows: Any, state: Any) -> Any:
-    """Returns a mask `(batch,)` with the number of axes of a state."""
-    return ops.expand_dims(rows, tuple(range(1, len(state.shape))))
-
-
-def _like(tensor: Any) -> Any:
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)

@@ -132,19 +132,16 @@ class _Splitter(StepBuilder):
         self._origins: dict[int, str] = {}
         super().__init__(model, are_sources)
 
-    def _make_input(self, tensor: Any, is_source: bool) -> Any:
-        made = super()._make_input(tensor, is_source)
-        if is_source:
-            self._origins[id(made)] = made.name
-        elif self._by_timestep and len(made.shape) > 1:
-            batch_size, _, *sizes = made.shape
-            made = keras.Input(
-                batch_shape=(batch_size, None, *sizes),
-                dtype=made.dtype,
-                name=made.name,
-            )
-            self._targets[-1] = made
-            self._axes[id(made)] = 1
+    def _input_like(self, tensor: Any, is_source: bool) -> Any:
+        if is_source or not self._by_timestep or len(tensor.shape) < 2:
+            made = super()._input_like(tensor, is_source)
+            if is_source:
+                self._origins[id(made)] = made.name
+            return made
+        batch_size, _, *sizes = tensor.shape
+        shape = (batch_size, None, *sizes)
+        made = keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
+        self._axes[id(made)] = 1
         return made
 
     def split(self) -> tuple[keras.Model, keras.Model]:
@@ -191,9 +188,8 @@ class _Splitter(StepBuilder):
         return outputs
 
     def _unbuilt(self, layer: Any, given: dict[str, Any]) -> Any:
-        arguments: dict[str, Any] = {
-            "unroll": False
-        }  # The number of timesteps is unknown.
+        # The number of timesteps is unknown.
+        arguments: dict[str, Any] = {"unroll": False}
         if isinstance(layer, InitStateRNN) and "reset_mask" not in given:
             # The encoder has the owned states.
             arguments["initial_state"] = None

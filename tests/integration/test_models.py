@@ -238,7 +238,7 @@ class TestOptimizers:
 
     @staticmethod
     def model():
-        """A model with learned initial states, of which none is zero."""
+        """A model with learned initial states that are not zero."""
         kinds = [Trainable("ones"), Sampled(0.5, 0.25, learned=True)]
         layer = InitStateLSTM(UNITS, initial_state=kinds)
         return keras.Sequential([keras.Input(X.shape[1:]), layer, layers.Dense(1)])
