@@ -11,9 +11,9 @@ HERE = Path(__file__).parent
 # Which of the pictures of a notebook.
 SHOWN = {
     "01_quickstart": 0,
-    "02_streams": 1,
-    "03_speed": 2,
-    "04_conditional": 3,
+    "05_streams": 1,
+    "07_speed": 2,
+    "04_identities": 3,
     "05_streams_in_use": 3,
 }
 
