@@ -68,6 +68,7 @@ LOOPS = {
             *[("relu", "sigmoid"), ("relu", "hard_sigmoid"), ("sigmoid", "relu")],
             *[("hard_tanh", "softsign"), ("softsign", "hard_tanh")],
             *[("silu", "tanh"), ("hard_sigmoid", "silu")],
+            ("tanh", "keras_init_lstm>hard_sigmoid_of_keras2"),
             *[("linear", "hard_tanh"), ("sigmoid", "linear")],
         ),
         drops=True,

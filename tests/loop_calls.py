@@ -194,10 +194,16 @@ def _where(condition, values, others):
     return [ops.where(condition[:, None], *pair) for pair in pairs]
 
 
+def activation_named(name):
+    """Keras's activation, or the custom one that is registered with the name."""
+    of_keras = getattr(keras.activations, name, None)
+    return of_keras or keras.saving.get_registered_object(name)
+
+
 def _step(call, x, states):
     """One timestep of Keras's cell, computed from its equations."""
-    activation = getattr(keras.activations, call.activation)
-    recurrent_activation = getattr(keras.activations, call.recurrent_activation)
+    activation = activation_named(call.activation)
+    recurrent_activation = activation_named(call.recurrent_activation)
     gates, h = GATES[call.cell], states[0]
     kernels = ops.split(call.kernel, gates, 1)
     recurrent_kernels = ops.split(call.recurrent_kernel, gates, 1)

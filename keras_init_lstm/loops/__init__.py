@@ -166,7 +166,10 @@ def _has_mask_of_each_gate(cell: Any) -> bool:
 def _name_of(activation: Any) -> str:
     name = getattr(activation, "__name__", type(activation).__name__)
     is_of_keras = getattr(keras.activations, name, None) is activation
-    return name if is_of_keras else f"custom {name}"
+    if is_of_keras:
+        return name
+    registered = keras.saving.get_registered_name(activation)
+    return registered if registered != name else f"custom {name}"
 
 
 def _check(layer: Any, call: Call) -> None:

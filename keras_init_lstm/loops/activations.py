@@ -107,6 +107,13 @@ def _hard_sigmoid(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return y / 6, tf.cast((y > 0) & (y < 6), z.dtype) / 6
 
 
+def _hard_sigmoid_of_keras2(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    z = _computed_once(z)
+    y = tf.clip_by_value(0.2 * z + 0.5, 0, 1)
+    # Not from y: XLA rounds once where the function of Keras 2 rounds twice.
+    return y, 0.2 * tf.cast((z >= -2.5) & (z <= 2.5), z.dtype)
+
+
 def _hard_tanh(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     z = _computed_once(z)
     y = tf.clip_by_value(z, -1, 1)
@@ -123,13 +130,14 @@ def _silu(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
 
 
-# By their names in Keras.
+# By their names in Keras, or the names that Keras's files have for custom functions.
 ACTIVATIONS = {
     "tanh": Activation(_tanh),
     "sigmoid": Activation(_sigmoid, scale=0.5),
     "relu": Activation(_relu, is_bounded=False),
     "linear": Activation(_linear, is_bounded=False),
     "hard_sigmoid": Activation(_hard_sigmoid),
+    "keras_init_lstm>hard_sigmoid_of_keras2": Activation(_hard_sigmoid_of_keras2),
     "hard_tanh": Activation(_hard_tanh),
     "softsign": Activation(_softsign),
     "silu": Activation(_silu, is_bounded=False),

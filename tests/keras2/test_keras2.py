@@ -105,6 +105,17 @@ class TestFiles:
             loaded = keras.models.load_model(tmp_path / "new.keras")
             assert_same(loaded(x), old(x), 1e-6)
 
+    def test_a_fused_loop_has_the_hard_sigmoid_of_keras_2(self, tmp_path):
+        """It is the default of an LSTM before Keras 2.3."""
+        lstm = layers.LSTM(3, recurrent_activation="hard_sigmoid")
+        old = with_drawn_weights(sequential(layers.RepeatVector(12), lstm, shape=(4,)))
+        old.save(tmp_path / "old.h5")
+        model = with_initial_state(keras2.load_model(tmp_path / "old.h5"))
+        (layer,) = (each for each in model.layers if isinstance(each, InitStateRNN))
+        layer.use_fused = True
+        x = 5 * np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+        assert_same(model(x), old(x), 1e-6)
+
     @pytest.mark.parametrize("version", ["2.1.6-tf", "2.2.4"])
     def test_files_of_early_versions(self, version, tmp_path):
         """They have no input layers, modules and `reset_after`, and are always HDF5."""

@@ -41,8 +41,19 @@ def test_second_derivatives_through_the_masks_that_keras_draws(make):
 
 
 # For each activation what its argument is at the kinks.
-KINKS = {"relu": [0], "hard_sigmoid": [-3, 3], "hard_tanh": [-1, 1]}
-PAIRS = [("relu", "hard_sigmoid"), ("hard_sigmoid", "hard_tanh"), ("hard_tanh", "relu")]
+OF_KERAS2 = "keras_init_lstm>hard_sigmoid_of_keras2"
+KINKS = {
+    "relu": [0],
+    "hard_sigmoid": [-3, 3],
+    OF_KERAS2: [-2.5, 2.5],
+    "hard_tanh": [-1, 1],
+}
+PAIRS = [
+    ("relu", "hard_sigmoid"),
+    ("hard_sigmoid", "hard_tanh"),
+    ("hard_tanh", "relu"),
+    ("hard_tanh", OF_KERAS2),
+]
 
 AT_KINKS = [(c, pair) for c in GATES for pair in PAIRS if LOOP.runs(c, *pair)]
 
