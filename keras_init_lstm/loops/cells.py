@@ -16,6 +16,7 @@ from keras_init_lstm.loops.products import (
     kernel_gradient,
     product,
     recurrent_gradient,
+    split_columns,
 )
 
 
@@ -57,11 +58,23 @@ class FusedCell:
     def bias_shape(self, units: int) -> list[int]:
         return [len(self.gates) * units]
 
+    def recurrent_kernels(self, kernel: tf.Tensor, masks: Tensors) -> Tensors:
+        """Splits the recurrent kernel before the loop.
+
+        Args:
+            kernel: `(units, gates * units)`.
+            masks: The recurrent dropout masks, as in `step()`.
+
+        Returns:
+            A part for each product of h, `(units, width)`.
+        """
+        return split_columns(kernel, max(len(masks), 1))
+
     def step(
         self,
         z: tf.Tensor,
         states: Tensors,
-        recurrent_kernel: tf.Tensor,
+        recurrent_kernels: Tensors,
         bias: tf.Tensor,
         recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
@@ -70,8 +83,8 @@ class FusedCell:
         Args:
             z: The product of the inputs and the kernel, `(rows, gates * units)`.
             states: Each `(rows, units)`.
-            recurrent_kernel: `(units, gates * units)`, its columns scaled like the
-                columns of the kernel and of the bias.
+            recurrent_kernels: What `recurrent_kernels()` returns, its columns scaled
+                like the columns of the kernel and of the bias.
             bias: As Keras has it.
             recurrent_masks: The dropout mask of h for each gate, `(rows, units)`. Empty
                 without recurrent dropout.
@@ -86,7 +99,7 @@ class FusedCell:
         self,
         gradients: Tensors,
         residuals: Tensors,
-        transposed: tf.Tensor,
+        transposed: Tensors,
         recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         """Computes the gradients of a timestep.
@@ -94,7 +107,7 @@ class FusedCell:
         Args:
             gradients: The gradients of the new states.
             residuals: The residuals of `step()`.
-            transposed: The transposed recurrent kernel, which is not scaled.
+            transposed: The parts of the recurrent kernel, each transposed, not scaled.
             recurrent_masks: As in `step()`.
 
         Returns:
@@ -130,12 +143,12 @@ class FusedSimpleRNN(FusedCell):
         self,
         z: tf.Tensor,
         states: Tensors,
-        recurrent_kernel: tf.Tensor,
+        recurrent_kernels: Tensors,
         bias: tf.Tensor,
         recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
         h = dropped(states[0], recurrent_masks)
-        z = z + product(h, recurrent_kernel) + bias
+        z = z + product(h, recurrent_kernels) + bias
         new_h, slope = ACTIVATIONS[self.activation].function(z)
         return (new_h,), (slope,)
 
@@ -143,7 +156,7 @@ class FusedSimpleRNN(FusedCell):
         self,
         gradients: Tensors,
         residuals: Tensors,
-        transposed: tf.Tensor,
+        transposed: Tensors,
         recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         dz = gradients[0] * residuals[0]
@@ -165,12 +178,12 @@ class FusedLSTM(FusedCell):
         self,
         z: tf.Tensor,
         states: Tensors,
-        recurrent_kernel: tf.Tensor,
+        recurrent_kernels: Tensors,
         bias: tf.Tensor,
         recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
         h, c = states
-        z = z + product(dropped(h, recurrent_masks), recurrent_kernel) + bias
+        z = z + product(dropped(h, recurrent_masks), recurrent_kernels) + bias
         (i, f, g, o), slopes = of_gates(self.gates, z)
         new_c = f * c + i * g
         squashed, slope = ACTIVATIONS[self.activation].of(new_c)
@@ -182,7 +195,7 @@ class FusedLSTM(FusedCell):
         self,
         gradients: Tensors,
         residuals: Tensors,
-        transposed: tf.Tensor,
+        transposed: Tensors,
         recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         (dh, dc), (factors, decay, f) = gradients, residuals
@@ -211,11 +224,17 @@ class FusedGRU(FusedCell):
     def bias_shape(self, units: int) -> list[int]:
         return [2, 3 * units] if self.reset_after else [3 * units]
 
+    def recurrent_kernels(self, kernel: tf.Tensor, masks: Tensors) -> Tensors:
+        if self.reset_after or masks:
+            return super().recurrent_kernels(kernel, masks)
+        units = kernel.shape[0]
+        return tf.split(kernel, [2 * units, units], axis=1)
+
     def step(
         self,
         z: tf.Tensor,
         states: Tensors,
-        recurrent_kernel: tf.Tensor,
+        recurrent_kernels: Tensors,
         bias: tf.Tensor,
         recurrent_masks: Tensors,
     ) -> tuple[Tensors, Tensors]:
@@ -223,13 +242,13 @@ class FusedGRU(FusedCell):
         split = 2 * units  # The columns of the update and the reset gate.
         inputs = dropped(h, recurrent_masks)
         if self.reset_after:
-            inner = product(inputs, recurrent_kernel) + bias[1]
+            inner = product(inputs, recurrent_kernels) + bias[1]
             z = z + bias[0]
             gates = z[:, :split] + inner[:, :split]
         else:
             gates = (
                 z[:, :split]
-                + product(inputs[:2], recurrent_kernel[:, :split])
+                + product(inputs[:2], recurrent_kernels[:-1])
                 + bias[:split]
             )
         (update, reset), slopes = of_gates(self.gates[:2], gates)
@@ -240,7 +259,7 @@ class FusedGRU(FusedCell):
             gated_by_reset = scaled / activation.scale
         else:
             gated_by_reset = inputs[-1]
-            scaled = tf.matmul(reset * gated_by_reset, recurrent_kernel[:, split:])
+            scaled = tf.matmul(reset * gated_by_reset, recurrent_kernels[-1])
             candidate, slope = activation.function(z[:, split:] + scaled + bias[split:])
         new_h = update * h + (1 - update) * candidate
         update_slope, reset_slope = tf.split(slopes, 2, axis=1)
@@ -258,7 +277,7 @@ class FusedGRU(FusedCell):
         self,
         gradients: Tensors,
         residuals: Tensors,
-        transposed: tf.Tensor,
+        transposed: Tensors,
         recurrent_masks: Tensors,
     ) -> tuple[tf.Tensor, Tensors]:
         (dh,), (factors, update, reset) = gradients, residuals
@@ -272,10 +291,10 @@ class FusedGRU(FusedCell):
             dinner = tf.concat([dz[:, :split], dcandidate * reset], axis=1)
             through_product = recurrent_gradient(dinner, transposed, recurrent_masks)
             return dz, (dh * update + through_product,)
-        dreset_h = tf.matmul(dcandidate, transposed[split:])
+        dreset_h = tf.matmul(dcandidate, transposed[-1])
         dgates = tf.concat([dh * update_slope, dreset_h * reset_slope], axis=1)
         through_product = recurrent_gradient(
-            dgates, transposed[:split], recurrent_masks[:2]
+            dgates, transposed[:-1], recurrent_masks[:2]
         )
         dz = tf.concat([dgates, dcandidate], axis=1)
         (through_reset,) = dropped(dreset_h * reset, recurrent_masks[2:])

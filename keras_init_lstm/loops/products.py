@@ -12,9 +12,14 @@ import tensorflow as tf
 Tensors: TypeAlias = Sequence[tf.Tensor]
 
 
-def product(inputs: Tensors, kernel: tf.Tensor) -> tf.Tensor:
-    """Returns the products of all gates, `(rows, gates * units)`."""
-    kernels = _split(kernel, len(inputs), axis=1)
+def product(inputs: Tensors, kernels: Tensors) -> tf.Tensor:
+    """Returns the products of all gates, `(rows, gates * units)`.
+
+    Args:
+        inputs: The inputs.
+        kernels: The parts of the kernel, one for each input. In a loop, split the
+            kernel before it: XLA would copy the parts at each timestep.
+    """
     return _joined([tf.matmul(*pair) for pair in zip(inputs, kernels, strict=True)])
 
 
@@ -26,13 +31,13 @@ def inputs_gradient(dz: tf.Tensor, kernel: tf.Tensor, count: int) -> Any:
         kernel: The kernel.
         count: The number of inputs.
     """
-    pairs = zip(_split(dz, count, axis=1), _split(kernel, count, axis=1), strict=True)
+    pairs = zip(split_columns(dz, count), split_columns(kernel, count), strict=True)
     return _joined([tf.matmul(*pair, transpose_b=True) for pair in pairs])
 
 
 def kernel_gradient(inputs: Tensors, dz: tf.Tensor) -> tf.Tensor:
     """Returns the gradient of the kernel from the gradients `dz` of the products."""
-    pairs = zip(inputs, _split(dz, len(inputs), axis=1), strict=True)
+    pairs = zip(inputs, split_columns(dz, len(inputs)), strict=True)
     return _joined([tf.matmul(*pair, transpose_a=True) for pair in pairs])
 
 
@@ -41,29 +46,23 @@ def dropped(h: tf.Tensor, masks: Tensors) -> Tensors:
     return [h * mask for mask in masks] if masks else [h]
 
 
-def recurrent_gradient(dz: tf.Tensor, transposed: tf.Tensor, masks: Tensors) -> Any:
+def recurrent_gradient(dz: tf.Tensor, transposed: Tensors, masks: Tensors) -> Any:
     """Returns the gradient of h from its products with the recurrent kernel.
 
     Args:
         dz: The gradients of the products, `(rows, gates * units)`.
-        transposed: The recurrent kernel, transposed.
+        transposed: The parts of the recurrent kernel, each transposed.
         masks: As in `dropped()`.
     """
     if not masks:
-        return tf.matmul(dz, transposed)
-    count = len(masks)
-    kernels = _split(transposed, count, axis=0)
-    parts = zip(_split(dz, count, axis=1), kernels, masks, strict=True)
+        return tf.matmul(dz, *transposed)
+    parts = zip(split_columns(dz, len(masks)), transposed, masks, strict=True)
     return tf.add_n([tf.matmul(part, kernel) * mask for part, kernel, mask in parts])
 
 
-def inputs_of(tensor: tf.Tensor, count: int) -> Tensors:
-    """Splits a tensor `(rows, count * width)` into inputs `(rows, width)`."""
-    return _split(tensor, count, axis=1)
-
-
-def _split(tensor: tf.Tensor, count: int, axis: int) -> Tensors:
-    return [tensor] if count == 1 else tf.split(tensor, count, axis)
+def split_columns(tensor: tf.Tensor, count: int) -> Tensors:
+    """Splits a tensor `(rows, count * width)` into parts `(rows, width)`."""
+    return [tensor] if count == 1 else tf.split(tensor, count, axis=1)
 
 
 def _joined(parts: Tensors) -> Any:

@@ -20,9 +20,9 @@ from keras_init_lstm.loops.cells import FusedCell
 from keras_init_lstm.loops.products import (
     dropped,
     inputs_gradient,
-    inputs_of,
     kernel_gradient,
     product,
+    split_columns,
 )
 
 # XLA computes the gates on one core. If a state has a number of elements between these,
@@ -329,9 +329,12 @@ def _forward(
     timesteps, rows, features = (x.shape[k] or tf.shape(x)[k] for k in range(3))
     units = recurrent_kernel.shape[0]
     scales = tf.constant(np.repeat(cell.scales, units), x.dtype)
-    recurrent_kernel, bias = recurrent_kernel * scales, bias * scales
-    x_of_gates = inputs_of(tf.reshape(x, [-1, features]), program.inputs)
-    z = product(x_of_gates, kernel * scales)
+    recurrent_kernels = cell.recurrent_kernels(
+        recurrent_kernel * scales, masks.recurrent_masks
+    )
+    bias *= scales
+    x_of_gates = split_columns(tf.reshape(x, [-1, features]), program.inputs)
+    z = product(x_of_gates, split_columns(kernel * scales, program.inputs))
     z = _tensor_array(tf.reshape(z, [timesteps, rows, len(cell.scales) * units]))
     mask_at, reset_at = _columns(masks.mask), _columns(masks.reset_mask)
     # An array for each, because an eager write changes the array.
@@ -354,7 +357,7 @@ def _forward(
         # Add the bias in the loop: before the loop, XLA would keep the products and the
         # sums in memory.
         new_states, residuals = cell.step(
-            z.read(t), states, recurrent_kernel, bias, masks.recurrent_masks
+            z.read(t), states, recurrent_kernels, bias, masks.recurrent_masks
         )
         if mask_at is not None:
             keep = mask_at.read(t)
@@ -412,7 +415,7 @@ def _backward(
         lambda tensor: tf.reshape(tensor, [-1, tensor.shape[-1]]),
         (x, dropped(before, masks.recurrent_masks), residuals),
     )
-    dkernel = kernel_gradient(inputs_of(x, program.inputs), dz)
+    dkernel = kernel_gradient(split_columns(x, program.inputs), dz)
     recurrent_gradients = program.cell.recurrent_weight_gradients(before, dz, residuals)
     return [dx, *dstates, dkernel, *recurrent_gradients]
 
@@ -441,7 +444,10 @@ def _backward_loop(
         residuals[0].dtype, timesteps, element_shape=residuals[0].shape[1:]
     )
     arrays = list(map(_tensor_array, residuals))
-    transposed = tf.transpose(recurrent_kernel)
+    recurrent_kernels = program.cell.recurrent_kernels(
+        recurrent_kernel, masks.recurrent_masks
+    )
+    transposed = list(map(tf.transpose, recurrent_kernels))
     count = program.cell.states
     reset_gradients = [
         tf.zeros_like(state)
