@@ -19,7 +19,7 @@ from benchmarks.machine import cores, machine
 from benchmarks.speed.contenders import CONTENDERS, parse_shape
 from benchmarks.speed.fresh_process import COMPILER, MEASUREMENTS
 from benchmarks.speed.measurements import run_all
-from benchmarks.speed.picture import save_picture, save_summary
+from benchmarks.speed.picture import save_pictures
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.report import geometric_means, heading, tables, targets
 from benchmarks.speed.runs import on_gpu, torch
@@ -54,7 +54,11 @@ def parse_args(argv):
         default=Plan.device,
         help="where to measure (default: a GPU if there is one)",
     )
-    add_output(parser, "bench.png", also="; the tables and the JSON file go next to it")
+    add_output(
+        parser,
+        "bench.png",
+        also="; two more pictures, the tables and the JSON file go next to it",
+    )
     for what in MEASUREMENTS:
         add(
             f"--{what}",
@@ -121,13 +125,11 @@ def main(argv=None, plan=None):
     results["minutes"] = (time.perf_counter() - start) / 60
     text = tables(results, plan)
     print("\n" + text)
-    save_picture(args.output, results)
-    save_summary(args.output.with_stem(f"{args.output.stem}_small"), results)
+    saved = save_pictures(args.output, results)
     data, document = (args.output.with_suffix(end) for end in (".json", ".md"))
     data.write_text(json.dumps(rounded(results), separators=(",", ":")) + "\n")
-    document.write_text(
-        f"# Speed\n\n![The speedups]({args.output.name})\n\n```\n{top}\n\n{text}\n```\n"
-    )
+    pictures = "\n\n".join(f"![{title}]({name})" for name, title in saved.items())
+    document.write_text(f"# Speed\n\n{pictures}\n\n```\n{top}\n\n{text}\n```\n")
     print(
         f"\nIt took {60 * results['minutes']:.0f} s. Wrote {args.output}, {document} "
         f"and {data}."

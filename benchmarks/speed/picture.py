@@ -1,4 +1,6 @@
-"""The pictures: the speedup over Keras's layer for each shape, in full and in small."""
+"""Three pictures of the speedup over Keras's layers, shape by shape."""
+
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -6,13 +8,13 @@ from matplotlib.figure import Figure
 
 from benchmarks.speed.axes import compare_with_one, set_log_ticks
 from benchmarks.speed.contenders import (
+    CELLS,
     CONTROL,
     DEFAULT,
     EXPLICIT,
-    FAMILY_MODES,
     FIT,
-    FUSED,
     INFERENCE,
+    KINDS,
     TORCH,
     TORCH_LOOP,
     TRAINING,
@@ -20,140 +22,134 @@ from benchmarks.speed.contenders import (
 )
 from benchmarks.speed.measurements import KERAS_OVER
 
-# The place in a row, the colour (of Okabe and Ito's), the marker, and the colour of its
-# face where it differs.
+TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+NARROW_TICKS = [0.3, 0.5, 0.7, 1, 1.5, 2]
+OURS, OF_TORCH = ("ours", "#0072B2", "o"), ("PyTorch", "#CC79A7", "D")
+FIXED, SAMPLED, TRAINABLE = KINDS
+# The name in the legend, the colour (of Okabe and Ito's) and the marker.
 STYLES = {
-    CONTROL: (0, "0.5", "s", "w"),
-    EXPLICIT: (1, "k", "s", None),
-    "fixed": (2, "#E69F00", "o", "w"),
-    "sampled": (3, "#009E73", "o", "w"),
-    "trainable": (4, "#0072B2", "o", "w"),
-    FUSED: (5, "#D55E00", "o", None),
-    DEFAULT: (6, "#0072B2", "o", None),
-    TORCH: (7, "#CC79A7", "D", None),
-    TORCH_LOOP: (7, "#CC79A7", "D", "w"),
+    DEFAULT: OURS,
+    TORCH: OF_TORCH,
+    TORCH_LOOP: OF_TORCH,
+    CONTROL: ("Keras's layer again", "0.6", "s"),
+    EXPLICIT: ("two weights, tiled by hand", "k", "^"),
+    FIXED: (FIXED, "#E69F00", "o"),
+    SAMPLED: (SAMPLED, "#009E73", "D"),
+    TRAINABLE: (TRAINABLE, "#0072B2", "v"),
 }
-PLACES = 8
-TICKS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50]
 
 
-def save_picture(path, results):
-    """Draws a panel for each of the main modes, the other layers and many lengths."""
-    panels = panels_of(results)
-    shown = [
-        r for _, rows in panels for by_name in rows.values() for r in by_name.values()
-    ]
-    limits = 0.93 * min(r["low"] for r in shown), 1.07 * max(r["high"] for r in shown)
-    ticks = [t for t in TICKS if limits[0] < t < limits[1]]
-    lines = -(-len(panels) // 3)
-    fig = Figure(figsize=(14, 2 + 8 * lines), layout="constrained")
-    axes = fig.subplots(lines, 3, sharex=True, squeeze=False).flat
-    handles, labels = {}, None
-    for ax, (title, rows) in zip(axes, panels, strict=False):
-        handles |= draw_panel(ax, rows)
-        ax.set_title(title)
-        ax.tick_params(labelleft=list(rows) != labels)  # once for equal neighbours
-        labels = list(rows)
-    for unused in axes[len(panels) :]:
-        unused.remove()
-    # The panels share this axis, so that one sets it for all.
-    set_log_ticks(ax, ticks)
-    ax.set_xlim(*limits)
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
-    fig.suptitle(heading(results), fontsize="medium")
-    fig.savefig(path, dpi=100)
+@dataclass(frozen=True)
+class Picture:
+    """What a picture shows: a column for each mode, a row for each case."""
+
+    title: str
+    columns: tuple  # Of modes of the LSTM.
+    names: tuple  # Of contenders.
+    cells: tuple = ("LSTM",)
 
 
-def save_summary(path, results):
-    """Draws only the default and PyTorch, at inference and in `fit`."""
-    panels = dict(panels_of(results))
-    shown = {
-        "a call in a tf.function": panels[INFERENCE.action],
-        "a step of fit": panels[FIT.action],
-    }
-    names = {DEFAULT: "InitStateLSTM", TORCH: "PyTorch", TORCH_LOOP: "PyTorch"}
-    # Below each other, since both may be at the same place.
-    below = {DEFAULT: -0.15, TORCH: 0.15, TORCH_LOOP: 0.15}
-    with mpl.rc_context({"font.size": 13}):
-        fig = Figure(figsize=(10, 1.2 + 0.36 * len(shown["a step of fit"])))
-        fig.set_layout_engine("constrained")
-        axes = fig.subplots(1, 2, sharex=True, sharey=True)
-        for ax, (title, panel) in zip(axes, shown.items(), strict=True):
-            for name in [name for name in names if name in next(iter(panel.values()))]:
-                _, color, marker, _ = STYLES[name]
-                medians = [by_name[name]["median"] for by_name in panel.values()]
-                at = np.arange(len(panel)) + below[name]
-                ax.plot(medians, at, marker, color=color, ms=8, label=names[name])
-            compare_with_one(ax)
-            ax.set_title(title)
-            ax.set_xlabel("times as fast as keras.layers.LSTM")
-        ax.set_xscale("log")  # The limits depend on it.
-        highest = 1.2 * ax.get_xlim()[1]
-        set_log_ticks(ax, [t for t in (0.5, 1, 2, 5, 10) if t < highest])
-        axes[0].set_yticks(range(len(panel)), [k.replace("x", " x ") for k in panel])
-        axes[0].set_ylabel("batch x timesteps x\nfeatures x units")
-        axes[0].invert_yaxis()
-        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        fig.savefig(path, dpi=90)
+# By the end of the name of the file.
+PICTURES = {
+    "": Picture(
+        "To the right of the line: faster than keras.layers.LSTM",
+        (INFERENCE, TRAINING, FIT),
+        (DEFAULT, TORCH, TORCH_LOOP),
+    ),
+    "_states": Picture(
+        "What an initial state costs where Keras's loop runs (left of the line: time)",
+        (INFERENCE, TRAINING),
+        (CONTROL, EXPLICIT, *KINDS),
+    ),
+    "_layers": Picture(
+        "The other layers. To the right of the line: faster than Keras's layer",
+        (INFERENCE, TRAINING),
+        (DEFAULT, TORCH),
+        tuple(CELLS)[1:],
+    ),
+}
 
 
-def panels_of(results):
-    """Returns `(title, {label: {contender: ratio}})` of each panel."""
-    modes = (INFERENCE, TRAINING, FIT, *FAMILY_MODES)
-    panels = {}
-    for mode in modes:
-        lstm = mode.cell == "LSTM"
-        title = mode.action if lstm else f"{mode.action}, the other layers"
-        for case in results["cases"]:
-            if case["mode"] == str(mode):
-                label = ("" if lstm else f"{mode.cell}\n") + str(Shape(*case["shape"]))
-                panels.setdefault(title, {})[label] = case["ratios"][KERAS_OVER]
-    for what, found in results.get("bucketed_fit", {}).items():
-        if "ratios" in found:
-            panel = panels.setdefault("fit in many lengths", {})
-            panel[what] = found["ratios"][KERAS_OVER]
-    return list(panels.items())
+def save_pictures(path, results):
+    """Saves the pictures for which there are results, and returns `{name: title}`."""
+    saved = {}
+    for end, picture in PICTURES.items():
+        columns = [rows_of(picture, mode, results) for mode in picture.columns]
+        if any(columns):
+            file = path.with_stem(path.stem + end)
+            with mpl.rc_context({"font.size": 12}):
+                save_picture(file, picture, columns)
+            saved[file.name] = picture.title
+    return saved
 
 
-def draw_panel(ax, panel):
-    """Draws the rows of a panel, and returns the handles of the legend by name."""
+def rows_of(picture, mode, results):
+    """Returns the ratios of a column, `{label: {contender: ratio}}`."""
+    by_mode = {}
+    for case in results["cases"]:
+        by_mode.setdefault(case["mode"], []).append(case)
+    rows = {}
+    for cell in picture.cells:
+        for case in by_mode.get(str(mode._replace(cell=cell)), []):
+            label = str(Shape(*case["shape"])).replace("x", " x ")
+            label = label if cell == "LSTM" else f"{cell}\n{label}"
+            ratios = case["ratios"][KERAS_OVER]
+            shown = {name: ratios[name] for name in picture.names if name in ratios}
+            if shown:
+                rows[label] = shown
+    return rows
+
+
+def save_picture(path, picture, columns):
+    """Draws the columns next to each other, and saves them."""
+    labels = list(dict.fromkeys(label for rows in columns for label in rows))
+    of_points, of_label = 0.12 * len(picture.names), 0.25 * len(labels[0].split("\n"))
+    height = 1.7 + len(labels) * max(of_points, of_label, 0.4)
+    fig = Figure(figsize=(11, height), layout="constrained")
+    axes = fig.subplots(1, len(columns), sharex=True, sharey=True)
     handles = {}
-    for name, (place, color, marker, face) in STYLES.items():
-        found = {k: r[name] for k, r in enumerate(panel.values()) if name in r}
-        if not found:
-            continue
+    for ax, mode, rows in zip(axes, picture.columns, columns, strict=True):
+        handles |= draw(ax, rows, labels)
+        compare_with_one(ax)
+        for row in range(1, len(labels)):
+            ax.axhline(row - 0.5, color="0.85", linewidth=0.8)
+        ax.set_title({"fit": "a step of fit"}.get(mode.action, mode.action))
+        ax.set_xlabel("times as fast (log scale)")
+    shown = [
+        ratio for rows in columns for row in rows.values() for ratio in row.values()
+    ]
+    limits = 0.9 * min(r["low"] for r in shown), 1.1 * max(r["high"] for r in shown)
+    ticks = TICKS if limits[1] > 3 else NARROW_TICKS
+    set_log_ticks(ax, [tick for tick in ticks if limits[0] < tick < limits[1]])
+    ax.set_xlim(*limits)
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    axes[0].set_ylabel("batch x timesteps x features x units")
+    fig.suptitle(picture.title)
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
+    fig.savefig(path, dpi=90)
+
+
+def draw(ax, rows, labels):
+    """Draws a column, and returns the handles of the legend by name."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    handles = {}
+    for place, name in enumerate(names):
+        label, color, marker = STYLES[name]
+        found = {labels.index(k): row[name] for k, row in rows.items() if name in row}
         median, low, high = (
-            np.array([r[key] for r in found.values()])
+            np.array([ratio[key] for ratio in found.values()])
             for key in ("median", "low", "high")
         )
-        handles[name] = ax.errorbar(
+        # Below each other, since they may be at the same place.
+        offset = 0.8 * ((place + 0.5) / len(names) - 0.5)
+        handles[label] = ax.errorbar(
             median,
-            np.array(list(found)) + 0.8 * ((place + 0.5) / PLACES - 0.5),
+            np.array(list(found)) + offset,
             xerr=np.maximum([median - low, high - median], 0),
             color=color,
             marker=marker,
-            markerfacecolor=face or color,
             markersize=6,
             linestyle="none",
         )
-    rows = np.arange(len(panel))
-    for row in rows[1:]:
-        ax.axhline(row - 0.5, color="0.85", linewidth=0.8)
-    ax.axvline(1, color="k", linewidth=1)
-    ax.grid(axis="x", color="0.9")
-    ax.set_axisbelow(True)
-    ax.set_xlabel("speedup over Keras's layer")
-    ax.set_yticks(rows, panel)
-    ax.set_ylim(len(panel) - 0.5, -0.5)
     return handles
-
-
-def heading(results):
-    """Returns the meaning of the points, and the machine."""
-    machine = results["machine"]
-    return (
-        f"Time of Keras's layer / time of the contender: median over up to "
-        f"{results['rounds']} rounds, bars from the 10th to the 90th percentile\n"
-        f"{results['device']}; {machine['cores']} cores, {machine['cpu']}; TensorFlow "
-        f"{machine['tensorflow']}, Keras {machine['keras']}, torch {machine['torch']}"
-    )

@@ -100,14 +100,17 @@ def run(tmp_path_factory):
 def test_files(run):
     results, output, printed = run
 
-    for picture in (output, output.with_name("picture_small.png")):
-        assert picture.read_bytes().startswith(b"\x89PNG")
+    pictures = [f"picture{end}.png" for end in ("", "_states", "_layers")]
+    for picture in pictures:
+        assert output.with_name(picture).read_bytes().startswith(b"\x89PNG")
     written = json.loads(output.with_suffix(".json").read_text())
     assert written == rounded(results)
     assert rounded({"a": (1.23456, 7, "b")}) == {"a": [1.235, 7, "b"]}
     document = output.with_suffix(".md").read_text()
-    picture = "![The speedups](picture.png)"
-    assert document.startswith(f"# Speed\n\n{picture}\n\n```\ncommand ")
+    before, _, _ = document.partition("\n\n```\ncommand ")
+    title, *shown = before.split("\n\n")
+    assert title == "# Speed"
+    assert [text.split("](")[1] for text in shown] == [f"{p})" for p in pictures]
     assert document.split("\n\n```\n")[1].removesuffix("\n```\n") in printed
     assert str(output) in printed
     assert written["command"].endswith(f"--shapes 2x3x4x5 --rounds 2 --output {output}")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.speed.axes import compare_with_one, set_log_ticks
 from benchmarks.speed.backends.cases import NATIVE
-from benchmarks.speed.backends.report import rows
+from benchmarks.speed.backends.report import COLUMNS, rows
 from benchmarks.speed.contenders import BASELINE
 from benchmarks.speed.timing import geometric_mean
 
@@ -20,7 +20,7 @@ TICKS = (0.5, 1, 2, 5, 10, 20, 50)
 
 def save_picture(path, results):
     """Draws a panel for each backend, with a row for each case of an LSTM and a GRU."""
-    found = {name: rows(result["cases"]) for name, result in sorted(results.items())}
+    found = {name: rows(results[name]["cases"]) for name in COLUMNS if name in results}
     labels = list(dict.fromkeys(case for by_case in found.values() for case in by_case))
     labels = [label for label in labels if not label.startswith("SimpleRNN")] or labels
     with mpl.rc_context({"font.size": 12}):
@@ -36,8 +36,8 @@ def save_picture(path, results):
                 at, means = np.array(points).reshape(-1, 2).T
                 ax.plot(means, at, marker, color=color, ms=8, label=label)
             compare_with_one(ax)
-            ax.set_title(name)
-            ax.set_xlabel("its time / the time of ours")
+            ax.set_title(COLUMNS[name])
+            ax.set_xlabel("its time / our time (log scale)")
         ax.set_xscale("log")  # The limits depend on it.
         low, high = ax.get_xlim()
         set_log_ticks(ax, [tick for tick in TICKS if 0.8 * low < tick < 1.2 * high])
