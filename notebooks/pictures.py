@@ -11,10 +11,10 @@ HERE = Path(__file__).parent
 # Which of the pictures of a notebook.
 SHOWN = {
     "01_quickstart": 0,
-    "05_streams": 1,
-    "07_speed": 2,
     "04_identities": 3,
+    "05_streams": 1,
     "05_streams_in_use": 3,
+    "07_speed": 2,
 }
 
 

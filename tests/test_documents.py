@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -382,3 +383,39 @@ def test_changelog():
     kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
     allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert kinds and set(kinds) <= allowed
+
+
+QUICKSTART = ROOT / "notebooks" / "01_quickstart.ipynb"
+
+
+def cells(notebook, kind):
+    found = json.loads(notebook.read_text())["cells"]
+    return ["".join(each["source"]) for each in found if each["cell_type"] == kind]
+
+
+def test_the_quickstart_lists_every_public_name_with_a_page_that_shows_it():
+    (table,) = (
+        text for text in cells(QUICKSTART, "markdown") if "## All names" in text
+    )
+    rows = re.findall(r"^\| `([\w.]+)` \| .+ \| (.+) \|$", table, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(
+        name.removeprefix("keras_init_lstm.") for name in PUBLIC
+    )
+    for name, shown_in in rows:
+        pages = re.findall(r"\[[^\]]+\]\(([^)#]+)", shown_in)
+        assert pages, name
+        for page in pages:
+            path = QUICKSTART.parent / page
+            is_notebook = path.suffix == ".ipynb"
+            text = "".join(cells(path, "code")) if is_notebook else path.read_text()
+            assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), (name, page)
+
+
+def test_the_gallery_shows_every_notebook():
+    gallery = DOCUMENTS["notebooks/README.md"]
+    notebooks = sorted(path.name for path in QUICKSTART.parent.glob("*.ipynb"))
+    assert re.findall(r"^## \[.+\]\((.+)\)$", gallery, re.MULTILINE) == notebooks
+    pictures = [f"pictures/{name.replace('.ipynb', '.png')}" for name in notebooks]
+    assert re.findall(r"^!\[.+\]\((.+)\)$", gallery, re.MULTILINE) == pictures
+    for name in notebooks:
+        assert f"(../notebooks/{name})" in DOCUMENTS["docs/index.md"], name
