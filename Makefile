@@ -49,7 +49,7 @@ hammer: .venv/ready
 REST := notebooks tests/benchmarks tests/integration tests/keras2 \
   tests/callbacks/test_backup.py tests/loops/test_derivatives.py \
   tests/loops/test_precision.py tests/loops/test_second_derivatives.py \
-  tests/test_documents.py tests/test_plots.py
+  tests/test_documents.py tests/test_package.py tests/test_plots.py
 
 # What a change of the package can break on TensorFlow, in some minutes.
 test: .venv/ready

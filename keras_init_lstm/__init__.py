@@ -20,7 +20,7 @@ from keras_init_lstm.layers import (
     InitStateSimpleRNN,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Conditional",

@@ -7,6 +7,8 @@ import hypothesis
 import keras
 import pytest
 
+from distributions import build
+
 # The packages that the tests in a file import.
 NEEDED = {
     "loops/test_cudnn.py": ("tensorflow",),
@@ -93,6 +95,12 @@ def room_for_sizes():
         from keras_init_lstm.loops import tensorflow_loop
 
         tensorflow_loop._sizes.clear()
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """The paths of the source distribution and the wheel of this checkout."""
+    return build(tmp_path_factory.mktemp("distributions"))
 
 
 @pytest.fixture

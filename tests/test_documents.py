@@ -16,20 +16,19 @@ import numpy as np
 import pytest
 
 import keras_init_lstm
+from documents import (
+    DOCUMENTS,
+    MIGRATION,
+    README,
+    ROOT,
+    WRITTEN,
+    blocks,
+    headings,
+    prose_of,
+    python_of,
+)
 from oracles import to_numpy
 
-ROOT = pathlib.Path(__file__).parent.parent
-# Programs write the documents in this folder, which have no code.
-RESULTS = ROOT / "benchmarks" / "results"
-FOLDERS = [ROOT, *(ROOT / name for name in ("benchmarks", "notebooks")), RESULTS]
-FOLDERS += [ROOT / "docs", *sorted((ROOT / "docs").glob("*/"))]
-DOCUMENTS = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for folder in FOLDERS
-    for path in sorted(folder.glob("*.md"))
-}
-WRITTEN = [name for name in DOCUMENTS if (ROOT / name).parent != RESULTS]
-README, MIGRATION = (DOCUMENTS[name] for name in ("README.md", "MIGRATION.md"))
 HOW_TO = [name for name in WRITTEN if name.startswith("docs/how-to/")]
 # The documents whose code one process runs, as each process starts TensorFlow.
 WITH_CODE = [name for name in WRITTEN if "```python" in DOCUMENTS[name]]
@@ -38,7 +37,9 @@ GROUPS = {
     "docs": [name for name in WITH_CODE if name.startswith("docs/")],
 }
 GROUPS["docs"] = [name for name in GROUPS["docs"] if name not in HOW_TO]
-GROUPS.update({name: [name] for name in WITH_CODE if "/" not in name})
+# `test_package.py` runs the README.
+ALONE = [name for name in WITH_CODE if "/" not in name and name != "README.md"]
+GROUPS.update({name: [name] for name in ALONE})
 # Functions that need a newer Keras than the oldest that `make versions` tests.
 SINCE = {"keras2.load_model": (3, 14), "OptimizerMap": (3, 15)}
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
@@ -66,40 +67,6 @@ EVERYTHING = "\n".join(
 )
 
 
-def blocks(text):
-    """The language and the code of each fenced block of a document."""
-    found, language, lines = [], None, []
-    for line in text.splitlines():
-        fence = re.fullmatch(r" *```(.*)", line)
-        if fence and language is None:
-            language, lines = fence[1], []
-        elif fence:
-            found.append((language, "\n".join(lines)))
-            language = None
-        elif language is not None:
-            lines.append(line)
-    assert language is None, "a block that does not end"
-    return found
-
-
-def python_of(text):
-    return [code for language, code in blocks(text) if language == "python"]
-
-
-def prose_of(text):
-    """A document without its fenced blocks."""
-    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def headings(text):
-    """The anchors that GitHub makes from the headings of a document."""
-    found = []
-    for title in re.findall(r"^#+ (.*)$", prose_of(text), re.MULTILINE):
-        kept = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        found.append(kept + (f"-{found.count(kept)}" if kept in found else ""))
-    return found
-
-
 @pytest.mark.tensorflow  # The docstrings show tensors of TensorFlow.
 @pytest.mark.parametrize(
     # The files of other backends import their own frameworks.
@@ -122,23 +89,12 @@ def test_every_public_name_has_an_example():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(distributions, tmp_path_factory):
     """A folder with the unpacked wheel of this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([sys.executable, *build, "--wheel-dir", folder, ROOT], check=True)
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(folder / "installed")
-    return folder / "installed"
-
-
-@pytest.mark.tensorflow  # which is there to build it
-def test_the_wheel(wheel):
-    assert (wheel / "keras_init_lstm" / "py.typed").exists()
-    assert [*wheel.glob("*.dist-info/licenses/LICENSE")]
-    names = {path.name.split("-")[0] for path in wheel.iterdir()}
-    assert names == {"keras_init_lstm"}
+    with zipfile.ZipFile(distributions[1]) as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @pytest.mark.tensorflow  # for the logs and the `tf.function` in it
@@ -184,7 +140,7 @@ print({PAGE!r} + keras_init_lstm.__file__)
 
 def test_a_group_runs_every_document_with_code():
     named = [name for names in GROUPS.values() for name in names]
-    assert sorted(named) == sorted(
+    assert sorted([*named, "README.md"]) == sorted(
         name for name in WRITTEN if python_of(DOCUMENTS[name])
     )
 
@@ -355,34 +311,6 @@ def test_the_readme_names_the_jobs_of_ci():
     assert commands
     for command in commands:
         assert f"`{command}`" in README, command
-
-
-def test_citation():
-    """It has what the format asks for, and is of this version and licence."""
-    text = (ROOT / "CITATION.cff").read_text()
-    entries = dict(re.findall(r"^([\w-]+): *(.*)$", text, re.MULTILINE))
-    values = {key: value.strip('"') for key, value in entries.items()}
-    assert {"cff-version", "message", "title", "authors"} <= set(values)
-    assert values["cff-version"] == "1.2.0" and values["type"] == "software"
-    assert values["version"] == keras_init_lstm.__version__
-    project = (ROOT / "pyproject.toml").read_text()
-    assert f'license = "{values["license"]}"' in project
-    (author,) = re.findall(r'^  - name: "(.*)"$', text, re.MULTILINE)
-    assert f'authors = [{{ name = "{author}" }}]' in project
-    # Nothing else that YAML would read in another way: keys, and lists of one level.
-    lines = [line for line in text.splitlines() if not re.match(r"[\w-]+:", line)]
-    assert all(re.fullmatch(r'  - (name: )?"?[\w ]+"?', line) for line in lines)
-
-
-def test_changelog():
-    text = DOCUMENTS["CHANGELOG.md"]
-    sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert sections[0] == "[Unreleased]"
-    for section in sections[1:]:
-        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section)
-    kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
-    allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    assert kinds and set(kinds) <= allowed
 
 
 QUICKSTART = ROOT / "notebooks" / "01_quickstart.ipynb"
