@@ -33,8 +33,12 @@ def blocks(text):
     return found
 
 
-def python_of(text):
-    return [code for language, code in blocks(text) if language == "python"]
+def python_of(text, backend="tensorflow"):
+    """The Python blocks. The first line names the backend, if it is not TensorFlow."""
+    found = [code for language, code in blocks(text) if language == "python"]
+    named = [re.match(r"# With KERAS_BACKEND=(\w+)\n", code) for code in found]
+    backends = [match[1] if match else "tensorflow" for match in named]
+    return [code for code, of in zip(found, backends, strict=True) if of == backend]
 
 
 def prose_of(text):

@@ -150,7 +150,15 @@ def test_no_block_is_skipped(name):
     # A block of another language would not be tested.
     assert {language for language, _ in blocks(DOCUMENTS[name])} <= {"python", "sh"}
     assert DOCUMENTS[name].count("```") % 2 == 0
-    assert len(python_of(DOCUMENTS[name])) == DOCUMENTS[name].count("```python")
+    text = DOCUMENTS[name]
+    tested = [*python_of(text), *python_of(text, "torch")]
+    assert len(tested) == text.count("```python")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_no_line_of_code_is_cut_off_on_the_site(name):
+    lines = [line for _, code in blocks(DOCUMENTS[name]) for line in code.splitlines()]
+    assert [line for line in lines if len(line) > 88] == []
 
 
 def test_documents_with_code():

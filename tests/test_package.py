@@ -51,7 +51,8 @@ def test_the_description_stands_without_the_repository(distributions):
     text = metadata_of(distributions[1]).get_payload()
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert all(re.match("https?://", link) for link in links)
-    assert "pip install 'keras-init-lstm[tensorflow]'  # or `pip install k" in text
+    for command in ("'keras-init-lstm[tensorflow]'\n", "keras-init-lstm`"):
+        assert f"pip install {command}" in text
     assert "In the source distribution, two commands do everything" in text
     for only_here in ("clone", "pip install .", "pip install '.", "package index"):
         assert only_here not in text

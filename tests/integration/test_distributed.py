@@ -3,10 +3,13 @@
 import concurrent.futures
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from backends import BACKEND, in_a_fresh_process
+from documents import DOCUMENTS, python_of
 
 
 @pytest.mark.tensorflow
@@ -36,6 +39,27 @@ def test_two_processes_with_half_of_the_data_each():
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has it")
 def test_distributed_data_parallel_in_two_processes():
     two_processes("data_parallel_of_torch")
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has it")
+def test_the_program_of_the_page_on_several_devices(tmp_path):
+    (program,) = python_of(DOCUMENTS["docs/how-to/several-devices.md"], "torch")
+    path = tmp_path / "train.py"
+    learned = "model.layers[0].h0.value.value.tolist()"
+    path.write_text(f"{program}\nprint(loss.item(), {learned}, flush=True)\n")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Each process has a loss of its own rows, and both have learned the same state.
+    (loss, learned), (other_loss, other) = (
+        line.split(" ", 1) for line in done.stdout.splitlines()
+    )
+    assert learned == other and loss != other_loss
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX alone")
