@@ -33,7 +33,7 @@ class Loop:
         drops: Whether it runs recurrent dropout, and a dropout mask for each gate.
         resets_before: Whether it runs a GRU with `reset_after=False`.
         reads_masked: Whether it reads masked timesteps, which then must be finite.
-        fewest_timesteps: With fewer, Keras's loop is preferred.
+        few_if_masked: Whether it is preferred for fewer than 8 timesteps with a mask.
     """
 
     activations: tuple = (("tanh", "sigmoid"),)
@@ -41,7 +41,7 @@ class Loop:
     drops: bool = False
     resets_before: bool = False
     reads_masked: bool = False
-    fewest_timesteps: int = 1
+    few_if_masked: bool = False
 
     def activations_of(self, cell):
         pairs = [(activation, "sigmoid") for activation in self.of_simple_rnn]
@@ -74,9 +74,8 @@ LOOPS = {
         drops=True,
         resets_before=True,
         reads_masked=True,
-        fewest_timesteps=8,
     ),
-    "torch": Loop(of_simple_rnn=("relu",)),
+    "torch": Loop(of_simple_rnn=("relu",), few_if_masked=True),
 }
 LOOP = LOOPS.get(BACKEND)
 FUSES = LOOP is not None

@@ -95,9 +95,10 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
 
         With PyTorch the loop is PyTorch's own LSTM, GRU or RNN kernel, for all masks
         and for `reset_mask`, with tanh and sigmoid, or relu in a SimpleRNN. With
-        `use_fused=True` it runs on a GPU too. A GRU needs `reset_after=True`. Keras's
-        own loop runs in training with `recurrent_dropout`, or with `dropout` and
-        `implementation=1`; under `torch.compile`, `torch.func.vmap`, autocast, and
+        `use_fused=True` it runs on a GPU too. A GRU needs `reset_after=True`. With
+        `"auto"`, an LSTM or a GRU without a mask runs Keras's own loop for fewer than 8
+        timesteps. It also runs in training with `recurrent_dropout`, or with `dropout`
+        and `implementation=1`; under `torch.compile`, `torch.func.vmap`, autocast, and
         for a mask under `torch.jit.trace`.
 
         With TensorFlow, XLA compiles the loop. It computes `dropout` and

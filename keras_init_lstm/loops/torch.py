@@ -40,6 +40,10 @@ _KERNELS = {
 
 _PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter}
 
+# For a kernel call, PyTorch reorders the weights, which takes as long as some timesteps
+# of Keras's loop. Keras's loop for masks, and for a SimpleRNN, is several times slower.
+_FEWEST_TIMESTEPS = 8
+
 # The sigmoid of a sum with this number is 1, and with its negative 0, in float16 too.
 _SATURATED = 1000.0
 
@@ -122,6 +126,14 @@ def why_slower(call: Call) -> str | None:
     if call.sequences.dtype not in (torch.float32, torch.float64):
         # Keras's loop rounds to the dtype of the layer after each operation.
         return "16-bit floating point"
+    if call.sequences.shape[1] < _FEWEST_TIMESTEPS and not (
+        call.cell == "simple_rnn"
+        or call.mask is not None
+        or call.reset_mask is not None
+        # A trace of Keras's loop would be for this number of timesteps alone.
+        or torch.jit.is_tracing()
+    ):
+        return "few timesteps"
     return None
 
 
