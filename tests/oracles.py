@@ -65,11 +65,6 @@ def across_programs(dtype="float32"):
     return 0.0 if BACKEND == "tensorflow" else TOLERANCES[dtype]
 
 
-def across_loops(dtype="float32"):
-    """The tolerance for few timesteps, for which PyTorch runs the fused loop."""
-    return TOLERANCES[dtype] if BACKEND == "torch" else 0.0
-
-
 def nested(layer, states):
     """The states, nested as in Keras's `get_initial_state`, in Python lists.
 

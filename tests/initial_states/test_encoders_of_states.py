@@ -31,7 +31,7 @@ from models import (
     normal,
     with_weights,
 )
-from oracles import across_loops, assert_same, flat, nested, reference_of, to_numpy
+from oracles import assert_same, flat, nested, reference_of, to_numpy
 
 LENGTH, PAST_FEATURES = 7, 3
 PAST = normal(BATCH, LENGTH, PAST_FEATURES, seed=1)
@@ -265,7 +265,7 @@ class TestStreams:
         layer(X, context=PAST)
         reference = reference_of(layer, return_state=True)
         _, *states = reference(X, initial_state=layer.h0.encoder(PAST)[1:])
-        assert_same(flat(layer.states), flat(states), across_loops())
+        assert_same(flat(layer.states), flat(states))
         layer.reset_states(rows=[1])
         other = normal(BATCH, LENGTH, PAST_FEATURES, seed=9)
         got = layer(X, context=other)

@@ -31,7 +31,6 @@ from models import (
     normal,
 )
 from oracles import (
-    across_loops,
     assert_same,
     flat,
     gradients,
@@ -173,7 +172,7 @@ class Stream(RuleBasedStateMachine):
     def save_and_restore(self):
         states = get_states(self.layer)
         carried = [c.astype("float32") for c in self.carried]
-        assert_same(list(states.values()), carried, across_loops())
+        assert_same(list(states.values()), carried)
         self.layer(X)
         set_states(self.layer, states)
 
@@ -282,8 +281,8 @@ class TestStateful:
             want, *states = reference_of(layer, return_state=True)(
                 X, initial_state=states
             )
-            assert_same(got, want, across_loops())
-            assert_same(layer.states, states, across_loops())
+            assert_same(got, want)
+            assert_same(layer.states, states)
 
     def test_the_batch_size_must_be_known(self):
         layer = InitStateLSTM(UNITS, stateful=True)
@@ -477,7 +476,7 @@ class TestWithAContext:
         layer.reset_states(states)
         got = layer(X, context=CONTEXT)
         want = reference_of(layer)(X, initial_state=states)
-        assert_same(got, want, across_loops())
+        assert_same(got, want)
 
 
 # On PyTorch, Keras fails in the backward pass of its own stateful layers.
