@@ -62,7 +62,9 @@ def attempt(function, *args):
     logger.handlers = handlers
     texts += [f"{w.category.__name__}: {w.message}" for w in caught]
     # Ignore warnings about many traces of functions, about arrays that Keras drops when
-    # it raises, and about Keras's variables that NumPy 2 converts.
+    # it raises, about Keras's variables that NumPy 2 converts, and about a single
+    # prediction of a single row, which Keras logs as a number.
     ignored = r"retracing(?!.*_(for|back)ward)|never used.*keras/src|accept a copy"
+    ignored += r"|array with ndim > 0 to a scalar"
     ignored = re.compile(ignored, re.S)
     return value, error, {t for t in texts if not ignored.search(t)}
