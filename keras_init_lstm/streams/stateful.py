@@ -34,7 +34,8 @@ def as_stateful(model: keras.Model, batch_size: int) -> keras.Model:
         arguments and a new optimizer. All streams start from the initial states. A
         layer inside a `TimeDistributed` reads a whole sequence at each timestep, and
         stays as it is; a layer that reads only sources (see `as_encoder_and_decoder()`)
-        does too, such as an encoder of the context.
+        does too, such as an encoder of the context. A layer that reads several
+        timesteps and carries no state, such as `Conv1D`, sees only the present chunk.
 
     Raises:
         ValueError: If `model` or `batch_size` is not as above; if a layer reads the
