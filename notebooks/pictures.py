@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 # Which of the pictures of a notebook.
 SHOWN = {
     "01_quickstart": 0,
+    "02_forecasting": 0,
     "04_identities": 3,
     "05_streams": 1,
     "05_streams_in_use": 3,
