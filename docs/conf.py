@@ -37,6 +37,8 @@ autodoc_default_options = {"exclude-members": "keras_layer"}
 autodoc_inherit_docstrings = False  # what only Keras documents is left out
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say more
+napoleon_attr_annotations = False  # nor are the types of attributes shown
+napoleon_use_rtype = False  # what is returned is one sentence
 default_role = "py:obj"  # a name in single backticks links to its documentation
 napoleon_custom_sections = [
     ("Call arguments", "params_style"),

@@ -51,9 +51,10 @@ class _TrainableFlags:
 def train_only_initial_state(model: keras.layers.Layer) -> _TrainableFlags:
     """Freezes a model except for the initial states of its recurrent layers.
 
-    A trained model then adapts to a new machine, user or task by a few numbers. In a
-    `with` statement, it is frozen inside the block alone. Compile the model after it is
-    frozen, and again after it is restored, as after any change of `trainable`.
+    A trained model then adapts to a new machine, user or task with few numbers to
+    learn. In a `with` statement, it is frozen only inside the block. Compile the model
+    after it is frozen, and again after it is restored, as after any change of
+    `trainable`.
 
     Args:
         model: A model or layer of Keras 3, built, with layers of this package. It is

@@ -156,7 +156,7 @@ def _check_layer(layer: Any) -> None:
         )
     if any(len(state.shape) > 1 for state in layer._layout.states):
         raise ValueError(
-            "Argument `layer` must have states `(batch, units)`, without a space. "
+            "Argument `layer` must have states `(batch, units)`, not a ConvLSTM. "
             f"Received: {described(layer)}"
         )
     kinds = layer.initial_state

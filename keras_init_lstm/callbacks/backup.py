@@ -57,7 +57,7 @@ class ExactBackupAndRestore(keras.callbacks.Callback):
       PyTorch, leave `steps_per_epoch` out.
 
     Args:
-        backup_dir: Path of a local folder for this run alone.
+        backup_dir: Path of a local folder for this run only.
         save_freq: `"epoch"`, or the number of batches from one backup to the next.
             Defaults to `"epoch"`.
         delete_checkpoint: Whether to delete the backup when training has finished.

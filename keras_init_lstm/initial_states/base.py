@@ -49,7 +49,7 @@ class InitialState(keras.layers.Layer):
         per_position: Whether `state_shape` is the whole shape of a ConvLSTM's state,
             `(*space, filters)`, or with `data_format="channels_first"`
             `(filters, *space)`. If not, it is `(filters,)`, and the layer broadcasts
-            the states that `call()` returns over the space.
+            the states that `call()` returns over all positions.
         units_axis: The axis of the whole shape that has the units or filters. The layer
             sets it.
         value: The variable `(units,)` with the initial state at inference, if the kind

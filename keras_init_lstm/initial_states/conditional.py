@@ -54,9 +54,9 @@ class Conditional(InitialState):
     Args:
         encoder: Keras layer or model that maps the context, `(batch, ...)` or a
             structure of such tensors, to `(batch, units)`. For an InitStateConvLSTM2D,
-            to `(batch, filters)`, which is broadcast over the space, or to the shape of
-            the state, `(batch, rows, cols, filters)`. Each state gets its own copy,
-            with the weights: `layer.initial_state[0].encoder`. Or an encoder that
+            to `(batch, filters)`, which is broadcast over all positions, or to the
+            shape of the state, `(batch, rows, cols, filters)`. Each state gets its own
+            copy, with the weights: `layer.initial_state[0].encoder`. Or an encoder that
             returns all the states; see `all_states`.
         over_time: Boolean, whether the context has a time axis. The encoder then gets
             the context of one timestep. Defaults to `False`.

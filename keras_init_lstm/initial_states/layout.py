@@ -93,7 +93,7 @@ class StateLayout:
                 cell is built.
 
         Raises:
-            ValueError: If the sequences of a ConvLSTM have a space of unknown size.
+            ValueError: If a spatial dimension of a ConvLSTM's sequences is unknown.
         """
         if is_conv_lstm_cell(rnn.cell):
             shape, axis = _shape_of_conv_lstm(rnn.cell, sequences_shape)
@@ -245,8 +245,8 @@ def _shape_of_conv_lstm(cell: Any, sequences_shape: Shape | None) -> tuple[Shape
         space = sequences_shape[3:] if channels_first else sequences_shape[2:-1]
         if None in space:
             raise ValueError(
-                "Argument `sequences` must have a space of known size, from which the "
-                "size of the states follows. "
+                "Argument `sequences` must have known spatial dimensions, from which "
+                "the size of the states follows. "
                 f"Received: sequences of shape {tuple(sequences_shape)}"
             )
     else:

@@ -179,7 +179,7 @@ class OwnedStates:
 
     Args:
         layout: The states of the layer's cell. When a ConvLSTM is built, it is replaced
-            by the layout that knows the size of the space.
+            by the layout that knows the spatial dimensions.
         kinds: For each state an `InitialState`, or `None` for the initial state of the
             cell: zeros, unless the cell has a custom `get_initial_state()`. A kind with
             `all_states` stands in the place of each of its states.

@@ -88,8 +88,8 @@ class Sampled(InitialState):
             `torch.distributed`, such as with `DistributedDataParallel`. Defaults to
             `None`.
         per_position: Boolean, for the layers InitStateConvLSTM1D, 2D and 3D. If
-            `False`, one value for each filter is drawn and broadcast over the space; if
-            `True`, `mean` and `stddev` have the shape of the state,
+            `False`, one value for each filter is drawn and broadcast over all
+            positions; if `True`, `mean` and `stddev` have the shape of the state,
             `(rows, cols, filters)`, and a value is drawn for each filter at each
             position. An array of that shape sets it. Defaults to `False`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.

@@ -43,10 +43,10 @@ class Trainable(OwnedValue):
         regularizer: Keras regularizer of the value. Defaults to `None`.
         constraint: Keras constraint of the value. Defaults to `None`.
         per_position: Boolean, for the layers InitStateConvLSTM1D, 2D and 3D. If
-            `False`, one value for each filter is learned and broadcast over the space;
-            if `True`, one value for each filter at each position, so that `value` has
-            the shape of the state, `(rows, cols, filters)`. An array of that shape sets
-            it. Defaults to `False`.
+            `False`, one value for each filter is learned and broadcast over all
+            positions; if `True`, one value for each filter at each position, so that
+            `value` has the shape of the state, `(rows, cols, filters)`. An array of
+            that shape sets it. Defaults to `False`.
         **kwargs: Base layer arguments: `name`, `dtype` and `trainable`.
 
     Raises:

@@ -108,7 +108,7 @@ class OwnsStates(TakesContext, keras.layers.RNN):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """The names of the states: of an LSTM `("h0", "c0")`."""
+        """The names of the states, such as `("h0", "c0")` of an LSTM."""
         return self._layout.names
 
     @property
@@ -211,8 +211,8 @@ class OwnsStates(TakesContext, keras.layers.RNN):
         """Raises a `ValueError` if the layer must be built to know its states."""
         if None in keras.tree.flatten([s.shape for s in StateLayout.of(self).states]):
             raise ValueError(
-                f"The size of the space of {self.name} (of class "
-                f"{type(self).__name__}) is not known before the layer is built: call "
+                f"The spatial dimensions of {self.name} (of class "
+                f"{type(self).__name__}) are unknown before the layer is built: call "
                 "it, or its model, once before"
             )
 

@@ -143,11 +143,10 @@ class InitStateConvLSTM2D(_InitStateConvLSTM, keras.layers.ConvLSTM2D):
         filters: This and all arguments up to `stateful` as in
             `keras.layers.ConvLSTM2D`.
         initial_state: The initial states, as in `InitStateLSTM`: one entry, used for
-            both states, or a list of two, for h and c. The states have a space, so that
-            an entry has
+            both states, or a list of two, for h and c. An entry has
 
-            - one value for each filter, `(filters,)`, which is broadcast over the
-              space. That is the default of `Fixed`, `Sampled` and `Trainable`; or
+            - one value for each filter, `(filters,)`, which is broadcast over all
+              positions. That is the default of `Fixed`, `Sampled` and `Trainable`; or
             - one value for each filter at each position, with `per_position=True`, as
               in `Trainable(per_position=True)`, or with an array of the shape
               `(rows, cols, filters)`.
@@ -158,8 +157,9 @@ class InitStateConvLSTM2D(_InitStateConvLSTM, keras.layers.ConvLSTM2D):
             `zero_output_for_mask`.
 
     Call arguments:
-        As in `InitStateRNN`. A state that is passed as `initial_state` has the whole
-        shape `(batch, rows, cols, filters)`.
+        sequences: This and all arguments except the next as in `InitStateRNN`.
+        initial_state: As in `InitStateLSTM`, with tensors
+            `(batch, rows, cols, filters)`.
 
     Input shape:
         `(batch, timesteps, rows, cols, channels)`, or
@@ -170,13 +170,13 @@ class InitStateConvLSTM2D(_InitStateConvLSTM, keras.layers.ConvLSTM2D):
     Output shape:
         `(batch, timesteps, rows, cols, filters)` with `return_sequences=True`, else
         `(batch, rows, cols, filters)`; with `return_state=True` followed by the last h
-        and c. With `data_format="channels_first"` the filters, here and in the states,
-        stand before rows and columns. The dtype is the layer's `compute_dtype`.
+        and c. With `data_format="channels_first"` the filters come before rows and
+        columns, here and in the states. The dtype is the layer's `compute_dtype`.
 
     Raises:
         ValueError: If `initial_state` is not as above, does not fit the state, or is
             not finite. If `get_initial_state()` or `reset_states(states=...)` is called
-            before the layer is built, because the size of the space is not known. At a
+            before the layer is built, because the rows and columns are not known. At a
             call as in `InitStateRNN`.
 
     Stateful streams:

@@ -60,9 +60,9 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
             `implementation` and `zero_output_for_mask`.
 
     Call arguments:
-        As in `InitStateRNN`. A list of two tensors `(batch, units)` as `initial_state`
-        is used instead of the owned states, for this call; `None`, or `None` as an
-        entry, keeps the owned state.
+        sequences: This and all arguments except the next as in `InitStateRNN`.
+        initial_state: A list of two tensors `(batch, units)`, used instead of the owned
+            states, for this call; `None`, or `None` as an entry, keeps the owned state.
 
     Input shape:
         `(batch, timesteps, features)`. Batch and timesteps may be unknown until the
@@ -83,7 +83,7 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         construction and after a reset, every row starts from the owned initial
         state, which gets its gradient from that call (`LSTM` in Keras 3 always
         returns to zeros). `reset_states(states=[h, c])` sets the states, as it did
-        in Keras 2. A state given at a call replaces the carried one, and the stream
+        in Keras 2. A state passed at a call replaces the carried state, and the stream
         continues from the result. The carried states are not saved with the model.
 
     Fused loop:
@@ -111,7 +111,7 @@ class InitStateLSTM(InitStateRNN, keras.layers.LSTM):
         and in eager calls the timesteps, are rounded up to a few sizes, so that little
         is compiled.
 
-        A SavedModel, TFLite or ONNX file holds a plain LSTM. A `tf.function` for
+        A SavedModel, LiteRT or ONNX file holds a plain LSTM. A `tf.function` for
         inference holds one too, since it may be exported. When TensorFlow runs that
         function in this process, it replaces the plain LSTM with the fused loop, except
         where a gradient is taken, with `jit_compile=True`, in `tf.data`, or with

@@ -28,17 +28,17 @@ def as_encoder_and_decoder(
     with its states as inputs and outputs. Step by step it computes the outputs that
     `model` computes for the whole target sequence.
 
-    The inputs of the model are either sources or targets. Everything that depends on
-    sources alone belongs to the encoder, and may read them in any way. Sources are
-    found: an input is a source if an initial state of a recurrent layer is computed
-    from it, by `initial_state=` or as the context of a `Conditional`, or the value of
-    an attention layer whose query is computed from another input.
+    The inputs of the model are either sources or targets. Everything that depends only
+    on sources belongs to the encoder, and may read them in any way. An input is a
+    source if an initial state of a recurrent layer is computed from it, by
+    `initial_state=` or as the context of a `Conditional`; or if the value of an
+    attention layer is, whose query is computed from another input.
 
     Args:
         model: A Functional model, built, with recurrent layers of this package or of
             Keras, in nested models too. It is left unchanged.
-        sources: List of the names of the inputs that are sources. Defaults to `None`:
-            they are found.
+        sources: List of the names of the inputs that are sources. Defaults to `None`,
+            the sources by the rule above.
 
     Returns:
         A tuple of two Functional models with the weights of `model`.

@@ -19,7 +19,7 @@ def pack(*sequences: Sequence[Any], timesteps: int) -> tuple[np.ndarray, ...]:
 
     Each row takes the next sequences, in order, while they fit. Lists of values for the
     same timesteps, such as inputs, targets and sample weights, get the same positions.
-    `unpack()` takes the outputs of a model apart again.
+    `unpack()` returns the outputs of each sequence.
 
     Args:
         *sequences: One or several lists of arrays `(length, ...)` of numbers, with

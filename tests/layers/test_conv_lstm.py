@@ -741,7 +741,7 @@ class TestWrongInputs:
             lambda: layer.get_initial_state(2),
             lambda: layer.reset_states(states=states),
         ):
-            with pytest.raises(ValueError, match="of conv .* not known before the lay"):
+            with pytest.raises(ValueError, match="of conv .* unknown before the layer"):
                 call()
         layer(X)
         layer.reset_states(states=states)
@@ -749,7 +749,7 @@ class TestWrongInputs:
 
     def test_a_space_of_unknown_size(self):
         layer = conv(initial_state=Trainable(per_position=True))
-        with pytest.raises(ValueError, match="must have a space of known size"):
+        with pytest.raises(ValueError, match="must have known spatial dimensions"):
             layer(keras.Input((None, None, 4, 2)))
         assert not layer.built
 
@@ -774,5 +774,5 @@ class TestWrongInputs:
     def test_a_picture(self):
         layer = conv(initial_state="trainable")
         layer(X)
-        with pytest.raises(ValueError, match="`layer` .* without a space"):
+        with pytest.raises(ValueError, match="`layer` .* not a ConvLSTM"):
             plot_initial_state(layer)
