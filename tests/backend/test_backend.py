@@ -26,6 +26,7 @@ ALLOWED = {
     "loops/tensorflow.py": {"tensorflow"},
     "loops/tensorflow_export.py": {"tensorflow"},
     "loops/tensorflow_loop.py": {"tensorflow"},
+    "loops/tensorflow_passes.py": {"tensorflow"},
     "loops/torch.py": {"torch"},
     "backend/jax.py": {"jax"},
     "backend/torch.py": {"torch"},

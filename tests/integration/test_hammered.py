@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backends import tf
 from keras_init_lstm import InitStateLSTM, Sampled
-from keras_init_lstm.loops import tensorflow_loop as fused_loop
+from keras_init_lstm.loops import tensorflow_passes as fused_loop
 from models import FEATURES, UNITS, normal
 from oracles import assert_same, flat, gradients
 from strategies import at_most, masks
