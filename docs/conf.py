@@ -39,6 +39,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say more
 napoleon_attr_annotations = False  # nor are the types of attributes shown
 napoleon_use_rtype = False  # what is returned is one sentence
+smartquotes_action = "q"  # three dots in code stay three dots
 default_role = "py:obj"  # a name in single backticks links to its documentation
 napoleon_custom_sections = [
     ("Call arguments", "params_style"),
