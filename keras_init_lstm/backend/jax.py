@@ -33,8 +33,8 @@ class _Jax(Backend):
             )
 
     def cell_of_gru_is_faster(self, training: bool) -> bool:
-        # On a CPU, XLA is slow to cut the gates out of products that were made before
-        # the loop. In training, the backward pass hides it.
+        # On a CPU, XLA is slow to slice the gates out of products that were computed
+        # before the loop. In training, the backward pass takes longer and hides it.
         return not training and jax.default_backend() == "cpu"
 
     def only_traces(self, value: Any) -> bool:

@@ -134,8 +134,8 @@ def _trained_variables(model: keras.Model) -> list[keras.Variable]:
     """Returns all variables that training changes, but not metrics."""
     optimizer = model.optimizer
     variables = [*model.variables, *(optimizer.variables if optimizer else [])]
-    # Not on every backend do the variables of a model include the states of its
-    # stateful layers.
+    # On some backends, the variables of a model leave out the states of its stateful
+    # layers.
     for layer in layers_within(model):
         for state in keras.tree.flatten(getattr(layer, "states", None)):
             if isinstance(state, CarriedState):

@@ -172,8 +172,8 @@ def loop_with_resets(
         states,
         go_backwards=layer.go_backwards,
         unroll=layer.unroll,
-        # Keras can't infer the length from several inputs. It also takes the truth
-        # value of the length, which a list has and a tensor in a graph has not.
+        # Keras can't infer the length from several inputs. It also evaluates
+        # `bool(input_length)`, which raises for a tensor in a graph; pass a list.
         input_length=sequences.shape[1] or [ops.shape(sequences)[1]],
         return_all_outputs=layer.return_sequences or outputs_states,
     )

@@ -9,7 +9,7 @@ from keras import ops
 
 # The sizes with which an operation is tried, in place of unknown ones.
 _BATCH, _TIMESTEPS, _OTHER = 2, 3, 4
-# A float16 rounds to some 0.001. The timesteps before change an output by more.
+# Float16 rounds to some 0.001. Earlier timesteps change an output by more than 0.01.
 _TOLERANCE = 0.01
 
 

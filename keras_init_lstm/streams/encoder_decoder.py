@@ -224,7 +224,7 @@ class _Splitter(StepBuilder):
                 constant = layer([constant, mask])
                 self._masks[id(constant)] = constant, mask
             self._constants[id(tensor)] = constant
-            # The new tensors are of the decoder already.
+            # The new tensors belong to the decoder already.
             self._constants |= {id(x): x for x in (constant, mask) if x is not None}
         return self._constants[id(tensor)]
 
