@@ -40,14 +40,14 @@ def parse_args(argv):
     """Returns the options. Exits with a message if one is wrong."""
     parser = make_parser("demo", __doc__)
     meanings = {
-        "units": "of the LSTM",
-        "epochs": "of each training",
+        "units": "units of the LSTM",
+        "epochs": "epochs of each training",
         "seeds": "trainings of each kind, each with its own split of the images",
     }
     for name, meaning in meanings.items():
         defaults = f"(default: {FULL[name]}, with --quick {QUICK[name]})"
         parser.add_argument(f"--{name}", type=positive, help=f"{meaning} {defaults}")
-    parser.add_argument("--quick", action="store_true", help="a small run, as a test")
+    parser.add_argument("--quick", action="store_true", help="a small run, to test it")
     add_output(parser, "digits.png")
     args = parser.parse_args(argv)
     for name, value in (QUICK if args.quick else FULL).items():

@@ -1,4 +1,4 @@
-"""Random layers and calls, compared with the layers of Keras, on its backend.
+"""Random layers and calls, compared with the layers of Keras on its backend.
 
 A case draws a layer of this package, its initial states, and a few calls. The command
 that repeats a failed case is printed.
@@ -52,9 +52,12 @@ def fuzz(seeds, minutes=float("inf")):
 def main(argv=None):
     """Runs the cases, and exits with 1 if a case has failed."""
     parser = make_parser("fuzz", __doc__)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--seed", type=int, default=random.randrange(10**9))
+    add = parser.add_argument
+    add("--count", type=int, default=20_000, help="cases (default: %(default)s)")
+    endless = float("inf")
+    add("--minutes", type=float, default=endless, help="time limit (default: none)")
+    any_seed = random.randrange(10**9)
+    add("--seed", type=int, default=any_seed, help="first seed (default: random)")
     options = parser.parse_args(argv)
     # Python logs errors of tensors that Keras drops when it collects them; hide them.
     logging.getLogger("tensorflow").handlers = [logging.NullHandler()]

@@ -35,24 +35,24 @@ def parse_args(argv):
         type=parse_shape,
         nargs="+",
         metavar="BxTxFxU",
-        help="batch x time x features x units to measure (default: the nine of GRID)",
+        help="batch x timesteps x features x units (default: nine shapes)",
     )
     add(
         "--rounds",
         type=positive,
-        help=f"of each case at most (default: {Plan.rounds})",
+        help=f"rounds of each case at most (default: {Plan.rounds})",
     )
     add(
         "--seed",
         type=int,
         default=Plan.seed,
-        help="of data, weights and order (default: %(default)s)",
+        help="seed of data, weights and order (default: %(default)s)",
     )
     add(
         "--device",
         choices=("best", "cpu", "gpu"),
         default=Plan.device,
-        help="where to measure (default: a GPU if there is one)",
+        help="device to measure on (default: a GPU if there is one)",
     )
     add_output(
         parser,
@@ -64,8 +64,8 @@ def parse_args(argv):
             f"--{what}",
             choices=[*CONTENDERS, COMPILER],
             metavar="CONTENDER",
-            help="only print this measurement, at the first shape; the benchmark runs "
-            "it so, each time in a fresh process",
+            help="only print this measurement of a contender, at the first shape; the "
+            "benchmark calls itself with this option, for a fresh process",
         )
     args = parser.parse_args(argv)
     if args.device == "gpu" and not tf.config.list_physical_devices("GPU"):

@@ -128,7 +128,9 @@ def measure(runs, rounds):
 def main(argv=None):
     """Measures, prints the table, and returns and writes what was measured."""
     parser = make_parser("speed.sequences", __doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer of everything")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer sequences, streams and rounds"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -28,11 +28,11 @@ def parse_args(argv):
         nargs="+",
         metavar="BxTxFxU",
         default=SHAPES,
-        help="batch x time x features x units to measure (default: four)",
+        help="batch x timesteps x features x units (default: four shapes)",
     )
     cells = tuple(dict.fromkeys(case.cell for case in CASES))
-    add("--cells", nargs="+", choices=cells, default=cells, help="default: all")
-    add("--rounds", type=positive, default=9, help="of each case (default: 9)")
+    add("--cells", nargs="+", choices=cells, default=cells, help="(default: all)")
+    add("--rounds", type=positive, default=9, help="rounds of a case (default: 9)")
     add_output(parser, "backends.png", also="; tables and JSON file go next to it")
     return parser.parse_args(argv)
 
