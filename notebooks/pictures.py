@@ -15,6 +15,7 @@ SHOWN = {
     "04_identities": 3,
     "05_streams": 1,
     "05_streams_in_use": 3,
+    "06_reinforcement_learning": 0,
     "07_speed": 2,
 }
 
