@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 SHOWN = {
     "01_quickstart": 0,
     "02_forecasting": 0,
+    "03_sequence_to_sequence": 0,
     "04_identities": 3,
     "05_streams": 1,
     "05_streams_in_use": 3,
