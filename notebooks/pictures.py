@@ -14,8 +14,7 @@ SHOWN = {
     "02_forecasting": 0,
     "03_sequence_to_sequence": 0,
     "04_identities": 3,
-    "05_streams": 1,
-    "05_streams_in_use": 3,
+    "05_streams": 0,
     "06_reinforcement_learning": 0,
     "07_speed": 2,
 }
