@@ -26,6 +26,7 @@ _LEAST_PATHS, _MOST_PATHS = 5, 10
 _MOST_NAMES = 20
 # The colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_PATH_COLOR = "0.3"
 
 
 def plot_initial_state(
@@ -49,9 +50,10 @@ def plot_initial_state(
     With `sequences`, the last axes show the plane of the first two principal components
     of all visited states, for an LSTM the vectors `[h, c]`. A grey dot is a visited
     state. Lines are the paths of a few sequences (one from each initial state, but at
-    least five and at most ten). The initial states are black, for `Conditional` one for
-    each distinct row of `context`. The axis labels tell how much of the variance each
-    component holds. Distances from the plane are not visible.
+    least five and at most ten). If all have the same initial state, the colours of
+    their states tell the timestep. The initial states are black, for `Conditional` one
+    for each distinct row of `context`. The axis labels tell how much of the variance
+    each component holds. Distances from the plane are not visible.
 
     The layer reads every sequence from the owned initial state, as at inference, even
     with `stateful=True`. It is left unchanged. The plot needs matplotlib:
@@ -413,13 +415,18 @@ def _draw_plane(
     count = np.clip(len(first), _LEAST_PATHS, _MOST_PATHS)
     chosen = np.concatenate([np.sort(first), others])[:count]
     ended: dict[str, Any] = {"marker": "s", "ms": 5, "mfc": "white"}
+    is_one = len(points) == 1
     for row in chosen:
         style, color = divmod(group[row], len(_COLORS))
         dash = ("-", "--")[style % 2]
         look: dict[str, Any] = {"color": _COLORS[color], "ls": dash, "lw": 1}
+        if is_one:
+            look = {"color": _PATH_COLOR, "lw": 1}
         x, y = project(paths[:, row])
         ax.plot(x, y, **look)
         ax.plot(x[-1:], y[-1:], **ended, **look)
+    if is_one:
+        _draw_times(ax, project(paths[:, chosen].reshape(-1, paths.shape[2])), paths)
     (start,) = ax.plot(
         *project(points),
         "o",
@@ -446,10 +453,26 @@ def _draw_plane(
         fontsize="medium",
     )
     label = f"paths of {len(chosen)} of {paths.shape[1]} sequences"
-    look = {"color": _COLORS[0] if len(points) == 1 else "0.3", "lw": 1}
+    look = {"color": _PATH_COLOR, "lw": 1}
     path = Line2D([], [], label=label, **look)
     last = Line2D([], [], label="where they end", **ended, **{**look, "ls": ""})
     _add_legend(ax, [start, path, last, dots])
+
+
+def _draw_times(ax: "Axes", places: np.ndarray, paths: np.ndarray) -> None:
+    """Colours the states of some paths by their timestep, with a scale.
+
+    Args:
+        ax: The axes.
+        places: The places of the states `(2, (1 + timesteps) * rows)`.
+        paths: The states `(1 + timesteps, batch, units)`.
+    """
+    rows = places.shape[1] // len(paths)
+    timesteps = np.repeat(np.arange(len(paths)), rows)
+    x, y = places
+    dots = ax.scatter(x, y, s=14, c=timesteps, cmap="viridis", zorder=2.5)
+    scale = ax.inset_axes((1.03, 0.04, 0.03, 0.5))
+    ax.figure.colorbar(dots, cax=scale, label="timestep")
 
 
 def _principal_components(centered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

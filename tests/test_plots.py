@@ -498,6 +498,23 @@ class TestPlane:
         assert sum(map(len, looks.values())) == len(set().union(*looks.values()))
         assert len(set().union(*looks.values())) == len(looks)
 
+    def test_paths_from_one_initial_state_have_the_colours_of_their_timesteps(self):
+        layer, x = embedded(2), normal(6, 4, FEATURES)
+        for ids in (np.zeros(6, int), np.arange(6) % 2):
+            axes = plot_initial_state(layer, x, context=ids).axes[-1]
+            paths = in_plane(axes)["paths"]
+            if ids.any():
+                assert not axes.collections
+                continue
+            (dots,) = axes.collections
+            places = np.array(paths).swapaxes(0, 1).reshape(-1, 2)
+            np.testing.assert_allclose(dots.get_offsets(), places, atol=1e-6)
+            timesteps = np.repeat(np.arange(5), len(paths))
+            np.testing.assert_array_equal(dots.get_array(), timesteps)
+            (scale,) = axes.child_axes
+            assert scale.get_ylabel() == "timestep"
+            plt.close("all")
+
     def test_equal_states_give_equal_pictures(self):
         layer = layer_with_weights(lstm())
         first, again = (in_plane(plot_initial_state(layer, X).axes[-1]) for _ in "12")
