@@ -25,6 +25,8 @@ FULL = {
     "searches": 2,
     "share": 1.0,  # of the steps of each task
     "examples": [1, 2, 4, 8, 16, 32],
+    # To change all weights by one example, the best rate is far smaller.
+    "adaptation_rates": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3],
     # Compiled, a step is faster, and the first takes some seconds.
     "use_fused": "auto",
 }
@@ -36,6 +38,7 @@ QUICK = FULL | {
     "searches": 1,
     "share": 0.1,
     "examples": [4, 32],
+    "adaptation_rates": [0.01],
     "use_fused": False,
 }
 

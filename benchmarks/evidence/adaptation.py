@@ -1,20 +1,26 @@
-"""Adapts the initial state or all weights of a trained model to a new speaker."""
+"""Adapts a trained model to a new speaker, by all or a few of its weights."""
 
 import dataclasses
 
 import numpy as np
 
 from benchmarks.evidence.data import parts, vowels
-from benchmarks.evidence.models import LAYER
+from benchmarks.evidence.low_rank import LowRank
+from benchmarks.evidence.models import LAYER, weight_count
 from benchmarks.evidence.trainer import Trainer, mean
 from keras_init_lstm.adaptation import train_only_initial_state
 
 ADAPTATION = "adaptation"  # the name of this task
-NOTHING, START, ALL = "nothing", "start alone", "all weights"
+NOTHING, STATE, ALL = "no adaptation", "initial state alone", "all weights"
+RANKS = {f"adapters of rank {rank}": rank for rank in (1, 4)}
 METHODS = {
-    NOTHING: "the start of unknown speakers, as it was learned",
-    START: "train_only_initial_state: one start for the new speaker",
-    ALL: "all weights and the start",
+    NOTHING: "the initial state of unknown speakers, as it was learned",
+    STATE: "train_only_initial_state: one initial state for the new speaker",
+    **{
+        name: f"kernel + a @ b of rank {rank}, for both kernels of the LSTM"
+        for name, rank in RANKS.items()
+    },
+    ALL: "all weights and the initial state",
 }
 HELD_BACK = 32  # utterances of the new speaker to adapt by; the others are the test
 STEPS = 100
@@ -35,6 +41,17 @@ def split(seed):
     return train, validation, speaker
 
 
+def initial_state_alone(model):
+    """Freezes all of a model except its initial state, and returns it."""
+    train_only_initial_state(model)
+    return model
+
+
+def low_rank(rank):
+    """Returns a function that returns a model with adapters of a rank."""
+    return lambda model: LowRank(model, model.get_layer(LAYER), rank)
+
+
 class Adaptation:
     """A trained model, and the trainers that adapt it.
 
@@ -50,11 +67,14 @@ class Adaptation:
         task = dataclasses.replace(task, identities=1 + task.identities)
         self._rates = rates
         self._base = Trainer(task, "identity", units, train, use_fused)
+        ways = {
+            STATE: initial_state_alone,
+            **{name: low_rank(rank) for name, rank in RANKS.items()},
+            ALL: None,
+        }
         self._adapted = {
-            START: Trainer(
-                task, "trainable", units, train, use_fused, train_only_initial_state
-            ),
-            ALL: Trainer(task, "trainable", units, train, use_fused),
+            name: Trainer(task, "trainable", units, train, use_fused, adapted)
+            for name, adapted in ways.items()
         }
 
     def meet(self, seed, steps):
@@ -67,6 +87,10 @@ class Adaptation:
                 lowest, weights = loss, self._base.model.get_weights()
         self._base.model.set_weights(weights)
 
+    def weights(self, method):
+        """Returns how many numbers a method changes."""
+        return 0 if method == NOTHING else weight_count(self._adapted[method].trained)
+
     def loss(self, method, examples, rate, seed):
         """Adapts a copy of the model, and returns its mean loss on other utterances."""
         trainer = self._adapted.get(method, self._adapted[ALL])
@@ -77,6 +101,8 @@ class Adaptation:
             lstm.get_initial_state(1, context=np.array([UNKNOWN])), reduction="mean"
         )
         model.layers[-1].set_weights(base.layers[-1].get_weights())
+        if method in RANKS:
+            trainer.trained.restart(seed)
         if method != NOTHING:
             known = self._speaker[np.arange(examples)]
             for _ in trainer.passes(known, seed, rate, STEPS):

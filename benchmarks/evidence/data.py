@@ -262,13 +262,16 @@ def split_sea(_seed, size):
     bounds = [(first, 0.6), (0.6, 0.75), (0.75, 1.0)]
     scales = [values[: int(0.6 * length)].std() for values in (inputs, targets)]
 
-    def chunks(values, begin, end):
-        values = values[int(begin * length) : int(end * length)]
-        count = len(values) // (STREAMS * CHUNK)
-        streams = values[: STREAMS * count * CHUNK].reshape(STREAMS, count, CHUNK, 1)
-        return streams.swapaxes(0, 1).reshape(-1, CHUNK, 1)
+    inputs, targets = inputs / scales[0], targets / scales[1]
 
-    return [
-        Data(chunks(inputs / scales[0], *bound), chunks(targets / scales[1], *bound))
-        for bound in bounds
-    ]
+    def chunks(begin, end):
+        rows = np.arange(int(begin * length), int(end * length))
+        count = len(rows) // (STREAMS * CHUNK)
+        streams = rows[: STREAMS * count * CHUNK].reshape(STREAMS, count, CHUNK, 1)
+        rows = streams.swapaxes(0, 1).reshape(-1, CHUNK, 1)
+        # The first chunk of the series has no value before it, so it repeats its own.
+        before = np.maximum(rows[:, :1] - 1, 0)
+        last = np.repeat(targets[before], CHUNK, axis=1)
+        return Data(inputs[rows], targets[rows], last=last)
+
+    return [chunks(*bound) for bound in bounds]

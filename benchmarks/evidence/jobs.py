@@ -8,7 +8,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from benchmarks.evidence.adaptation import ADAPTATION, METHODS, NOTHING, Adaptation
-from benchmarks.evidence.models import LAST_VALUE, kinds_of
+from benchmarks.evidence.models import LAST_VALUE, kinds_of, weight_count
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainer import Trainer, by_timestep, mean
 from benchmarks.machine import cores
@@ -62,7 +62,13 @@ def compare(task, job, settings):
         train, validation, test = task.split(seed, job["size"])
         trainer.fit(train, validation, seed, rate, steps)
         records.append(
-            record(job, seed, rate, *summed_up(trainer.losses(test), test))
+            record(
+                job,
+                seed,
+                rate,
+                weight_count(trainer.model),
+                *summed_up(trainer.losses(test), test),
+            )
             | {"train_loss": mean(trainer.losses(train), train)}
         )
     return records
@@ -74,7 +80,7 @@ def repeat(task, job, settings):
     for seed in range(settings["seeds"]):
         _, _, test = task.split(seed, job["size"])
         losses = np.square(test.last - test.targets).sum(axis=-1)
-        records.append(record(job, seed, None, *summed_up(losses, test)))
+        records.append(record(job, seed, None, 0, *summed_up(losses, test)))
     return records
 
 
@@ -83,11 +89,12 @@ def summed_up(losses, test):
     return mean(losses, test), by_timestep(losses, test).tolist()
 
 
-def record(job, seed, rate, loss, by_timestep=()):
-    """Returns the record of one training."""
+def record(job, seed, rate, weights, loss, by_timestep=()):
+    """Returns the record of one training of a number of weights."""
     return job | {
         "seed": seed,
         "rate": rate,
+        "weights": weights,
         "loss": loss,
         "by_timestep": list(by_timestep),
     }
@@ -103,7 +110,7 @@ def adapt(task, job, settings):
         (method, examples, rate)
         for method in METHODS
         for examples in settings["examples"]
-        for rate in (settings["rates"] if method != NOTHING else [0.0])
+        for rate in (settings["adaptation_rates"] if method != NOTHING else [0.0])
     ]
     searched = {case: [] for case in cases}
     for seed in range(1000, 1000 + settings["searches"]):
@@ -119,7 +126,8 @@ def adapt(task, job, settings):
         for method, examples, rate in best.values():
             loss = adaptation.loss(method, examples, rate, seed)
             of_method = job | {"kind": method, "size": examples}
-            records.append(record(of_method, seed, rate, loss))
+            weights = adaptation.weights(method)
+            records.append(record(of_method, seed, rate, weights, loss))
     return records
 
 

@@ -32,10 +32,10 @@ class Losses:
             for kind, records in self._by_kind(task, units, size).items()
         }
 
-    def rates(self, task, units, size):
-        """Returns `{kind: learning rate}`."""
+    def field(self, name, task, units, size):
+        """Returns `{kind: a field of its records}`, such as the learning rate."""
         return {
-            kind: records[0]["rate"]
+            kind: records[0][name]
             for kind, records in self._by_kind(task, units, size).items()
         }
 

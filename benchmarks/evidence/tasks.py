@@ -28,7 +28,7 @@ class Task:
         name: The name in the tables.
         question: The target and the inputs.
         source: The source of the data, and their licence.
-        loss: The unit of the loss.
+        loss: The loss, and what it is of.
         split: Function of a seed and of `"many"` or `"few"`, which returns the `Data`
             to train on, for validation, and for the test.
         steps: The number of steps of each training.
@@ -51,6 +51,10 @@ class Task:
     identities: int = 0
     stream: bool = False
 
+    @property
+    def loss_name(self):
+        return self.loss.partition(",")[0]
+
 
 BOKEH = "package bokeh-sampledata"
 TASKS = [
@@ -58,7 +62,7 @@ TASKS = [
         "chicks",
         "the weight of a chick at 12 days, from those before",
         "ChickWeight of R, by Crowder and Hand (1990), in river (BSD-3-Clause)",
-        "squared error of the logarithm",
+        "squared error, of the logarithm",
         split_chicks,
         known=("features",),
         batch_size=8,
@@ -75,7 +79,7 @@ TASKS = [
         "countries",
         "the life expectancy of a country in 10 years, from its fertility alone",
         f"Gapminder.org (CC BY 2.0), in {BOKEH}",
-        "squared error, in standard deviations",
+        "squared error, of values scaled to a standard deviation of 1",
         split_countries,
         known=("identity", "features", "past"),
         identities=max(COUNTRIES.values()),
@@ -84,7 +88,7 @@ TASKS = [
         "vowels",
         "12 coefficients of the sound of a vowel, frame by frame",
         "JapaneseVowels of the UCI archive, in aeon (BSD-3-Clause)",
-        "squared error, in standard deviations, summed over 12 coefficients",
+        "squared error, of values scaled to a standard deviation of 1, and summed",
         split_vowels,
         known=("identity",),
         identities=9,
@@ -94,7 +98,7 @@ TASKS = [
         "a row of 8 pixels of a handwritten digit, from the rows above",
         "Optical Recognition of Handwritten Digits of the UCI archive, in scikit-learn "
         "(BSD-3-Clause)",
-        "nats per row",
+        "cross-entropy, in nats per row",
         split_digits,
         known=("identity",),
         levels=LEVELS,
@@ -104,7 +108,7 @@ TASKS = [
         "text",
         "the next character of source code cut at random places, for 16 characters",
         "the standard library of Python (PSF-2.0)",
-        "nats per character",
+        "cross-entropy, in nats per character",
         split_text,
         known=("past",),
         levels=VOCABULARY,
@@ -113,7 +117,7 @@ TASKS = [
         "sea",
         "how far the sea is from its mean of 24 hours, in chunks of 6 hours",
         f"NERACOOS (free to use and redistribute), in {BOKEH}",
-        "squared error, in standard deviations",
+        "squared error, of values scaled to a standard deviation of 1",
         split_sea,
         batch_size=STREAMS,
         stream=True,

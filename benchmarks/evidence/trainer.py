@@ -22,18 +22,17 @@ class Trainer:
         units: The units of the LSTM.
         data: `Data` with the shapes of the training data.
         use_fused: The argument of `InitStateLSTM`.
-        prepare: Function that is called with the model before the optimizer is created.
-            It may freeze a part of the model.
+        adapted: Function of the model that returns the model or layer to train. It may
+            freeze a part of the model. Defaults to `None`: the model is trained.
     """
 
-    def __init__(self, task, kind, units, data, use_fused="auto", prepare=None):
+    def __init__(self, task, kind, units, data, use_fused="auto", adapted=None):
         self.task, self.kind = task, kind
         self._build = lambda seed: build(task, kind, units, data, seed, use_fused)
         self.model = self._build(0)
-        if prepare is not None:
-            prepare(self.model)
+        self.trained = self.model if adapted is None else adapted(self.model)
         self._optimizer = keras.optimizers.Adam(clipnorm=1.0)
-        self._optimizer.build(self.model.trainable_variables)
+        self._optimizer.build(self.trained.trainable_variables)
         self._optimizer_at_first = [v.numpy() for v in self._optimizer.variables]
         self._train = tf.function(self._steps)
         self._evaluate = tf.function(self._losses)
@@ -108,7 +107,7 @@ class Trainer:
 
     def _losses(self, arrays, training=False):
         inputs, targets, _ = arrays
-        outputs = self.model(inputs, training=training)
+        outputs = self.trained(inputs, training=training)
         if self.task.levels:
             losses = keras.losses.sparse_categorical_crossentropy(
                 targets, outputs, from_logits=True
@@ -118,7 +117,7 @@ class Trainer:
         return ops.sum(losses, axis=-1)
 
     def _steps(self, arrays, order, rates):
-        variables = self.model.trainable_variables
+        variables = self.trained.trainable_variables
         for step in tf.range(tf.shape(order)[0]):
             batch = tf.nest.map_structure(
                 lambda array, rows=order[step]: tf.gather(array, rows), arrays

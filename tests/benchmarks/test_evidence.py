@@ -11,11 +11,37 @@ from scipy import stats
 
 from benchmarks.evidence import data, jobs
 from benchmarks.evidence.__main__ import FULL, QUICK, parse_args
-from benchmarks.evidence.adaptation import ADAPTATION
+from benchmarks.evidence.adaptation import (
+    ADAPTATION,
+    METHODS,
+    NOTHING,
+    RANKS,
+    STATE,
+    Adaptation,
+)
 from benchmarks.evidence.claims import CLAIMS, answers, count
+from benchmarks.evidence.forest import ROWS, rows_of
 from benchmarks.evidence.losses import Losses
-from benchmarks.evidence.models import LAST_VALUE, NEEDS, build, kinds_of
-from benchmarks.evidence.report import adaptation_table, save_report, summary, table
+from benchmarks.evidence.low_rank import LowRank
+from benchmarks.evidence.models import (
+    LAST_VALUE,
+    LAYER,
+    NEEDS,
+    PAST_EVERY_STEP,
+    PAST_FIRST,
+    build,
+    kinds_of,
+    units_of_equal_weights,
+    weight_count,
+)
+from benchmarks.evidence.report import (
+    adaptation_table,
+    save_report,
+    state_table,
+    states_and_inputs,
+    summary,
+    table,
+)
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainer import CHECKS, Trainer, batches, mean
 
@@ -80,6 +106,14 @@ class TestTasks:
         # The past ends where the sequence begins.
         np.testing.assert_array_equal(test.known["past"][:, -1, 1], test.last[:, 0, 0])
 
+    def test_the_last_value_of_the_sea_is_the_one_before_the_chunk(self):
+        batch = BY_NAME["sea"].batch_size
+        for part in BY_NAME["sea"].split(0, "few"):
+            before = part.targets[:-batch, -1:]
+            np.testing.assert_array_equal(
+                part.last[batch:], np.repeat(before, data.CHUNK, axis=1)
+            )
+
 
 class TestModels:
     @pytest.mark.parametrize(("name", "kind"), TRAINED)
@@ -118,6 +152,94 @@ class TestModels:
             for k in (known, other.astype(known.dtype))
         )
         assert (first != second).any()
+
+    def test_the_past_is_read_by_an_encoder_of_keras(self):
+        task = BY_NAME["countries"]
+        part = task.split(0, "few")[0][np.arange(8)]
+        model = build(task, "past", 5, part, seed=1, use_fused=False)
+        lstm, dense = model.get_layer(LAYER), model.layers[-1]
+        encoder = keras.layers.LSTM(5, return_state=True)
+        encoder.build(part.known["past"].shape)
+        encoder.set_weights(lstm.h0.encoder.get_weights())
+        _, *states = encoder(part.known["past"])
+        decoder = keras.layers.LSTM(5, return_sequences=True)
+        decoder.build(part.inputs.shape)
+        decoder.set_weights(lstm.cell.get_weights())
+        np.testing.assert_allclose(
+            model([part.inputs, part.known["past"]]),
+            dense(decoder(part.inputs, initial_state=states)),
+            atol=1e-6,
+        )
+        weights = [encoder, decoder, dense]
+        assert weight_count(model) == sum(w.count_params() for w in weights)
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [pair for pair in TRAINED if pair[1] in (PAST_FIRST, PAST_EVERY_STEP)],
+    )
+    def test_equal_weights(self, name, kind, monkeypatch):
+        task = BY_NAME[name]
+        part = task.split(0, "few")[0][np.arange(8)]
+        wanted = weight_count(build(task, "past", 9, part, 0, use_fused=False))
+        best = units_of_equal_weights(task, kind, 9, part)
+
+        def distance(units):
+            function = "benchmarks.evidence.models.units_of_equal_weights"
+            monkeypatch.setattr(function, lambda *_: units)
+            model = build(task, kind, 9, part, 0, use_fused=False)
+            return abs(weight_count(model) - wanted)
+
+        assert distance(best) <= min(distance(best - 1), distance(best + 1))
+
+    def test_noise_is_not_learned(self):
+        task = BY_NAME["chicks"]
+        part = task.split(0, "few")[0]
+        model = build(task, "noisy", 5, part, 0, use_fused=False)
+        learned = build(task, "trainable", 5, part, 0, use_fused=False)
+        assert weight_count(model) == weight_count(learned)
+        h0 = model.get_layer(LAYER).h0
+        np.testing.assert_allclose(h0.stddev, np.full(5, 0.1), atol=1e-7)
+
+
+class TestLowRank:
+    @pytest.fixture
+    def model(self):
+        task = BY_NAME["vowels"]
+        part = task.split(0, "few")[0]
+        return build(task, "trainable", 4, part, 0, use_fused=False)
+
+    def test_outputs_equal_a_model_with_the_adapted_kernels(self, model):
+        adapted = LowRank(model, model.get_layer(LAYER), rank=2)
+        inputs = [BY_NAME["vowels"].split(0, "few")[0].inputs[:3]]
+        before = keras.ops.convert_to_numpy(model(inputs))
+        adapted.restart(3)
+        np.testing.assert_array_equal(adapted(inputs), before)
+        rng = np.random.default_rng(0)
+        factors = [rng.normal(size=v.shape) for v in adapted.trainable_variables]
+        for variable, value in zip(adapted.trainable_variables, factors, strict=True):
+            variable.assign(value)
+        after = keras.ops.convert_to_numpy(adapted(inputs))
+        np.testing.assert_array_equal(model(inputs), before)
+        cell = model.get_layer(LAYER).cell
+        cell.kernel.assign_add(factors[0] @ factors[1])
+        cell.recurrent_kernel.assign_add(factors[2] @ factors[3])
+        np.testing.assert_allclose(model(inputs), after, atol=1e-5)
+        assert abs(after - before).max() > 0.01
+
+    def test_only_the_factors_are_learned(self, model):
+        adapted = LowRank(model, model.get_layer(LAYER), rank=1)
+        # The inputs of the kernels are 12 and 4, their outputs 16.
+        assert weight_count(adapted) == (12 + 16) + (4 + 16)
+
+    def test_a_model_that_is_not_adapted_is_the_start_of_each_way(self):
+        adaptation = Adaptation(BY_NAME["vowels"], 4, [0.01], use_fused=False)
+        adaptation.meet(0, steps=10)
+        unchanged = adaptation.loss(NOTHING, 2, 0.0, 0)
+        for method in (STATE, *RANKS):
+            changed = adaptation.loss(method, 2, 0.1, 0)
+            assert changed != unchanged
+            assert adaptation.loss(method, 2, 0.0, 0) == pytest.approx(unchanged)
+            assert adaptation.loss(method, 2, 0.1, 0) == pytest.approx(changed)
 
 
 class TestTrainer:
@@ -196,19 +318,23 @@ class TestReport:
         rng = np.random.default_rng(0)
         return [
             {
-                "task": task.name,
+                "task": task,
                 "units": units,
                 "size": size,
                 "kind": kind,
                 "seed": seed,
                 "rate": 0.01,
+                "weights": 1234,
                 "loss": float(rng.lognormal(kind == "trainable", 0.1)),
                 "by_timestep": rng.lognormal(kind == "trainable", 0.1, 4).tolist(),
             }
-            for task in TASKS
-            for kind in kinds_of(task)
+            for task, kinds, sizes in [
+                *((task.name, kinds_of(task), ("many", "few")) for task in TASKS),
+                (ADAPTATION, METHODS, (1, 4)),
+            ]
+            for kind in kinds
             for units in (4, 8)
-            for size in ("many", "few")
+            for size in sizes
             for seed in range(5)
         ]
 
@@ -225,9 +351,34 @@ class TestReport:
                 "loss": 0,
                 "by_timestep": 0,
             }
-        assert path.read_bytes()[:4] == b"\x89PNG"
+        for picture in (path, tmp_path / "evidence_by_timestep.png"):
+            assert picture.read_bytes()[:4] == b"\x89PNG"
         for task in TASKS:
-            assert f"### {task.name}: 8 units, many sequences" in text
+            section = text.partition(f"### {task.name}: 8 units, many sequences")[2]
+            assert section.startswith(f"\n\n| initial state | {task.loss_name} |")
+        assert "1,234 (initial state alone)" in text
+        assert summary(Losses(records), set(BY_NAME)) in text
+        # Two rows of the past of countries, one of the past of text, five of metadata.
+        assert states_and_inputs(Losses(records), set(BY_NAME)).count("\n") == 1 + 3 + 6
+
+    def test_the_picture_shows_the_task_in_its_size(self, records):
+        rows = rows_of(Losses(records), {*BY_NAME, ADAPTATION})
+        assert len(rows) == sum(1 + len(kinds) for *_, kinds in ROWS)
+        headings = [row if isinstance(row, str) else "" for row in rows]
+        (chicks,) = [at for at, heading in enumerate(headings) if "8 chicks" in heading]
+        label, _, logs = rows[chicks + 3]
+        assert label == "one state, learned for all"
+        found = Losses(records).of("chicks", 8, "few")
+        want = np.log(found["trainable"][:, -1] / found["zeros"][:, -1])
+        np.testing.assert_allclose(logs, want)
+
+    def test_the_picture_of_a_part_of_the_tasks(self, records):
+        few = [r for r in records if r["size"] in ("few", 1)]
+        rows = rows_of(Losses(few), {"power", ADAPTATION})
+        assert [row for row in rows if isinstance(row, str)] == [
+            "a day of power (squared error)",
+            "a new speaker, 4 examples (squared error, to no adaptation)",
+        ]
 
     def test_intervals_equal_a_paired_test(self, records):
         losses = Losses(records)
@@ -248,18 +399,19 @@ class TestReport:
         low, high = stats.ttest_rel(*pairs).confidence_interval(0.95)
         middle = np.mean(np.subtract(*pairs))
         want = [f"{100 * np.expm1(x):+.1f}" for x in (middle, low, high)]
-        assert "{} % ({} to {})".format(*want) in line.split(" | ")[2]
+        cells = line.split(" | ")
+        assert "{} % ({} to {})".format(*want) == cells[2]
+        root = [f"{100 * np.expm1(x / 2):+.1f}" for x in (middle, low, high)]
+        assert "{} % ({} to {})".format(*root) == cells[3]
 
     def test_claims_are_counted(self, records):
         losses = Losses(records)
         by_claim = {claim[1]: count(losses, claim) for claim in CLAIMS}
-        # A trainable start has e times the loss of all else, in 7 tasks by 4.
-        assert by_claim["a learned start lowers the loss early in a sequence"] == (
-            0,
-            28,
-            0,
-        )
-        assert by_claim["noise in the start regularises"] == (24, 0, 0)
+        # A trainable state has e times the loss of all else, in 7 tasks by 4.
+        assert by_claim[
+            "a learned initial state lowers the loss early in a sequence"
+        ] == (0, 28, 0)
+        assert by_claim["noise in the initial state regularises"] == (24, 0, 0)
 
 
 class TestResults:
@@ -277,6 +429,8 @@ class TestResults:
             answers(losses),
             table(losses, BY_NAME["vowels"], 16, "few"),
             adaptation_table(losses, 64),
+            state_table(losses, 64),
+            states_and_inputs(losses, names),
         ):
             assert expected in text
 
@@ -289,3 +443,5 @@ class TestResults:
         assert len(found[0]) >= 12
         for figures in found:
             assert not [figure for figure in figures if figure not in text]
+        losses = Losses(json.loads((RESULTS / "evidence.json").read_text())["records"])
+        assert answers(losses) in documents[1]

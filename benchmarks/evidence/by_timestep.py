@@ -1,11 +1,12 @@
-"""The picture of the evidence: the differences to zeros in a panel for each task."""
+"""The relative losses at each timestep, in a panel for each task."""
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.evidence.adaptation import ADAPTATION, ALL, NOTHING, START
+from benchmarks.evidence.adaptation import ADAPTATION, ALL, NOTHING, RANKS, STATE
 from benchmarks.evidence.losses import relative
+from benchmarks.evidence.models import PAST_EVERY_STEP, PAST_FIRST
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.intervals import interval
 
@@ -17,13 +18,18 @@ STYLES = {
     "past": ("#CC79A7", "D"),
     "identity input": ("#56B4E9", "x"),
     "features input": ("#D55E00", "+"),
-    "past input": ("#000000", "v"),
+    PAST_FIRST: ("#000000", "v"),
+    PAST_EVERY_STEP: ("#56B4E9", "x"),
     "carried": ("#0072B2", "o"),
     "carried, trainable": ("#009E73", "^"),
-    NOTHING: ("#000000", "v"),
-    START: ("#0072B2", "o"),
+}
+ADAPTED = {
+    STATE: ("#0072B2", "o"),
+    **dict(zip(RANKS, [("#009E73", "^"), ("#CC79A7", "D")], strict=True)),
     ALL: ("#D55E00", "X"),
 }
+# A panel shows four kinds at most. The tables have all.
+LEFT_OUT = {"countries": ("trainable", "identity", "identity input", "features input")}
 
 
 def draw_task(ax, losses, task):
@@ -31,7 +37,7 @@ def draw_task(ax, losses, task):
     units, size = losses.conditions(task.name)[0]
     found = losses.of(task.name, units, size)
     for kind, (color, marker) in STYLES.items():
-        if kind in found:
+        if kind in found and kind not in LEFT_OUT.get(task.name, ()):
             logs = relative(found[kind], found["zeros"])[:, :-1]
             steps = np.arange(1, logs.shape[1] + 1)
             draw_interval(ax, steps, logs, color, marker, kind)
@@ -44,10 +50,10 @@ def draw_adaptation(ax, losses):
     """Draws the differences to no adaptation, by the number of examples."""
     units = losses.conditions(ADAPTATION)[0][0]
     sizes = [size for u, size in losses.conditions(ADAPTATION) if u == units]
-    for kind in (START, ALL):
+    for kind, style in ADAPTED.items():
         found = [losses.of(ADAPTATION, units, size) for size in sizes]
         logs = np.stack([relative(f[kind], f[NOTHING], "all") for f in found], 1)
-        draw_interval(ax, sizes, logs, *STYLES[kind], kind)
+        draw_interval(ax, sizes, logs, *style, kind)
     ax.set_title(f"a new speaker ({units} units)")
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, sizes)
@@ -63,7 +69,7 @@ def draw_interval(ax, x, logs, color, marker, label):
     ax.fill_between(x, *bounds, color=color, alpha=0.15, linewidth=0)
 
 
-def save_picture(path, losses, tasks):
+def save_panels(path, losses, tasks):
     """Draws a panel for each task."""
     shown = [task for task in TASKS if task.name in tasks]
     number = len(shown) + (ADAPTATION in tasks)
@@ -79,14 +85,13 @@ def save_picture(path, losses, tasks):
         for ax in axes[:number]:
             ax.axhline(0, color="0.3", linewidth=1, zorder=0)
             ax.grid(alpha=0.3)
-            many = len(ax.get_legend_handles_labels()[1]) > 4
-            ax.legend(framealpha=0.7, ncols=1 + many, fontsize=9 if many else 11)
+            ax.legend(framealpha=0.7, fontsize=9)
         for ax in axes[number:]:
             ax.remove()
         for row in range(rows):
-            axes[row * columns].set_ylabel("loss, difference [%]")
+            axes[row * columns].set_ylabel("loss relative to zeros [%]")
         fig.suptitle(
-            "Test loss by what the LSTM starts from, relative to zeros "
-            "(of a new speaker: to no adaptation), with 95 % intervals"
+            "For vowels a context helps at the first timesteps, for countries and the "
+            "sea to the end (95 % intervals; a new speaker: to no adaptation)"
         )
         fig.savefig(path, dpi=95)
