@@ -173,8 +173,15 @@ def rate_table(losses, units):
     return by_examples(losses, units, [STATE, *RANKS, ALL], cell)
 
 
-def report(losses, settings, tasks):
-    """Returns all tables, with how to read them, as Markdown."""
+def report(losses, settings, tasks, panels):
+    """Returns all tables, with how to read them, as Markdown.
+
+    Args:
+        losses: The `Losses`.
+        settings: The settings of the trainings.
+        tasks: The names of the tasks to report.
+        panels: The file name of the picture by timestep, in the same folder.
+    """
     where = machine()
     versions = ", ".join(f"{k} {where[k]}" for k in ("python", "tensorflow", "keras"))
     lines = [
@@ -191,8 +198,7 @@ def report(losses, settings, tasks):
         f"validation data in {settings['searches']} further trainings. Each training "
         "keeps the weights that do best on validation data.",
         f"`python -m benchmarks.evidence`: {where['cores']} cores of {where['cpu']}, "
-        f"{versions}. All values, for every timestep and seed: `evidence.json`. "
-        "[The losses at each timestep](evidence_by_timestep.png) are a picture.",
+        f"{versions}. All values, for every timestep and seed: `evidence.json`.",
         "## In short",
         "The larger model with the larger training data, relative to zeros:",
         summary(losses, tasks),
@@ -200,6 +206,10 @@ def report(losses, settings, tasks):
         "read a past have equal numbers of weights, the others equal numbers of units "
         "(their weights are in the tables below):",
         states_and_inputs(losses, tasks),
+        "At each timestep:",
+        "![The test loss relative to zeros at each timestep of each task, and of a new "
+        "speaker by the number of examples, with 95 % intervals]"
+        f"({panels})",
         "## Published claims",
         "The number of comparisons (tasks, sizes of the model and of the training "
         "data, kinds) in which the claim holds, the opposite holds, or the difference "
@@ -270,8 +280,9 @@ def save_report(path, records, settings):
     losses = Losses(records)
     tasks = {record["task"] for record in records}
     save_forest(path, losses, tasks)
-    save_panels(path.with_name(f"{path.stem}_by_timestep.png"), losses, tasks)
-    text = report(losses, settings, tasks)
+    panels = path.with_name(f"{path.stem}_by_timestep.png")
+    save_panels(panels, losses, tasks)
+    text = report(losses, settings, tasks, panels.name)
     path.with_suffix(".md").write_text(text)
     contents = {"settings": settings, "machine": machine(), "records": records}
     data = json.dumps(contents, separators=(",", ":"))

@@ -353,6 +353,7 @@ class TestReport:
             }
         for picture in (path, tmp_path / "evidence_by_timestep.png"):
             assert picture.read_bytes()[:4] == b"\x89PNG"
+        assert "](evidence_by_timestep.png)" in text
         for task in TASKS:
             section = text.partition(f"### {task.name}: 8 units, many sequences")[2]
             assert section.startswith(f"\n\n| initial state | {task.loss_name} |")
