@@ -108,6 +108,7 @@ def in_a_fresh_process(script, *arguments, environment=os.environ):
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

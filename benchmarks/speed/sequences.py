@@ -33,6 +33,7 @@ FEATURES, UNITS, ROW = 16, 64, 128
 SHAPES = (TINY, MIDDLING, LONG, LARGE)  # of a batch in which no row restarts
 PLAIN, RESET = "without reset_mask", "reset_mask without a mark"
 PACKED, PADDED, ALONE = "packed, reset_mask", "padded, mask", "one call for each"
+BUCKETED, BUCKETS = "bucketed by length, mask", (8, 16, 32, 64, ROW)
 STORE = "StreamStore, 64 a call"
 
 
@@ -76,20 +77,40 @@ def short_sequences(count, mode):
     ]
     layer = built_layer(FEATURES, UNITS)
     packed, mask, reset_mask = pack(sequences, timesteps=ROW)
-    padded = np.zeros((len(sequences), ROW, FEATURES), "float32")
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    lengths = np.array(list(map(len, sequences)))
-    padded_mask = np.arange(ROW) < lengths[:, None]
+    padded, padded_mask = padded_to(ROW, sequences)
+    buckets = [padded_to(max(map(len, each)), each) for each in bucketed(sequences)]
+    of_buckets = [call_run(layer, layer, mode, x, mask=read) for x, read in buckets]
     runs = {
         PACKED: call_run(layer, layer, mode, packed, mask=mask, reset_mask=reset_mask),
         PADDED: call_run(layer, layer, mode, padded, mask=padded_mask),
+        BUCKETED: Run(lambda: [run.do() for run in of_buckets]),
     }
     if mode == INFERENCE:
         alone = [tf.constant(sequence[None]) for sequence in sequences]
         runs[ALONE] = Run(lambda: [layer(sequence) for sequence in alone])
-    filled = {PACKED: float(mask.mean()), PADDED: float(padded_mask.mean())}
+    filled = {
+        PACKED: float(mask.mean()),
+        PADDED: float(padded_mask.mean()),
+        BUCKETED: padded_mask.sum() / sum(read.size for _, read in buckets),
+    }
     return runs, filled
+
+
+def padded_to(timesteps, sequences):
+    """A batch with a row for each sequence, and its mask."""
+    padded = np.zeros((len(sequences), timesteps, FEATURES), "float32")
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    lengths = np.array(list(map(len, sequences)))
+    return padded, np.arange(timesteps) < lengths[:, None]
+
+
+def bucketed(sequences):
+    """Lists of the sequences of similar lengths, without empty ones."""
+    buckets = [[] for _ in BUCKETS]
+    for sequence in sequences:
+        buckets[np.searchsorted(BUCKETS, len(sequence))].append(sequence)
+    return [bucket for bucket in buckets if bucket]
 
 
 def many_streams(count, at_once=64):

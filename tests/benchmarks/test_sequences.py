@@ -38,18 +38,27 @@ def test_runs_have_equal_results_and_their_times_are_in_the_table(monkeypatch):
         return 1, {name: [k + 1.0] * rounds for k, name in enumerate(runs)}
 
     monkeypatch.setattr(sequences, "take_turns", take_turns)
-    runs, filled = sequences.short_sequences(3, INFERENCE)
+    runs, filled = sequences.short_sequences(7, INFERENCE)
     case = sequences.measure(runs, 3)
     alone = np.concatenate([to_numpy(one)[0] for one in outputs[sequences.ALONE]])
-    lengths = sequences.lengths_of_functions(3)
+    lengths = sequences.lengths_of_functions(7)
     padded = to_numpy(outputs[sequences.PADDED])
     rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
     assert_same(np.concatenate(rows), alone, 1e-5)
     _, mask, _ = pack([np.zeros(length) for length in lengths], timesteps=sequences.ROW)
     assert_same(to_numpy(outputs[sequences.PACKED])[mask], alone, 1e-5)
     assert filled[sequences.PADDED] == pytest.approx(sum(lengths) / padded[..., 0].size)
+    batches = list(map(to_numpy, outputs[sequences.BUCKETED]))
+    assert sum(map(len, batches)) == len(lengths)
+    size = sum(batch[..., 0].size for batch in batches)
+    assert filled[sequences.BUCKETED] == pytest.approx(sum(lengths) / size)
+    rows = iter([row for batch in batches for row in batch])
+    parts = np.split(alone, np.cumsum(lengths)[:-1])
+    bucket_of = np.searchsorted(sequences.BUCKETS, lengths)
+    for k in np.argsort(bucket_of, kind="stable"):
+        assert_same(next(rows)[: lengths[k]], parts[k], 1e-5)
     text = sequences.table({"machine": {}, "filled": filled, "cases": {"x": case}})
-    assert f"| {sequences.ALONE} | 3e+03 | 3.00 (3.00 to 3.00) |" in text
+    assert f"| {sequences.ALONE} | 4e+03 | 4.00 (4.00 to 4.00) |" in text
 
 
 def test_the_runs_of_streams_have_equal_results():

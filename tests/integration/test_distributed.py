@@ -1,6 +1,7 @@
 """Training on several devices and machines. `replicas.py` has the functions."""
 
 import concurrent.futures
+import json
 import os
 import socket
 import subprocess
@@ -28,7 +29,7 @@ def two_processes(function):
     with concurrent.futures.ThreadPoolExecutor() as pool:
         workers = [pool.submit(in_a_fresh_process, script, i, *ports) for i in range(2)]
         for each in workers:
-            each.result(timeout=300)
+            each.result()
 
 
 @pytest.mark.tensorflow
@@ -45,21 +46,28 @@ def test_distributed_data_parallel_in_two_processes():
 def test_the_program_of_the_page_on_several_devices(tmp_path):
     (program,) = python_of(DOCUMENTS["docs/how-to/several-devices.md"], "torch")
     path = tmp_path / "train.py"
-    learned = "model.layers[0].h0.value.value.tolist()"
-    path.write_text(f"{program}\nprint(loss.item(), {learned}, flush=True)\n")
+    # Without `os._exit()`, PyTorch 2.13 aborts in one of four runs, at the exit of a
+    # process that has trained any module over gloo.
+    path.write_text(
+        f"{program}\n"
+        "import json, os, pathlib\n"
+        "state = model.layers[0].h0.value.value.tolist()\n"
+        f"found = pathlib.Path({str(tmp_path)!r}) / os.environ['RANK']\n"
+        "found.write_text(json.dumps([loss.item(), state]))\n"
+        "os._exit(0)\n"
+    )
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    subprocess.run(
         [sys.executable, *command, path],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
         check=True,
+        timeout=600,
     )
     # Each process has a loss of its own rows, and both have learned the same state.
-    (loss, learned), (other_loss, other) = (
-        line.split(" ", 1) for line in done.stdout.splitlines()
+    (loss, state), (other_loss, other_state) = (
+        json.loads((tmp_path / rank).read_text()) for rank in "01"
     )
-    assert learned == other and loss != other_loss
+    assert state == other_state and loss != other_loss
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX alone")
