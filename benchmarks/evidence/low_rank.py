@@ -35,7 +35,7 @@ class LowRank(keras.layers.Layer):
         self.built = True
 
     def restart(self, seed):
-        """Sets the kernels back to those of the model."""
+        """Sets the change of each kernel back to zero."""
         for number, (a, b) in enumerate(self._factors):
             draw = keras.initializers.HeUniform(seed=2 * seed + number)
             a.assign(draw(a.shape))

@@ -174,18 +174,17 @@ def _name_of(activation: Any) -> str:
 
 def _check(layer: Any, call: Call) -> None:
     if layer.use_fused is not True:
-        # Test this first: it is cheap, and a call with few timesteps is short.
+        # Test these first: they are cheap, and a call with few timesteps is short.
         reason = _loop.why_slower(call)
         if reason:
             raise NotFusedError(reason)
-    for reason in _refusals(layer, call):
-        raise NotFusedError(reason)
-    _loop.check(call)
-    if layer.use_fused is not True:
         if infers_shapes():
             raise NotFusedError("a call for the shapes alone")
         if _draws_at_inference(layer) and _may_be_exported(layer, call):
             raise NotFusedError("draws at inference, in what may be an export")
+    for reason in _refusals(layer, call):
+        raise NotFusedError(reason)
+    _loop.check(call)
 
 
 def _refusals(layer: Any, call: Call) -> Iterator[str]:
